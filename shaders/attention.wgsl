@@ -1,0 +1,154 @@
+// Causal attention over packed documents, grouped kv heads (g = h·G/H), online softmax, scores never stored.
+//
+// forward:      o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = scale·q[n,h]·k[j,g],  first(n) ≤ j ≤ n
+// delta:        δ[n,h] = o[n,h]·do[n,h]
+// backward_q:   dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])
+// backward_kv:  dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h],  j ≤ n < end(j)
+//
+// q, o, do, dq:[N,H,D]  k, v, dk, dv:[N,G,D]  stats:[N,H] of (lse, δ)  spans:[N] of (first row, one past the last row) of n's document
+// Dispatch: x over rows, 64 a workgroup; y over heads (kv heads in backward_kv). HEAD_DIM_4 = D/4 is prepended.
+// One invocation owns one row of one head; every output is overwritten.
+
+struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 }
+@group(1) @binding(0) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> spans: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> stats_out: array<vec2<f32>>;
+
+@group(0) @binding(0) var<storage, read> o_in: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> do_in: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> stats_delta: array<vec2<f32>>;
+
+@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
+
+const LOWEST: f32 = -1e30;
+
+@compute @workgroup_size(64)
+fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    let n = id.x;
+    if (n >= p.n) { return; }
+    let h = id.y;
+    let g = h / (p.heads / p.kv_heads);
+    let at = (n * p.heads + h) * HEAD_DIM_4;
+    var mine: array<vec4<f32>, HEAD_DIM_4>;
+    var acc: array<vec4<f32>, HEAD_DIM_4>;
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+        mine[i] = q[at + i] * p.scale;
+        acc[i] = vec4<f32>();
+    }
+    let row = p.kv_heads * HEAD_DIM_4;
+    var top = LOWEST;
+    var sum = 0.0;
+    // Four keys at a time: one rescaling for each four.
+    for (var j = spans[n].x; j <= n; j += 4u) {
+        let k0 = j * row + g * HEAD_DIM_4;
+        let k1 = min(j + 1u, n) * row + g * HEAD_DIM_4;
+        let k2 = min(j + 2u, n) * row + g * HEAD_DIM_4;
+        let k3 = min(j + 3u, n) * row + g * HEAD_DIM_4;
+        var s = vec4<f32>();
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            let a = mine[i];
+            s += vec4<f32>(dot(a, k[k0 + i]), dot(a, k[k1 + i]), dot(a, k[k2 + i]), dot(a, k[k3 + i]));
+        }
+        s = select(vec4<f32>(LOWEST), s, vec4<u32>(j, j + 1u, j + 2u, j + 3u) <= vec4<u32>(n));
+        let higher = max(top, max(max(s.x, s.y), max(s.z, s.w)));
+        let shrink = exp(top - higher);
+        let w = exp(s - higher);
+        sum = sum * shrink + (w.x + w.y + w.z + w.w);
+        top = higher;
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            acc[i] = acc[i] * shrink + (w.x * v[k0 + i] + w.y * v[k1 + i] + w.z * v[k2 + i] + w.w * v[k3 + i]);
+        }
+    }
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at + i] = acc[i] / sum; }
+    stats_out[n * p.heads + h] = vec2<f32>(top + log(sum), 0.0);
+}
+
+@compute @workgroup_size(64)
+fn delta(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let d4 = p.d / 4u;
+    for (var i = id.x; i < p.n * p.heads; i += groups.x * 64u) {
+        var s = 0.0;
+        for (var c = 0u; c < d4; c += 1u) { s += dot(o_in[i * d4 + c], do_in[i * d4 + c]); }
+        stats_delta[i].y = s;
+    }
+}
+
+@compute @workgroup_size(64)
+fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
+    let n = id.x;
+    if (n >= p.n) { return; }
+    let h = id.y;
+    let g = h / (p.heads / p.kv_heads);
+    let at = (n * p.heads + h) * HEAD_DIM_4;
+    var mine: array<vec4<f32>, HEAD_DIM_4>;
+    var given: array<vec4<f32>, HEAD_DIM_4>;
+    var acc: array<vec4<f32>, HEAD_DIM_4>;
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+        mine[i] = q[at + i] * p.scale;
+        given[i] = d_o[at + i];
+        acc[i] = vec4<f32>();
+    }
+    let stat = stats[n * p.heads + h];
+    for (var j = spans[n].x; j <= n; j += 1u) {
+        let key = (j * p.kv_heads + g) * HEAD_DIM_4;
+        var s = 0.0;
+        var dp = 0.0;
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            s += dot(mine[i], k[key + i]);
+            dp += dot(given[i], v[key + i]);
+        }
+        let ds = exp(s - stat.x) * (dp - stat.y) * p.scale;
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { acc[i] += ds * k[key + i]; }
+    }
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dq[at + i] = acc[i]; }
+}
+
+@compute @workgroup_size(64)
+fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
+    let j = id.x;
+    if (j >= p.n) { return; }
+    let g = id.y;
+    let group = p.heads / p.kv_heads;
+    let at = (j * p.kv_heads + g) * HEAD_DIM_4;
+    var key: array<vec4<f32>, HEAD_DIM_4>;
+    var value: array<vec4<f32>, HEAD_DIM_4>;
+    var acc_k: array<vec4<f32>, HEAD_DIM_4>;
+    var acc_v: array<vec4<f32>, HEAD_DIM_4>;
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+        key[i] = k[at + i] * p.scale;
+        value[i] = v[at + i];
+        acc_k[i] = vec4<f32>();
+        acc_v[i] = vec4<f32>();
+    }
+    let end = spans[j].y;
+    for (var h = g * group; h < (g + 1u) * group; h += 1u) {
+        for (var n = j; n < end; n += 1u) {
+            let row = (n * p.heads + h) * HEAD_DIM_4;
+            var s = 0.0;
+            var dp = 0.0;
+            for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+                s += dot(key[i], q[row + i]);
+                dp += dot(value[i], d_o[row + i]);
+            }
+            let stat = stats[n * p.heads + h];
+            let prob = exp(s - stat.x);
+            let ds = prob * (dp - stat.y) * p.scale;
+            for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+                acc_v[i] += prob * d_o[row + i];
+                acc_k[i] += ds * q[row + i];
+            }
+        }
+    }
+    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+        dk[at + i] = acc_k[i];
+        dv[at + i] = acc_v[i];
+    }
+}

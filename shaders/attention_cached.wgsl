@@ -1,0 +1,58 @@
+// Attention over a KV cache, for generation.
+//
+// append:   cache[sequence(n), position(n), :] = x[n,:]
+// forward:  o[n,h] = softmax_j(scale·q[n,h]·K[sequence, j, g])·V[sequence, j, g],  j ≤ position(n),  g = h·G/H
+//
+// slots:[N] of (sequence or NONE, position)  x:[N,G·D]  q, o:[N,H,D]  caches:[sequences, capacity, G, D]
+// Dispatch: append x over groups of 4 floats, forward x over (row, head); 64 a workgroup, in strides.
+// Idle rows (NONE) append nothing and get zeros.
+
+struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, pad0: u32, pad1: u32 }
+@group(1) @binding(0) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> slots: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> cache: array<vec4<f32>>;
+
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn append(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let width = p.kv_heads * p.d / 4u;
+    for (var i = id.x; i < p.n * width; i += groups.x * 64u) {
+        let slot = slots[i / width];
+        if (slot.x != NONE) { cache[(slot.x * p.capacity + slot.y) * width + i % width] = x[i]; }
+    }
+}
+
+@compute @workgroup_size(64)
+fn forward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    for (var r = id.x; r < p.n * p.heads; r += groups.x * 64u) {
+        let slot = slots[r / p.heads];
+        let g = r % p.heads / (p.heads / p.kv_heads);
+        var mine: array<vec4<f32>, HEAD_DIM_4>;
+        var acc: array<vec4<f32>, HEAD_DIM_4>;
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            mine[i] = q[r * HEAD_DIM_4 + i] * p.scale;
+            acc[i] = vec4<f32>();
+        }
+        var top = -1e30;
+        var sum = 0.0;
+        let end = select(slot.y + 1u, 0u, slot.x == NONE);
+        for (var j = 0u; j < end; j += 1u) {
+            let key = ((slot.x * p.capacity + j) * p.kv_heads + g) * HEAD_DIM_4;
+            var s = 0.0;
+            for (var i = 0u; i < HEAD_DIM_4; i += 1u) { s += dot(mine[i], k[key + i]); }
+            let higher = max(top, s);
+            let shrink = exp(top - higher);
+            let w = exp(s - higher);
+            sum = sum * shrink + w;
+            top = higher;
+            for (var i = 0u; i < HEAD_DIM_4; i += 1u) { acc[i] = acc[i] * shrink + w * v[key + i]; }
+        }
+        let inv = select(1.0 / sum, 0.0, end == 0u);
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[r * HEAD_DIM_4 + i] = acc[i] * inv; }
+    }
+}

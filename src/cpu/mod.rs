@@ -1,0 +1,160 @@
+//! Executes a plan with the ops' twins: f32 is the CPU back end, f64 the reference that tests compare with.
+
+use crate::num::Float;
+use crate::plan::memory::{Memory, Place};
+use crate::plan::{Access, Buf, Call, Elem, Plan, SequenceId, Slot, Step};
+
+enum Store<F> {
+    F(Vec<F>),
+    W(Vec<u32>),
+}
+
+impl<F: Float> Store<F> {
+    fn new(elem: Elem, len: usize) -> Self {
+        match elem {
+            Elem::Float => Store::F(vec![F::ZERO; len]),
+            Elem::Word => Store::W(vec![0; len]),
+        }
+    }
+
+    fn grow(&mut self, len: usize) {
+        match self {
+            Store::F(v) => v.resize(len.max(v.len()), F::ZERO),
+            Store::W(v) => v.resize(len.max(v.len()), 0),
+        }
+    }
+}
+
+/// Plan buffers as vectors: one for each persistent buffer, one for each shared slot.
+#[derive(Default)]
+pub struct Cpu<F> {
+    memory: Memory,
+    own: Vec<Option<Store<F>>>,
+    slots: Vec<Store<F>>,
+    scratch: Vec<F>,
+}
+
+impl<F: Twin> Cpu<F> {
+    pub fn new() -> Self {
+        Cpu { memory: Memory::default(), own: Vec::new(), slots: Vec::new(), scratch: Vec::new() }
+    }
+
+    /// Allocates what was added to the plan since the last call.
+    pub fn prepare(&mut self, plan: &Plan) {
+        let old = self.own.len();
+        self.memory.extend(plan);
+        for (decl, place) in plan.bufs.iter().zip(&self.memory.places).skip(old) {
+            self.own.push((*place == Place::Own).then(|| Store::new(decl.elem, decl.len)));
+        }
+        for (i, decl) in self.memory.slots.iter().enumerate() {
+            match self.slots.get_mut(i) {
+                Some(slot) => slot.grow(decl.len),
+                None => self.slots.push(Store::new(decl.elem, decl.len)),
+            }
+        }
+    }
+
+    pub fn bytes(&self, plan: &Plan) -> u64 {
+        self.memory.bytes(plan)
+    }
+
+    /// Gives a persistent buffer's memory back; the buffer cannot be used again.
+    pub fn free(&mut self, buf: Buf) {
+        self.own[buf.0 as usize] = None;
+    }
+
+    fn store(&self, buf: Buf) -> &Store<F> {
+        match self.memory.places[buf.0 as usize] {
+            Place::Own => self.own[buf.0 as usize].as_ref().expect("a live buffer"),
+            Place::Slot(s) => &self.slots[s],
+            Place::Unused => panic!("buffer {} belongs to no sequence", buf.0),
+        }
+    }
+
+    fn store_mut(&mut self, buf: Buf) -> &mut Store<F> {
+        match self.memory.places[buf.0 as usize] {
+            Place::Own => self.own[buf.0 as usize].as_mut().expect("a live buffer"),
+            Place::Slot(s) => &mut self.slots[s],
+            Place::Unused => panic!("buffer {} belongs to no sequence", buf.0),
+        }
+    }
+
+    pub fn write_words(&mut self, buf: Buf, offset: usize, words: &[u32]) {
+        match self.store_mut(buf) {
+            Store::W(v) => v[offset..offset + words.len()].copy_from_slice(words),
+            Store::F(v) => v[offset..].iter_mut().zip(words).for_each(|(v, w)| *v = F::of32(f32::from_bits(*w))),
+        }
+    }
+
+    pub fn write_floats(&mut self, buf: Buf, offset: usize, values: impl ExactSizeIterator<Item = f64>) {
+        match self.store_mut(buf) {
+            Store::F(v) => v[offset..offset + values.len()].iter_mut().zip(values).for_each(|(v, x)| *v = F::of(x)),
+            Store::W(_) => panic!("buffer {} holds words", buf.0),
+        }
+    }
+
+    pub fn read(&self, buf: Buf, offset: usize, len: usize) -> &[F] {
+        match self.store(buf) {
+            Store::F(v) => &v[offset..offset + len],
+            Store::W(_) => panic!("buffer {} holds words", buf.0),
+        }
+    }
+
+    pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
+        for step in &plan.sequences[sequence].steps {
+            if rows > step.skip_up_to || step.skip_up_to == 0 {
+                self.run_step(plan, step);
+            }
+        }
+    }
+
+    /// Runs one step: written buffers are taken out of their stores, read ones are borrowed.
+    pub fn run_step(&mut self, plan: &Plan, step: &Step) {
+        let mut written: Vec<(usize, Store<F>)> = Vec::new();
+        for (i, (buf, access)) in step.bufs.iter().zip(&step.access).enumerate() {
+            if *access != Access::Read {
+                written.push((i, std::mem::replace(self.store_mut(*buf), Store::W(Vec::new()))));
+            }
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut slots: Vec<Slot<F>> = step.bufs.iter().map(|_| Slot::W(&[])).collect();
+        for (i, (buf, access)) in step.bufs.iter().zip(&step.access).enumerate() {
+            let len = plan.decl(*buf).len;
+            if *access == Access::Read {
+                slots[i] = match self.store(*buf) {
+                    Store::F(v) => Slot::F(&v[..len]),
+                    Store::W(v) => Slot::W(&v[..len]),
+                };
+            }
+        }
+        for (i, store) in &mut written {
+            let len = plan.decl(step.bufs[*i]).len;
+            slots[*i] = match store {
+                Store::F(v) => Slot::FMut(&mut v[..len]),
+                Store::W(v) => Slot::WMut(&mut v[..len]),
+            };
+        }
+        F::twin(step.kernel)(&mut Call { params: &step.params, format: step.format, slots, scratch: &mut scratch });
+        self.scratch = scratch;
+        for (i, store) in written {
+            *self.store_mut(step.bufs[i]) = store;
+        }
+    }
+}
+
+/// Picks the kernel's twin for a float.
+pub trait Twin: Float {
+    fn twin(kernel: &'static crate::plan::Kernel) -> fn(&mut Call<Self>);
+}
+
+impl Twin for f32 {
+    fn twin(kernel: &'static crate::plan::Kernel) -> fn(&mut Call<f32>) {
+        kernel.f32
+    }
+}
+
+impl Twin for f64 {
+    fn twin(kernel: &'static crate::plan::Kernel) -> fn(&mut Call<f64>) {
+        kernel.f64
+    }
+}

@@ -1,0 +1,107 @@
+//! Adapters: what there is, what each can do, and which one to open.
+
+use super::{Fault, Gpu};
+use crate::error::{Error, Result};
+use crate::plan::Style;
+use std::sync::{Arc, Mutex};
+
+/// What `luthier devices` and the page's device card show.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterFacts {
+    pub name: String,
+    pub backend: String,
+    pub driver: String,
+    /// A driver that computes on the CPU: lavapipe, SwiftShader, WARP.
+    pub software: bool,
+    /// Discrete, integrated, virtual, cpu or other.
+    pub kind: String,
+    pub max_binding_bytes: u64,
+    pub max_buffer_bytes: u64,
+    pub shader_f16: bool,
+    #[serde(skip)]
+    pub style: Style,
+}
+
+fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
+    let info = adapter.get_info();
+    let limits = adapter.limits();
+    let named = ["llvmpipe", "swiftshader", "warp"].iter().any(|s| info.name.to_lowercase().contains(s));
+    let software = info.device_type == wgpu::DeviceType::Cpu || named;
+    // Register tiles without barriers are fastest on software drivers and good on Apple GPUs; workgroup memory pays
+    // on the others (measurements: benches/README.md).
+    let direct = software || info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    AdapterFacts {
+        name: if info.name.is_empty() { info.driver.clone() } else { info.name.clone() },
+        backend: info.backend.to_string(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        software,
+        kind: format!("{:?}", info.device_type).to_lowercase(),
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
+        style: if direct { Style::Direct } else { Style::Tiled },
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+async fn adapters() -> Vec<wgpu::Adapter> {
+    #[cfg(not(target_arch = "wasm32"))]
+    return instance().enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    #[cfg(target_arch = "wasm32")]
+    {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        instance().request_adapter(&options).await.ok().into_iter().collect()
+    }
+}
+
+/// All adapters, the best first: discrete, integrated, others, software.
+pub async fn list() -> Vec<AdapterFacts> {
+    let mut all: Vec<_> = adapters().await.iter().map(facts).collect();
+    all.sort_by_key(rank);
+    all
+}
+
+fn rank(f: &AdapterFacts) -> u8 {
+    match (f.software, f.kind.as_str()) {
+        (true, _) => 4,
+        (_, "discretegpu") => 0,
+        (_, "integratedgpu") => 1,
+        _ => 2,
+    }
+}
+
+/// Opens the best adapter. A software GPU is taken only where `software` allows it; `None` when there is nothing.
+pub async fn open(software: bool) -> Result<Option<Gpu>> {
+    let all = adapters().await;
+    let mut candidates: Vec<_> = all.iter().map(|a| (facts(a), a)).filter(|(f, _)| software || !f.software).collect();
+    candidates.sort_by_key(|(f, _)| rank(f));
+    let Some((facts, adapter)) = candidates.into_iter().next() else { return Ok(None) };
+    let has = adapter.limits().max_storage_buffers_per_shader_stage;
+    if has < MAX_BINDINGS {
+        let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
+        return Err(Error::device(what, "use --device cpu"));
+    }
+    let desc = wgpu::DeviceDescriptor { label: Some("luthier"), required_limits: adapter.limits(), ..Default::default() };
+    let (device, queue) = adapter
+        .request_device(&desc)
+        .await
+        .map_err(|e| Error::device(format!("{}: {e}", facts.name), "update the driver, or use --device cpu"))?;
+    let fault: Fault = Arc::new(Mutex::new(None));
+    let (uncaptured, lost) = (fault.clone(), fault.clone());
+    device.on_uncaptured_error(Arc::new(move |e| {
+        uncaptured.lock().expect("not poisoned").get_or_insert(e.to_string());
+    }));
+    device.set_device_lost_callback(move |reason, what| {
+        lost.lock().expect("not poisoned").get_or_insert(format!("device lost ({reason:?}): {what}"));
+    });
+    Ok(Some(Gpu::new(facts, device, queue, fault)))
+}
+
+/// Storage buffers of the widest kernel (attention's backward by keys): WebGPU's guaranteed minimum.
+pub const MAX_BINDINGS: u32 = 8;

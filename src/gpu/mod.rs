@@ -1,0 +1,377 @@
+//! Executes a plan on wgpu: the only room that knows of it.
+//!
+//! A sequence is compiled once: pipelines, bind groups and one uniform buffer of parameters with dynamic offsets. A run
+//! encodes its dispatches into few passes and cuts submits to about [`SUBMIT_MS`] each, so that no watchdog fires on
+//! slow GPUs; the cut is found from the times of earlier runs.
+
+mod adapters;
+mod shader;
+
+pub use adapters::{AdapterFacts, list, open};
+pub use shader::{assemble, defaults};
+
+use crate::error::{Error, Result};
+use crate::plan::memory::{Memory, Place};
+use crate::plan::{Access, Buf, Plan, SequenceId, Step, Style};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// GPU time a submit may take.
+const SUBMIT_MS: f64 = 100.0;
+/// Multiply-adds in a submit before the speed of the machine is known: about 20 ms on a software GPU.
+const FIRST_CUT: f64 = 1e8;
+
+/// Errors that arrive outside of any call: uncaptured ones and the loss of the device.
+pub(crate) type Fault = Arc<Mutex<Option<String>>>;
+
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    groups: [u32; 3],
+    work: u64,
+    skip_up_to: u32,
+}
+
+struct Compiled {
+    params: wgpu::Buffer,
+    params_group: wgpu::BindGroup,
+    dispatches: Vec<Dispatch>,
+}
+
+pub struct Gpu {
+    pub facts: AdapterFacts,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    fault: Fault,
+    memory: Memory,
+    own: Vec<Option<wgpu::Buffer>>,
+    slots: Vec<wgpu::Buffer>,
+    params_layout: wgpu::BindGroupLayout,
+    pipelines: HashMap<String, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+    compiled: Vec<Compiled>,
+    param_stride: usize,
+    cut: f64,
+    pending_work: f64,
+    pending_since: Option<crate::clock::Instant>,
+}
+
+impl Gpu {
+    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue, fault: Fault) -> Gpu {
+        let params_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some("params"),
+            entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
+        });
+        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        Gpu {
+            facts,
+            device,
+            queue,
+            fault,
+            memory: Memory::default(),
+            own: Vec::new(),
+            slots: Vec::new(),
+            params_layout,
+            pipelines: HashMap::new(),
+            compiled: Vec::new(),
+            param_stride,
+            cut: FIRST_CUT,
+            pending_work: 0.0,
+            pending_since: None,
+        }
+    }
+
+    /// The largest binding in bytes: larger matrices are split by rows.
+    pub fn max_binding(&self) -> u64 {
+        let limits = self.device.limits();
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+    }
+
+    /// Allocates and compiles what was added to the plan since the last call.
+    pub async fn prepare(&mut self, plan: &Plan) -> Result<()> {
+        let known = self.own.len();
+        self.memory.extend(plan);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        for (i, decl) in plan.bufs.iter().enumerate().skip(known) {
+            self.own.push(match self.memory.places[i] {
+                Place::Own => Some(self.buffer(&decl.label, decl.len)?),
+                _ => None,
+            });
+        }
+        let moved = self.allocate_slots()?;
+        if let Some(err) = scope.pop().await {
+            return Err(out_of_memory(self.memory.bytes(plan), &err.to_string()));
+        }
+        let first = if moved { 0 } else { self.compiled.len() };
+        self.compiled.truncate(first);
+        for sequence in &plan.sequences[first..] {
+            let compiled = self.compile(plan, &sequence.steps)?;
+            self.compiled.push(compiled);
+        }
+        self.check()
+    }
+
+    /// Creates new slots and replaces those that grew; true when an old one was replaced.
+    fn allocate_slots(&mut self) -> Result<bool> {
+        let mut moved = false;
+        for i in 0..self.memory.slots.len() {
+            let len = self.memory.slots[i].len;
+            if i < self.slots.len() && self.slots[i].size() >= len as u64 * 4 {
+                continue;
+            }
+            let buffer = self.buffer(&format!("slot {i}"), len)?;
+            if i < self.slots.len() {
+                self.slots[i].destroy();
+                self.slots[i] = buffer;
+                moved = true;
+            } else {
+                self.slots.push(buffer);
+            }
+        }
+        Ok(moved)
+    }
+
+    fn buffer(&self, label: &str, len: usize) -> Result<wgpu::Buffer> {
+        let size = (len as u64 * 4).next_multiple_of(16);
+        if size > self.max_binding() {
+            let what = format!("{label} needs {size} bytes, the device binds at most {}", self.max_binding());
+            return Err(Error::device(what, "lower --batch-size or --seq-len, or use --device cpu"));
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        Ok(self.device.create_buffer(&desc))
+    }
+
+    pub fn bytes(&self, plan: &Plan) -> u64 {
+        self.memory.bytes(plan)
+    }
+
+    /// Bytes of the buffers that exist, counted from the buffers themselves.
+    pub fn allocated(&self) -> u64 {
+        let params = self.compiled.iter().map(|c| c.params.size());
+        self.own.iter().flatten().chain(&self.slots).map(|b| b.size()).chain(params).sum()
+    }
+
+    fn compile(&mut self, plan: &Plan, steps: &[Step]) -> Result<Compiled> {
+        let mut words = vec![0u32; (steps.len() * self.param_stride / 4).max(4)];
+        let mut dispatches = Vec::with_capacity(steps.len());
+        for (i, step) in steps.iter().enumerate() {
+            words[i * self.param_stride / 4..][..step.params.len()].copy_from_slice(&step.params);
+            dispatches.push(self.dispatch(plan, step)?);
+        }
+        let params = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("params"),
+            size: words.len() as u64 * 4,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.queue.write_buffer(&params, 0, bytemuck::cast_slice(&words));
+        let params_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some("params"),
+            layout: &self.params_layout,
+            entries: &[wgpu::BindGroupEntry {
+                binding: 0,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &params,
+                    offset: 0,
+                    size: std::num::NonZeroU64::new(self.param_stride as u64),
+                }),
+            }],
+        });
+        Ok(Compiled { params, params_group, dispatches })
+    }
+
+    fn dispatch(&mut self, plan: &Plan, step: &Step) -> Result<Dispatch> {
+        let shaders = step.kernel.shaders;
+        let style = self.facts.style;
+        let shader = shaders.iter().find(|s| s.style == style).unwrap_or(&shaders[0]);
+        let (pipeline, layout) = self.pipeline(step, shader)?;
+        let entries: Vec<_> = step
+            .bufs
+            .iter()
+            .enumerate()
+            .map(|(i, buf)| {
+                let (buffer, len) = (self.buffer_of(*buf), plan.decl(*buf).len as u64 * 4);
+                let size = std::num::NonZeroU64::new(len.next_multiple_of(16));
+                let binding = wgpu::BufferBinding { buffer, offset: 0, size };
+                wgpu::BindGroupEntry { binding: i as u32, resource: wgpu::BindingResource::Buffer(binding) }
+            })
+            .collect();
+        let bind_group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&step.label),
+            layout: &layout,
+            entries: &entries,
+        });
+        Ok(Dispatch { pipeline, bind_group, groups: groups(step, shader), work: step.work, skip_up_to: step.skip_up_to })
+    }
+
+    /// The pipeline of a step, shared by all steps with the same source.
+    fn pipeline(&mut self, step: &Step, shader: &crate::plan::Shader) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
+        let source = assemble(shader, step.format, &step.consts, step.workgroup);
+        let key = format!("{} {}", step.kernel.entry, source);
+        if let Some(found) = self.pipelines.get(&key) {
+            return Ok(found.clone());
+        }
+        let entries: Vec<_> = step
+            .kernel
+            .access
+            .iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let read_only = *a == Access::Read;
+                entry(i as u32, wgpu::BufferBindingType::Storage { read_only }, false)
+            })
+            .collect();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let label = format!("{:?}", step.kernel);
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        // SAFETY: the checks left out are bounds, loop and division guards. Every index of our shaders is derived from
+        // sizes the plan was built with; GPU tests run each kernel with guards around its buffers.
+        let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&layout), Some(&self.params_layout)],
+            immediate_size: 0,
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(step.kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        self.check()?;
+        self.pipelines.insert(key, (pipeline.clone(), layout.clone()));
+        Ok((pipeline, layout))
+    }
+
+    fn buffer_of(&self, buf: Buf) -> &wgpu::Buffer {
+        match self.memory.places[buf.0 as usize] {
+            Place::Own => self.own[buf.0 as usize].as_ref().expect("a live buffer"),
+            Place::Slot(s) => &self.slots[s],
+            Place::Unused => panic!("buffer {} belongs to no sequence", buf.0),
+        }
+    }
+
+    /// Gives a persistent buffer's memory back; the buffer cannot be used again.
+    pub fn free(&mut self, buf: Buf) {
+        if let Some(buffer) = self.own[buf.0 as usize].take() {
+            buffer.destroy();
+        }
+    }
+
+    /// Takes effect before the next run.
+    pub fn write(&mut self, buf: Buf, offset: usize, words: &[u32]) {
+        self.queue.write_buffer(self.buffer_of(buf), offset as u64 * 4, bytemuck::cast_slice(words));
+    }
+
+    /// Hands all staged writes to the device, so that streaming a large model does not pile them up.
+    pub fn flush(&mut self) {
+        self.queue.submit([]);
+    }
+
+    pub fn run(&mut self, sequence: SequenceId, rows: u32) -> Result<()> {
+        self.pending_since.get_or_insert_with(crate::clock::Instant::now);
+        let compiled = &self.compiled[sequence];
+        let active = |d: &&Dispatch| rows > d.skip_up_to || d.skip_up_to == 0;
+        let stride = self.param_stride as u32;
+        let mut steps = compiled.dispatches.iter().enumerate().filter(|(_, d)| active(d)).peekable();
+        while steps.peek().is_some() {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let mut work = 0.0;
+            while let Some((i, d)) = steps.next_if(|(_, d)| work == 0.0 || work + d.work as f64 <= self.cut) {
+                pass.set_pipeline(&d.pipeline);
+                pass.set_bind_group(0, &d.bind_group, &[]);
+                pass.set_bind_group(1, &compiled.params_group, &[i as u32 * stride]);
+                pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
+                work += d.work as f64;
+            }
+            drop(pass);
+            self.queue.submit([encoder.finish()]);
+            self.pending_work += work;
+        }
+        self.check()
+    }
+
+    /// Reads `len` words after everything submitted so far is done.
+    pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
+        let size = len as u64 * 4;
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("staging"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
+        self.queue.submit([encoder.finish()]);
+        let (send, receive) = futures_channel::oneshot::channel();
+        staging.slice(..).map_async(wgpu::MapMode::Read, move |r| {
+            let _ = send.send(r);
+        });
+        #[cfg(not(target_arch = "wasm32"))]
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+        let mapped = receive.await.map_err(|_| lost("a read was dropped"))?;
+        self.check()?;
+        mapped.map_err(|e| lost(&e.to_string()))?;
+        let words = {
+            let view = staging.slice(..).get_mapped_range().map_err(|e| lost(&e.to_string()))?;
+            bytemuck::pod_collect_to_vec(&view)
+        };
+        staging.destroy();
+        self.calibrate();
+        Ok(words)
+    }
+
+    /// Everything submitted is done: the time since the first submit gives the speed, and so the next cut.
+    fn calibrate(&mut self) {
+        let Some(since) = self.pending_since.take() else { return };
+        let ms = since.elapsed_ms();
+        if self.pending_work > self.cut / 2.0 && ms > 0.0 {
+            let fits = self.pending_work / ms * SUBMIT_MS;
+            self.cut = fits.clamp(self.cut / 2.0, self.cut * 8.0).max(FIRST_CUT / 10.0);
+        }
+        self.pending_work = 0.0;
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.fault.lock().expect("not poisoned").as_deref() {
+            None => Ok(()),
+            Some(what) => Err(lost(what)),
+        }
+    }
+
+    pub fn style(&self) -> Style {
+        self.facts.style
+    }
+
+    /// Overrides the choice of shaders: tests and benches run both families on one adapter.
+    pub fn set_style(&mut self, style: Style) {
+        self.facts.style = style;
+    }
+}
+
+fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {
+    let ty = wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None };
+    wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
+}
+
+/// Workgroups that cover the grid. Kernels with a one-dimensional grid stride over what exceeds the limit.
+fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
+    let grow = if shader.style == Style::Direct { step.workgroup } else { [1, 1] };
+    let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];
+    std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).clamp(1, 65535))
+}
+
+fn lost(what: &str) -> Error {
+    Error::device(format!("the GPU failed: {what}"), "try again; lower --batch-size or --seq-len, or use --device cpu")
+}
+
+fn out_of_memory(bytes: u64, what: &str) -> Error {
+    let what = format!("the GPU has no room for {:.2} GiB: {what}", bytes as f64 / (1u64 << 30) as f64);
+    Error::device(what, "lower --batch-size, --seq-len or --kept-blocks, or use --device cpu")
+}

@@ -1,0 +1,64 @@
+//! AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as `torch.optim.AdamW`, over one flat buffer.
+//! Contract: `shaders/adamw.wgsl`. Gradients are consumed: they are zero afterwards, ready for the next window.
+
+use super::control::{BIAS1, BIAS2, LR};
+use super::{kernel, params};
+use crate::num::Float;
+use crate::plan::{Buf, Call, Plan};
+
+params!(Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, pad0: u32, pad1: u32, pad2: u32 });
+
+kernel!(ADAMW, "adamw", "forward", [Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite], Params, [Direct "adamw" [64, 1, 1]], twin);
+
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+}
+
+/// The four flat buffers of `len` floats.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    pub params: Buf,
+    pub grads: Buf,
+    pub m: Buf,
+    pub v: Buf,
+    pub len: usize,
+}
+
+pub fn step(plan: &mut Plan, a: AdamW, control: Buf, clip: Buf, s: &State) {
+    let params = Params {
+        len: s.len as u32,
+        beta1: a.beta1,
+        beta2: a.beta2,
+        eps: a.eps,
+        weight_decay: a.weight_decay,
+        ..Default::default()
+    };
+    plan.push(&ADAMW, params, &[control, clip, s.params, s.grads, s.m, s.v], [s.len as u32, 1, 1]);
+}
+
+fn twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (control, clip) = (call.w(0), call.f(1));
+    let at = |i: usize| F::of32(f32::from_bits(control[i]));
+    let (lr, bias1, bias2) = (at(LR), at(BIAS1), at(BIAS2));
+    let (params, grads, m, v) = (call.f_mut(2), call.f_mut(3), call.f_mut(4), call.f_mut(5));
+    let len = p.len as usize;
+    if clip[1] == F::ONE {
+        grads[..len].fill(F::ZERO);
+        return;
+    }
+    let (beta1, beta2) = (F::of32(p.beta1), F::of32(p.beta2));
+    let decay = F::ONE - lr * F::of32(p.weight_decay);
+    for i in 0..len {
+        let g = grads[i] * clip[0];
+        m[i] = beta1 * m[i] + (F::ONE - beta1) * g;
+        v[i] = beta2 * v[i] + (F::ONE - beta2) * g * g;
+        let denominator = (v[i] / bias2).sqrt() + F::of32(p.eps);
+        params[i] = params[i] * decay - lr / bias1 * m[i] / denominator;
+        grads[i] = F::ZERO;
+    }
+}

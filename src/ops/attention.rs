@@ -1,0 +1,229 @@
+//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention.wgsl`.
+//!
+//! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n` and cost follows the
+//! documents' lengths, not T². The forward pass is an online softmax that keeps the log-sum-exp (Dao 2023,
+//! FlashAttention-2); the backward pass recomputes the probabilities from it, in one kernel by queries (dq) and one by
+//! keys (dk, dv), so there are no atomics and scores never exist as a whole. The twins work in blocks of rows, with
+//! products by GEMM.
+
+use super::{kernel, par, params};
+use crate::num::Float;
+use crate::plan::{Buf, Call, Plan, Step};
+
+params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 });
+
+kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Read, Write, Write], Params, [Direct "attention" [64, 1, 1]], forward_twin);
+kernel!(DELTA, "attention", "delta", [Read, Read, ReadWrite], Params, [Direct "attention" [64, 1, 1]], delta_twin);
+kernel!(BACKWARD_Q, "attention", "backward_q", [Read, Read, Read, Read, Read, Read, Write], Params,
+    [Direct "attention" [64, 1, 1]], backward_q_twin);
+kernel!(BACKWARD_KV, "attention", "backward_kv", [Read, Read, Read, Read, Read, Read, Write, Write], Params,
+    [Direct "attention" [64, 1, 1]], backward_kv_twin);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub n: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub d: usize,
+    /// Factor of the scores, 1/√D.
+    pub scale: f32,
+}
+
+impl Shape {
+    fn params(&self) -> Params {
+        Params {
+            n: self.n as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            d: self.d as u32,
+            scale: self.scale,
+            ..Default::default()
+        }
+    }
+
+    /// What every attention step sets.
+    pub fn finish(&self, step: &mut Step, label: &str) {
+        step.consts = vec![("HEAD_DIM_4", self.d as u32 / 4)];
+        step.work *= (self.d * self.n.min(512)) as u64;
+        step.label = label.into();
+    }
+}
+
+/// `o = softmax(scale·q·kᵀ)·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, stats: Buf) {
+    let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, stats], [s.n as u32, s.heads as u32, 1]);
+    s.finish(step, label);
+}
+
+pub struct Backward {
+    pub spans: Buf,
+    pub q: Buf,
+    pub k: Buf,
+    pub v: Buf,
+    pub o: Buf,
+    pub stats: Buf,
+    pub d_o: Buf,
+    pub dq: Buf,
+    pub dk: Buf,
+    pub dv: Buf,
+}
+
+/// dq, dk, dv from d_o.
+pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
+    let rows = s.n as u32;
+    plan.push(&DELTA, s.params(), &[b.o, b.d_o, b.stats], [rows * s.heads as u32, 1, 1]).label = label.into();
+    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dq];
+    let step = plan.push(&BACKWARD_Q, s.params(), &bufs, [rows, s.heads as u32, 1]);
+    s.finish(step, label);
+    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dk, b.dv];
+    let step = plan.push(&BACKWARD_KV, s.params(), &bufs, [rows, s.kv_heads as u32, 1]);
+    s.finish(step, label);
+}
+
+/// Rows of a twin's block.
+const BLOCK: usize = 64;
+
+/// What the twins' blocks share: shape, inputs, and the probabilities of a block recomputed.
+struct Block<'a, F> {
+    p: Params,
+    spans: &'a [u32],
+    q: &'a [F],
+    k: &'a [F],
+}
+
+impl<'a, F: Float> Block<'a, F> {
+    fn widths(&self) -> (usize, usize) {
+        ((self.p.heads * self.p.d) as usize, (self.p.kv_heads * self.p.d) as usize)
+    }
+
+    fn first(&self, row: usize) -> usize {
+        self.spans[2 * row] as usize
+    }
+
+    fn end(&self, row: usize) -> usize {
+        self.spans[2 * row + 1] as usize
+    }
+
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.p.heads / self.p.kv_heads) as usize
+    }
+
+    /// Scaled scores of query rows `rows` against key rows `keys` for `head`: [rows, keys].
+    fn scores(&self, head: usize, rows: (usize, usize), keys: (usize, usize), out: &mut [F]) {
+        let (wq, wk) = self.widths();
+        let d = self.p.d as usize;
+        let (m, n) = (rows.1 - rows.0, keys.1 - keys.0);
+        let q = par::Mat::new(&self.q[rows.0 * wq + head * d..], wq);
+        let k = par::Mat::t(&self.k[keys.0 * wk + self.kv_head(head) * d..], wk);
+        par::gemm((m, n, d), out, n, false, q, k, F::of32(self.p.scale), gemm::Parallelism::None);
+    }
+
+    /// Turns scores into probabilities with the saved log-sum-exp; zero where the mask hides the key.
+    fn probabilities(&self, rows: (usize, usize), keys: (usize, usize), lse: impl Fn(usize) -> F, s: &mut [F]) {
+        for (row, s) in (rows.0..rows.1).zip(s.chunks_exact_mut(keys.1 - keys.0)) {
+            let lse = lse(row);
+            let (lo, hi) = (self.first(row).clamp(keys.0, keys.1) - keys.0, (row + 1).clamp(keys.0, keys.1) - keys.0);
+            let hi = hi.max(lo);
+            s[..lo].fill(F::ZERO);
+            s[hi..].fill(F::ZERO);
+            s[lo..hi].iter_mut().for_each(|s| *s = (*s - lse).exp());
+        }
+    }
+}
+
+/// `ds = p ∘ (dp − delta)`, in place of dp.
+fn score_gradient<F: Float>(p: &[F], dp: &mut [F], keys: usize, delta: impl Fn(usize) -> F) {
+    for (row, (p, dp)) in p.chunks_exact(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
+        let delta = delta(row);
+        dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = *p * (*dp - delta));
+    }
+}
+
+fn forward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
+    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
+    let (wq, wk) = block.widths();
+    let v = call.f(3);
+    let (o, stats) = (call.f_mut(4), call.f_mut(5));
+    par::rows2(&mut o[..n * wq], BLOCK * wq, &mut stats[..n * heads * 2], BLOCK * heads * 2, n, |b, o, stats| {
+        let rows = (b * BLOCK, b * BLOCK + stats.len() / heads / 2);
+        let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
+        let width = keys.1 - keys.0;
+        let mut s = vec![F::ZERO; (rows.1 - rows.0) * width];
+        for head in 0..heads {
+            block.scores(head, rows, keys, &mut s);
+            for (i, s) in s.chunks_exact(width).enumerate() {
+                let seen = &s[block.first(rows.0 + i) - keys.0..rows.0 + i + 1 - keys.0];
+                let max = seen.iter().fold(seen[0], |a, b| a.max(*b));
+                stats[(i * heads + head) * 2] = max + seen.iter().map(|s| (*s - max).exp()).sum::<F>().ln();
+            }
+            block.probabilities(rows, keys, |row| stats[((row - rows.0) * heads + head) * 2], &mut s);
+            let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
+            let s = par::Mat::new(&s, width);
+            par::gemm((rows.1 - rows.0, d, width), &mut o[head * d..], wq, false, s, v, F::ONE, gemm::Parallelism::None);
+        }
+    });
+}
+
+fn delta_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let d = p.d as usize;
+    let (o, d_o) = (call.f(0), call.f(1));
+    par::rows(&mut call.f_mut(2)[..(p.n * p.heads) as usize * 2], 2, d, |i, stats| {
+        stats[1] = o[i * d..][..d].iter().zip(&d_o[i * d..][..d]).map(|(a, b)| *a * *b).sum();
+    });
+}
+
+fn backward_q_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
+    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
+    let (wq, wk) = block.widths();
+    let (v, stats, d_o) = (call.f(3), call.f(4), call.f(5));
+    par::rows(&mut call.f_mut(6)[..n * wq], BLOCK * wq, n, |b, dq| {
+        let rows = (b * BLOCK, b * BLOCK + dq.len() / wq);
+        let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
+        let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
+        let (mut s, mut dp) = (vec![F::ZERO; m * width], vec![F::ZERO; m * width]);
+        for head in 0..heads {
+            let kv = keys.0 * wk + block.kv_head(head) * d;
+            block.scores(head, rows, keys, &mut s);
+            block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], &mut s);
+            let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
+            par::gemm((m, width, d), &mut dp, width, false, d_o, par::Mat::t(&v[kv..], wk), F::ONE, gemm::Parallelism::None);
+            score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+            let (ds, k) = (par::Mat::new(&dp, width), par::Mat::new(&block.k[kv..], wk));
+            par::gemm((m, d, width), &mut dq[head * d..], wq, false, ds, k, F::of32(p.scale), gemm::Parallelism::None);
+        }
+    });
+}
+
+fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
+    let group = heads / p.kv_heads as usize;
+    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
+    let (wq, wk) = block.widths();
+    let (v, stats, d_o) = (call.f(3), call.f(4), call.f(5));
+    let (dk, dv) = (call.f_mut(6), call.f_mut(7));
+    par::rows2(&mut dk[..n * wk], BLOCK * wk, &mut dv[..n * wk], BLOCK * wk, n, |b, dk, dv| {
+        let keys = (b * BLOCK, b * BLOCK + dk.len() / wk);
+        let rows = (keys.0, (keys.0..keys.1).map(|r| block.end(r)).max().unwrap_or(keys.1));
+        let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
+        let (mut s, mut dp) = (vec![F::ZERO; m * width], vec![F::ZERO; m * width]);
+        for head in 0..heads {
+            let (kv_head, first) = (block.kv_head(head), head % group == 0);
+            block.scores(head, rows, keys, &mut s);
+            block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], &mut s);
+            let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
+            let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
+            par::gemm((m, width, d), &mut dp, width, false, d_o, v, F::ONE, gemm::Parallelism::None);
+            par::gemm((width, d, m), &mut dv[kv_head * d..], wk, !first, par::Mat::t(&s, width), d_o, F::ONE, gemm::Parallelism::None);
+            score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+            let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
+            par::gemm((width, d, m), &mut dk[kv_head * d..], wk, !first, par::Mat::t(&dp, width), q, F::of32(p.scale), gemm::Parallelism::None);
+        }
+    });
+}

@@ -1,0 +1,78 @@
+//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`.
+//!
+//! Each row n is a token of sequence `slots[2n]` at position `slots[2n+1]`; a row whose sequence is NONE is idle. Rows
+//! append their k and v to the cache first, so one kernel serves a chunk of prompt and a step of decoding alike.
+
+use super::attention::Shape;
+use super::gather::NONE;
+use super::{kernel, par, params};
+use crate::num::Float;
+use crate::plan::{Buf, Call, Plan};
+
+params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, pad0: u32, pad1: u32 });
+
+kernel!(APPEND, "attention_cached", "append", [Read, Read, ReadWrite], Params, [Direct "attention_cached" [64, 1, 1]], append_twin);
+kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Direct "attention_cached" [64, 1, 1]], forward_twin);
+
+fn params(s: Shape, capacity: usize) -> Params {
+    Params {
+        n: s.n as u32,
+        heads: s.heads as u32,
+        kv_heads: s.kv_heads as u32,
+        d: s.d as u32,
+        scale: s.scale,
+        capacity: capacity as u32,
+        ..Default::default()
+    }
+}
+
+/// `cache[sequence, position, :] = x[n, :]` for x:[N, G·D], cache:[sequences, capacity, G·D].
+pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, x: Buf, cache: Buf) {
+    let grid = [(s.n * s.kv_heads * s.d / 4) as u32, 1, 1];
+    plan.push(&APPEND, params(s, capacity), &[slots, x, cache], grid).label = label.into();
+}
+
+/// `o[n] = softmax(scale·q[n]·Kᵀ)·V` over positions `0..=position` of the row's sequence.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, q: Buf, k: Buf, v: Buf, o: Buf) {
+    let step = plan.push(&FORWARD, params(s, capacity), &[slots, q, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
+    s.finish(step, label);
+}
+
+fn append_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let width = (p.kv_heads * p.d) as usize;
+    let (slots, x) = (call.w(0), call.f(1));
+    let cache = call.f_mut(2);
+    for (row, x) in x.chunks_exact(width).take(p.n as usize).enumerate() {
+        if slots[2 * row] != NONE {
+            let at = slots[2 * row] as usize * p.capacity as usize + slots[2 * row + 1] as usize;
+            cache[at * width..][..width].copy_from_slice(x);
+        }
+    }
+}
+
+fn forward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (heads, d, width) = (p.heads as usize, p.d as usize, (p.kv_heads * p.d) as usize);
+    let group = heads / p.kv_heads as usize;
+    let (slots, q, k, v) = (call.w(0), call.f(1), call.f(2), call.f(3));
+    par::rows(&mut call.f_mut(4)[..p.n as usize * heads * d], d, 64, |i, o| {
+        let (row, head) = (i / heads, i % heads);
+        o.fill(F::ZERO);
+        if slots[2 * row] == NONE {
+            return;
+        }
+        let start = slots[2 * row] as usize * p.capacity as usize * width + head / group * d;
+        let at = |j: usize| start + j * width..start + j * width + d;
+        let q = &q[i * d..][..d];
+        let dot = |j: usize| q.iter().zip(&k[at(j)]).map(|(a, b)| *a * *b).sum::<F>() * F::of32(p.scale);
+        let scores: Vec<F> = (0..=slots[2 * row + 1] as usize).map(dot).collect();
+        let max = scores.iter().fold(scores[0], |a, b| a.max(*b));
+        let sum: F = scores.iter().map(|s| (*s - max).exp()).sum();
+        for (j, s) in scores.iter().enumerate() {
+            let weight = (*s - max).exp() / sum;
+            o.iter_mut().zip(&v[at(j)]).for_each(|(o, v)| *o += weight * *v);
+        }
+    });
+}

@@ -1,0 +1,86 @@
+//! Cross-entropy over chunks of supervised rows. Contract: `shaders/cross_entropy.wgsl`.
+//!
+//! The head's logits exist for one chunk of rows at a time: forward reads them, backward turns them into their
+//! gradient in place, and the product with the head's matrix follows before the next chunk overwrites them.
+
+use super::control::{FIRST, INV_TOKENS, REPORT as REPORT_FLOATS, RING, ROWS};
+use super::gather::NONE;
+use super::{kernel, par, params};
+use crate::num::Float;
+use crate::plan::{Buf, Call, Plan};
+
+params!(Params { m: u32, v: u32, first: u32, pad: u32 });
+
+kernel!(FORWARD, "cross_entropy", "forward", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], forward_twin);
+kernel!(BACKWARD, "cross_entropy", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], backward_twin);
+kernel!(REPORT, "cross_entropy", "report", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], report_twin);
+
+/// Floats a row of `rows` keeps: loss, 1 if the best logit is the target, log-sum-exp, unused.
+pub const ROW: usize = 4;
+
+/// For chunk rows m < M (row `first + m` of the micro-batch): `rows[first + m] = (loss, hit, lse, 0)` from logits:[M,V].
+pub fn forward(plan: &mut Plan, (m, v, first): (usize, usize, usize), targets: Buf, logits: Buf, rows: Buf) {
+    let params = Params { m: m as u32, v: v as u32, first: first as u32, pad: 0 };
+    plan.push(&FORWARD, params, &[targets, logits, rows], [m as u32, 1, 1]);
+}
+
+/// `logits = (softmax(logits) − onehot(target)) / tokens`, zero for rows without a target.
+pub fn backward(plan: &mut Plan, (m, v, first): (usize, usize, usize), control: Buf, targets: Buf, rows: Buf, logits: Buf) {
+    let params = Params { m: m as u32, v: v as u32, first: first as u32, pad: 0 };
+    plan.push(&BACKWARD, params, &[control, targets, rows, logits], [m as u32, 1, 1]);
+}
+
+/// Adds the sums of loss and hits over the micro-batch's rows to the report ring.
+pub fn report(plan: &mut Plan, control: Buf, rows: Buf, ring: Buf) {
+    plan.push(&REPORT, Params::default(), &[control, rows, ring], [1, 1, 1]);
+}
+
+fn forward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (v, first) = (p.v as usize, p.first as usize);
+    let (targets, logits) = (call.w(0), call.f(1));
+    par::rows(&mut call.f_mut(2)[first * ROW..][..p.m as usize * ROW], ROW, v, |m, out| {
+        out.fill(F::ZERO);
+        let target = targets[first + m];
+        if target == NONE {
+            return;
+        }
+        let x = &logits[m * v..][..v];
+        let (best, max) = argmax(x);
+        let lse = max + x.iter().map(|x| (*x - max).exp()).sum::<F>().ln();
+        out[0] = lse - x[target as usize];
+        out[1] = if best == target as usize { F::ONE } else { F::ZERO };
+        out[2] = lse;
+    });
+}
+
+/// The first index of the largest value, and that value.
+fn argmax<F: Float>(x: &[F]) -> (usize, F) {
+    x.iter().enumerate().fold((0, x[0]), |best, (i, x)| if *x > best.1 { (i, *x) } else { best })
+}
+
+fn backward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (v, first) = (p.v as usize, p.first as usize);
+    let (control, targets, rows) = (call.w(0), call.w(1), call.f(2));
+    let inv = F::of32(f32::from_bits(control[INV_TOKENS]));
+    par::rows(&mut call.f_mut(3)[..p.m as usize * v], v, 8, |m, x| match targets[first + m] {
+        NONE => x.fill(F::ZERO),
+        target => {
+            let lse = rows[(first + m) * ROW + 2];
+            x.iter_mut().for_each(|x| *x = (*x - lse).exp() * inv);
+            x[target as usize] -= inv;
+        }
+    });
+}
+
+fn report_twin<F: Float>(call: &mut Call<F>) {
+    let (control, rows) = (call.w(0), call.f(1));
+    let ring = &mut call.f_mut(2)[control[RING] as usize * REPORT_FLOATS..][..2];
+    let rows = &rows[..control[ROWS] as usize * ROW];
+    for (k, out) in ring.iter_mut().enumerate() {
+        let sum: F = rows.chunks_exact(ROW).map(|row| row[k]).sum();
+        *out = if control[FIRST] == 1 { sum } else { *out + sum };
+    }
+}
+

@@ -1,0 +1,61 @@
+//! RMSNorm (Zhang & Sennrich 2019) with a frozen weight. Contract: `shaders/rmsnorm.wgsl`.
+
+use super::{kernel, par, params};
+use crate::num::Float;
+use crate::plan::{Access, Buf, Call, Plan};
+
+params!(Params { n: u32, c: u32, eps: f32, accumulate: u32 });
+
+kernel!(FORWARD, "rmsnorm", "forward", [Read, Read, Write], Params, [Direct "rmsnorm" [1, 1, 1]], forward_twin);
+kernel!(BACKWARD, "rmsnorm", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "rmsnorm" [1, 1, 1]], backward_twin);
+
+/// `y = x · rstd · w` by rows of C.
+pub fn forward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, y: Buf) {
+    let params = Params { n: n as u32, c: c as u32, eps, accumulate: 0 };
+    plan.push(&FORWARD, params, &[x, w, y], [n as u32, 1, 1]).label = label.into();
+}
+
+/// `dx (+)= rstd · (w∘dy − x · rstd² · ⟨w∘dy, x⟩ / C)`.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, dy: Buf, dx: Buf, accumulate: bool) {
+    let params = Params { n: n as u32, c: c as u32, eps, accumulate: accumulate as u32 };
+    let step = plan.push(&BACKWARD, params, &[x, w, dy, dx], [n as u32, 1, 1]);
+    step.label = label.into();
+    if !accumulate {
+        step.access[3] = Access::Write;
+    }
+}
+
+fn rstd<F: Float>(x: &[F], eps: f32) -> F {
+    let squares: F = x.iter().map(|x| *x * *x).sum();
+    F::ONE / (squares / F::of(x.len() as f64) + F::of32(eps)).sqrt()
+}
+
+fn forward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let c = p.c as usize;
+    let (x, w) = (call.f(0), call.f(1));
+    par::rows(&mut call.f_mut(2)[..p.n as usize * c], c, 1, |row, y| {
+        let x = &x[row * c..][..c];
+        let rstd = rstd(x, p.eps);
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = *x * rstd * *w;
+        }
+    });
+}
+
+fn backward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let c = p.c as usize;
+    let (x, w, dy) = (call.f(0), call.f(1), call.f(2));
+    par::rows(&mut call.f_mut(3)[..p.n as usize * c], c, 1, |row, dx| {
+        let (x, dy) = (&x[row * c..][..c], &dy[row * c..][..c]);
+        let rstd = rstd(x, p.eps);
+        let along: F = x.iter().zip(dy).zip(w).map(|((x, dy), w)| *x * *dy * *w).sum();
+        let pull = rstd * rstd * along / F::of(c as f64);
+        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+            let old = if p.accumulate == 1 { *dx } else { F::ZERO };
+            *dx = old + rstd * (*w * *dy - *x * pull);
+        }
+    });
+}

@@ -1,0 +1,52 @@
+//! Rotary position embedding (Su et al. 2021), half-split pairs (i, i + D/2), in place. Contract: `shaders/rope.wgsl`.
+//!
+//! Angles come from a table of (cos, sin) made on the host in f64: sines of large angles are coarse on many GPUs, and
+//! every kind of frequency scaling stays out of the kernel.
+
+use super::{kernel, par, params};
+use crate::num::Float;
+use crate::plan::{Buf, Call, Plan};
+
+params!(Params { n: u32, heads: u32, d: u32, pad: u32 });
+
+kernel!(FORWARD, "rope", "forward", [Read, Read, ReadWrite], Params, [Direct "rope" [64, 1, 1]], forward_twin);
+kernel!(BACKWARD, "rope", "backward", [Read, Read, ReadWrite], Params, [Direct "rope" [64, 1, 1]], backward_twin);
+
+/// Rotates x:[N, heads, D] by the angles of `positions`; `table` is [positions, D/2, (cos, sin)].
+pub fn forward(plan: &mut Plan, label: &str, n: usize, heads: usize, d: usize, positions: Buf, table: Buf, x: Buf) {
+    push(plan, &FORWARD, label, n, heads, d, [positions, table, x]);
+}
+
+/// Rotates back: the transpose of a rotation is its inverse.
+pub fn backward(plan: &mut Plan, label: &str, n: usize, heads: usize, d: usize, positions: Buf, table: Buf, dx: Buf) {
+    push(plan, &BACKWARD, label, n, heads, d, [positions, table, dx]);
+}
+
+fn push(plan: &mut Plan, kernel: &'static crate::plan::Kernel, label: &str, n: usize, heads: usize, d: usize, bufs: [Buf; 3]) {
+    let params = Params { n: n as u32, heads: heads as u32, d: d as u32, pad: 0 };
+    plan.push(kernel, params, &bufs, [(n * heads * d / 2) as u32, 1, 1]).label = label.into();
+}
+
+fn rotate<F: Float>(call: &mut Call<F>, sign: F) {
+    let p: Params = call.params();
+    let (d, width) = (p.d as usize, (p.heads * p.d) as usize);
+    let (positions, table) = (call.w(0), call.f(1));
+    par::rows(&mut call.f_mut(2)[..p.n as usize * width], width, 1, |row, x| {
+        let angles = &table[positions[row] as usize * d..][..d];
+        for head in x.chunks_exact_mut(d) {
+            let (a, b) = head.split_at_mut(d / 2);
+            for ((a, b), cs) in a.iter_mut().zip(b).zip(angles.chunks_exact(2)) {
+                let (cos, sin) = (cs[0], sign * cs[1]);
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    });
+}
+
+fn forward_twin<F: Float>(call: &mut Call<F>) {
+    rotate(call, F::ONE);
+}
+
+fn backward_twin<F: Float>(call: &mut Call<F>) {
+    rotate(call, -F::ONE);
+}
