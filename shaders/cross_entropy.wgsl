@@ -4,11 +4,11 @@
 // backward:  z[m,v] ← (exp(z[m,v] − lse) − [v = target]) / tokens
 // report:    ring[slot].xy (+)= Σ_{m < rows of the micro-batch} rows[m].xy; starts anew in a window's first micro-batch
 //
-// z:[M,V] logits  targets:[·] or NONE  rows:[·] of 4 floats  ring: slots of 4 floats
+// z:[M,ld] logits, V used, ld a multiple of 4 (backward zeroes the padding)  targets:[·] or NONE  rows:[·] of 4 floats  ring: slots of 4 floats
 // Dispatch: forward and backward one workgroup of 64 a row; report one workgroup.
 // Rows without a target give zeros.
 
-struct Params { m: u32, v: u32, first: u32, pad: u32 }
+struct Params { m: u32, v: u32, first: u32, ld: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> targets: array<u32>;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
@@ -29,7 +29,7 @@ var<workgroup> bests: array<u32, 64>;
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let base = group.x * p.v;
+    let base = group.x * p.ld;
     let row = p.first + group.x;
     let target_id = targets[row];
     var top = -1e30;
@@ -69,14 +69,14 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
 
 @compute @workgroup_size(64)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let base = group.x * p.v;
+    let base = group.x * p.ld;
     let row = p.first + group.x;
     let target_id = targets_b[row];
     let inv = bitcast<f32>(control[INV_TOKENS]);
     let lse = rows_b[row].z;
-    for (var v = id.x; v < p.v; v += LANES) {
+    for (var v = id.x; v < p.ld; v += LANES) {
         var d = 0.0;
-        if (target_id != NONE) { d = (exp(z[base + v] - lse) - select(0.0, 1.0, v == target_id)) * inv; }
+        if (target_id != NONE && v < p.v) { d = (exp(z[base + v] - lse) - select(0.0, 1.0, v == target_id)) * inv; }
         z[base + v] = d;
     }
 }

@@ -50,3 +50,16 @@ macro_rules! float {
 }
 float!(f32);
 float!(f64);
+
+/// A uniform number in [0, 1) that is a pure function of its counters (splitmix64, Steele et al. 2014): randomness
+/// replays exactly wherever a run is resumed.
+pub fn uniform(seed: u64, stream: u64, index: u64) -> f64 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let golden = 0x9e37_79b9_7f4a_7c15u64;
+    let key = mix(seed.wrapping_add(golden)) ^ stream.wrapping_mul(golden);
+    (mix(mix(key).wrapping_add(index.wrapping_mul(golden))) >> 11) as f64 / (1u64 << 53) as f64
+}

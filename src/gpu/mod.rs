@@ -151,6 +151,11 @@ impl Gpu {
         self.own.iter().flatten().chain(&self.slots).map(|b| b.size()).chain(params).sum()
     }
 
+    /// Bytes of the uniform buffers that hold the steps' parameters.
+    pub fn step_bytes(&self, plan: &Plan) -> u64 {
+        plan.sequences.iter().map(|s| (s.steps.len() * self.param_stride).max(16) as u64).sum()
+    }
+
     fn compile(&mut self, plan: &Plan, steps: &[Step]) -> Result<Compiled> {
         let mut words = vec![0u32; (steps.len() * self.param_stride / 4).max(4)];
         let mut dispatches = Vec::with_capacity(steps.len());

@@ -41,9 +41,14 @@ impl Shape {
         }
     }
 
-    /// What every attention step sets.
+    /// The constants prepended to the shader.
+    pub fn consts(&self) -> Vec<(&'static str, u32)> {
+        vec![("HEAD_DIM_4", self.d as u32 / 4)]
+    }
+
+    /// What every step over pairs of rows sets.
     pub fn finish(&self, step: &mut Step, label: &str) {
-        step.consts = vec![("HEAD_DIM_4", self.d as u32 / 4)];
+        step.consts = self.consts();
         step.work *= (self.d * self.n.min(512)) as u64;
         step.label = label.into();
     }
@@ -72,7 +77,9 @@ pub struct Backward {
 /// dq, dk, dv from d_o.
 pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
     let rows = s.n as u32;
-    plan.push(&DELTA, s.params(), &[b.o, b.d_o, b.stats], [rows * s.heads as u32, 1, 1]).label = label.into();
+    let step = plan.push(&DELTA, s.params(), &[b.o, b.d_o, b.stats], [rows * s.heads as u32, 1, 1]);
+    step.label = label.into();
+    step.consts = s.consts();
     let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dq];
     let step = plan.push(&BACKWARD_Q, s.params(), &bufs, [rows, s.heads as u32, 1]);
     s.finish(step, label);

@@ -29,7 +29,9 @@ fn params(s: Shape, capacity: usize) -> Params {
 /// `cache[sequence, position, :] = x[n, :]` for x:[N, G·D], cache:[sequences, capacity, G·D].
 pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, x: Buf, cache: Buf) {
     let grid = [(s.n * s.kv_heads * s.d / 4) as u32, 1, 1];
-    plan.push(&APPEND, params(s, capacity), &[slots, x, cache], grid).label = label.into();
+    let step = plan.push(&APPEND, params(s, capacity), &[slots, x, cache], grid);
+    step.label = label.into();
+    step.consts = s.consts();
 }
 
 /// `o[n] = softmax(scale·q[n]·Kᵀ)·V` over positions `0..=position` of the row's sequence.

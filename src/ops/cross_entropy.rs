@@ -9,7 +9,25 @@ use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
 
-params!(Params { m: u32, v: u32, first: u32, pad: u32 });
+params!(
+    /// `v` words of the vocabulary in rows of `ld` (a multiple of 4; the padding beyond v gets no gradient).
+    Params { m: u32, v: u32, first: u32, ld: u32 }
+);
+
+/// One chunk of supervised rows: `m` rows from row `first` of the micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    pub m: usize,
+    pub first: usize,
+    pub v: usize,
+    pub ld: usize,
+}
+
+impl Chunk {
+    fn params(&self) -> Params {
+        Params { m: self.m as u32, v: self.v as u32, first: self.first as u32, ld: self.ld as u32 }
+    }
+}
 
 kernel!(FORWARD, "cross_entropy", "forward", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], forward_twin);
 kernel!(BACKWARD, "cross_entropy", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], backward_twin);
@@ -19,15 +37,15 @@ kernel!(REPORT, "cross_entropy", "report", [Read, Read, ReadWrite], Params, [Dir
 pub const ROW: usize = 4;
 
 /// For chunk rows m < M (row `first + m` of the micro-batch): `rows[first + m] = (loss, hit, lse, 0)` from logits:[M,V].
-pub fn forward(plan: &mut Plan, (m, v, first): (usize, usize, usize), targets: Buf, logits: Buf, rows: Buf) {
-    let params = Params { m: m as u32, v: v as u32, first: first as u32, pad: 0 };
-    plan.push(&FORWARD, params, &[targets, logits, rows], [m as u32, 1, 1]);
+pub fn forward(plan: &mut Plan, c: Chunk, targets: Buf, logits: Buf, rows: Buf) {
+    let step = plan.push(&FORWARD, c.params(), &[targets, logits, rows], [c.m as u32, 1, 1]);
+    step.work *= c.v as u64;
 }
 
 /// `logits = (softmax(logits) − onehot(target)) / tokens`, zero for rows without a target.
-pub fn backward(plan: &mut Plan, (m, v, first): (usize, usize, usize), control: Buf, targets: Buf, rows: Buf, logits: Buf) {
-    let params = Params { m: m as u32, v: v as u32, first: first as u32, pad: 0 };
-    plan.push(&BACKWARD, params, &[control, targets, rows, logits], [m as u32, 1, 1]);
+pub fn backward(plan: &mut Plan, c: Chunk, control: Buf, targets: Buf, rows: Buf, logits: Buf) {
+    let step = plan.push(&BACKWARD, c.params(), &[control, targets, rows, logits], [c.m as u32, 1, 1]);
+    step.work *= c.v as u64;
 }
 
 /// Adds the sums of loss and hits over the micro-batch's rows to the report ring.
@@ -37,7 +55,7 @@ pub fn report(plan: &mut Plan, control: Buf, rows: Buf, ring: Buf) {
 
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (v, first) = (p.v as usize, p.first as usize);
+    let (v, first, ld) = (p.v as usize, p.first as usize, p.ld as usize);
     let (targets, logits) = (call.w(0), call.f(1));
     par::rows(&mut call.f_mut(2)[first * ROW..][..p.m as usize * ROW], ROW, v, |m, out| {
         out.fill(F::ZERO);
@@ -45,7 +63,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
         if target == NONE {
             return;
         }
-        let x = &logits[m * v..][..v];
+        let x = &logits[m * ld..][..v];
         let (best, max) = argmax(x);
         let lse = max + x.iter().map(|x| (*x - max).exp()).sum::<F>().ln();
         out[0] = lse - x[target as usize];
@@ -61,14 +79,15 @@ fn argmax<F: Float>(x: &[F]) -> (usize, F) {
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (v, first) = (p.v as usize, p.first as usize);
+    let (v, first, ld) = (p.v as usize, p.first as usize, p.ld as usize);
     let (control, targets, rows) = (call.w(0), call.w(1), call.f(2));
     let inv = F::of32(f32::from_bits(control[INV_TOKENS]));
-    par::rows(&mut call.f_mut(3)[..p.m as usize * v], v, 8, |m, x| match targets[first + m] {
+    par::rows(&mut call.f_mut(3)[..p.m as usize * ld], ld, 8, |m, x| match targets[first + m] {
         NONE => x.fill(F::ZERO),
         target => {
             let lse = rows[(first + m) * ROW + 2];
-            x.iter_mut().for_each(|x| *x = (*x - lse).exp() * inv);
+            x[..v].iter_mut().for_each(|x| *x = (*x - lse).exp() * inv);
+            x[v..].fill(F::ZERO);
             x[target as usize] -= inv;
         }
     });

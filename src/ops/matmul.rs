@@ -121,7 +121,7 @@ pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale
     }
 }
 
-/// `dx[N,I] (+)= dy[N,O]·W + low`.
+/// `dx[N,I] (+)= dy[N,O]·W + low`. A matrix of no rows leaves the low-rank term alone.
 pub fn backward(plan: &mut Plan, label: &str, n: usize, dy: Buf, w: &Matrix, low: Option<LowRank>, accumulate: bool, none: Buf, dx: Buf) {
     for (k, shard) in w.shards.iter().enumerate() {
         let low = low.filter(|_| k == 0); // the low-rank term belongs to the sum once
@@ -234,6 +234,6 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     });
     if r > 0 {
         let factor = par::Mat::new(&low[p.low_off as usize..], p.low_ld as usize);
-        par::gemm((n, i, r), dx, i, true, par::Mat::new(t, r), factor, F::of32(p.low_scale), par::gemm_parallelism(2 * n * i * r));
+        par::gemm((n, i, r), dx, i, keep, par::Mat::new(t, r), factor, F::of32(p.low_scale), par::gemm_parallelism(2 * n * i * r));
     }
 }

@@ -75,6 +75,7 @@ pub static KERNELS: &[&Kernel] = &[
     &dropout::BACKWARD,
     &embedding::FORWARD,
     &gather::FORWARD,
+    &gather::BACKWARD,
     &lora_grad::ACCUMULATE,
     &matmul::FORWARD,
     &matmul::BACKWARD,

@@ -118,11 +118,12 @@ pub struct Sequence {
 /// Number of a sequence within its plan.
 pub type SequenceId = usize;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub bufs: Vec<BufDecl>,
     pub sequences: Vec<Sequence>,
-    skip_up_to: u32,
+    /// What [`Step::skip_up_to`] is set to in the steps appended from here on.
+    pub skip_up_to: u32,
 }
 
 impl Plan {
@@ -143,14 +144,6 @@ impl Plan {
     pub fn begin(&mut self, name: &str) -> SequenceId {
         self.sequences.push(Sequence { name: name.into(), steps: Vec::new() });
         self.sequences.len() - 1
-    }
-
-    /// Steps appended inside `f` run only when the run has more than `rows` rows.
-    pub fn only_beyond<T>(&mut self, rows: u32, f: impl FnOnce(&mut Plan) -> T) -> T {
-        let outer = std::mem::replace(&mut self.skip_up_to, rows);
-        let out = f(self);
-        self.skip_up_to = outer;
-        out
     }
 
     /// Appends a step to the sequence begun last.

@@ -1,0 +1,114 @@
+//! LoRA (Hu et al. 2021) and rsLoRA (Kalajdzievski 2023): `ΔW = s·B·A`, s = alpha/r or alpha/√r.
+//!
+//! All factors lie in one flat buffer, each at a multiple of 4 floats: A:[R, I] and the transposed Bᵀ:[R, O] of every
+//! adapted linear, in order of layer and module. Gradients and Adam's moments have the same layout.
+
+use crate::error::{Error, Result};
+use crate::model::{LinearPatch, ModelSpec, Module, Patches, Site};
+use crate::num::uniform;
+use crate::plan::{Buf, Elem, Plan};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    pub rank: usize,
+    pub alpha: f32,
+    pub dropout: f32,
+    pub rslora: bool,
+    /// The adapted modules; empty only before it is checked.
+    pub modules: Vec<Module>,
+}
+
+/// `--target-modules`: `all-linear`, or suffixes separated by commas.
+pub fn target_modules(text: &str) -> Result<Vec<Module>> {
+    let wanted: Vec<&str> = text.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
+    if wanted == ["all-linear"] {
+        return Ok(Module::ALL.to_vec());
+    }
+    let names = Module::ALL.map(Module::name).join(", ");
+    let unknown: Vec<&str> = wanted.iter().copied().filter(|w| !Module::ALL.iter().any(|m| m.name() == *w)).collect();
+    if !unknown.is_empty() || wanted.is_empty() {
+        let what = format!("'{}' matches no linear of the model", if wanted.is_empty() { text.to_string() } else { unknown.join(", ") });
+        return Err(Error::setting("target-modules", what, format!("use all-linear, or some of {names}")));
+    }
+    Ok(Module::ALL.into_iter().filter(|m| wanted.contains(&m.name())).collect())
+}
+
+impl LoraConfig {
+    pub fn check(self, spec: &ModelSpec) -> Result<LoraConfig> {
+        let widest = spec.hidden.max(spec.ffn).max(spec.q_width());
+        if self.rank == 0 || self.rank > widest {
+            let what = format!("the rank is {}, expected 1 to {widest}", self.rank);
+            return Err(Error::setting("rank", what, "8 or 16 is a good start"));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::setting("alpha", format!("alpha is {}, expected more than 0", self.alpha), "twice the rank is a good start"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::setting("dropout", format!("dropout is {}, expected 0 to below 1", self.dropout), "0 or 0.05"));
+        }
+        Ok(self)
+    }
+
+    pub fn scale(&self) -> f32 {
+        if self.rslora { self.alpha / (self.rank as f32).sqrt() } else { self.alpha / self.rank as f32 }
+    }
+}
+
+/// The layout of an adapter on a model: where each factor lies in the flat buffer.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    pub config: LoraConfig,
+    pub sites: BTreeMap<Site, LinearPatch>,
+    pub shapes: BTreeMap<Site, (usize, usize)>,
+    /// Floats of the flat buffer, padding included.
+    pub len: usize,
+}
+
+impl Lora {
+    pub fn new(spec: &ModelSpec, config: LoraConfig) -> Result<Lora> {
+        let config = config.check(spec)?;
+        let mut lora = Lora { sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, config };
+        for layer in 0..spec.layers {
+            for module in lora.config.modules.clone() {
+                lora.add(Site { layer, module }, spec.linear_shape(module));
+            }
+        }
+        Ok(lora)
+    }
+
+    fn add(&mut self, site: Site, (o, i): (usize, usize)) {
+        let rank = self.config.rank;
+        let a = self.len;
+        let b = (a + rank * i).next_multiple_of(4);
+        self.len = (b + rank * o).next_multiple_of(4);
+        let patch = LinearPatch { rank, scale: self.config.scale(), a, b, dropout: self.config.dropout };
+        self.sites.insert(site, patch);
+        self.shapes.insert(site, (o, i));
+    }
+
+    /// Numbers that are trained, without padding.
+    pub fn parameters(&self) -> u64 {
+        self.shapes.values().map(|(o, i)| (self.config.rank * (o + i)) as u64).sum()
+    }
+
+    /// PEFT's initialisation: A uniform in ±1/√I (kaiming_uniform with a = √5), B zero. A pure function of the seed.
+    pub fn init(&self, seed: u64) -> Vec<f32> {
+        let mut flat = vec![0.0; self.len];
+        for (k, (site, patch)) in self.sites.iter().enumerate() {
+            let width = self.shapes[site].1;
+            let bound = 1.0 / (width as f64).sqrt();
+            for (j, a) in flat[patch.a..patch.a + patch.rank * width].iter_mut().enumerate() {
+                *a = ((2.0 * uniform(seed, k as u64, j as u64) - 1.0) * bound) as f32;
+            }
+        }
+        flat
+    }
+
+    /// Declares the buffers the model reads and adds gradients to.
+    pub fn declare(&self, plan: &mut Plan, train: bool) -> Patches {
+        let params = plan.persistent("adapter", Elem::Float, self.len);
+        let grads = if train { plan.persistent("adapter gradients", Elem::Float, self.len) } else { Buf(params.0) };
+        Patches { params, grads, sites: self.sites.clone() }
+    }
+}

@@ -1,0 +1,276 @@
+//! Files of records. A record that cannot be used is an error that names its line and the reason (all of them in
+//! one message); nothing is left out unless the user asks for that, and then it is counted.
+
+use super::problems::Problems;
+use super::record::{ColumnMap, Record};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+
+/// The longest line that is read: a conversation is some kilobytes; more is a file of another kind.
+const MAX_LINE: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Format {
+    /// A JSON object a line.
+    Jsonl,
+    /// One JSON list of objects.
+    Json,
+    Csv,
+    /// Tab-separated, without quoting.
+    Tsv,
+    /// Plain text; blank lines separate documents. Every token is learned.
+    Text,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ReadOptions {
+    /// None: from the file's name.
+    pub format: Option<Format>,
+    pub columns: ColumnMap,
+    /// Whether the first row of a CSV or TSV file names the columns. None: it does, unless the columns were
+    /// asked for by number.
+    pub header: Option<bool>,
+    /// Leave out what cannot be used (it is counted) instead of refusing the file.
+    pub skip_bad: bool,
+}
+
+/// The records of a file, each with its line (in a JSON list: its number), counting from 1.
+#[derive(Clone, Debug)]
+pub struct Records {
+    pub file: String,
+    pub records: Vec<(u64, Record)>,
+    pub skip_bad: bool,
+    pub(super) problems: Problems,
+    pub(super) unit: &'static str,
+}
+
+impl Records {
+    /// Records left out because they could not be used.
+    pub fn skipped(&self) -> u64 {
+        self.problems.count()
+    }
+
+    fn push(&mut self, number: u64, record: Result<Record, String>) {
+        match record {
+            Ok(record) => self.records.push((number, record)),
+            Err(reason) => self.problems.add(number, reason, ""),
+        }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+pub fn read_file(path: &std::path::Path, options: &ReadOptions) -> Result<Records> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|err| Error::io(&name, err))?;
+    read(&name, &bytes, options)
+}
+
+/// Reads the file called `name`, whose content is `bytes`.
+pub fn read(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> {
+    refuse_binary(name, bytes)?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let format = match options.format {
+        Some(format) => format,
+        None => format_of(name, bytes)?,
+    };
+    let unit = if format == Format::Json { "record" } else { "line" };
+    let (file, skip_bad) = (name.to_string(), options.skip_bad);
+    let mut into = Records { file, records: Vec::new(), skip_bad, problems: Problems::default(), unit };
+    match format {
+        Format::Jsonl => read_jsonl(bytes, options, &mut into),
+        Format::Json => read_json(bytes, options, &mut into)?,
+        Format::Csv => read_table(bytes, b',', options, &mut into)?,
+        Format::Tsv => read_table(bytes, b'\t', options, &mut into)?,
+        Format::Text => read_text(bytes, &mut into)?,
+    }
+    let seen = into.records.len() as u64 + into.problems.count();
+    if !into.problems.is_empty() && !into.skip_bad {
+        return Err(into.problems.error(name, unit, seen));
+    }
+    if into.records.is_empty() {
+        let what = match seen {
+            0 => "there is no record in this file".to_string(),
+            _ => format!("none of the {seen} records can be used\n  {}", into.problems.list(unit)),
+        };
+        return Err(data(name, what, "a record is one line of JSON, one row of CSV, or a paragraph of text"));
+    }
+    Ok(into)
+}
+
+fn data(file: &str, what: impl Into<String>, hint: &str) -> Error {
+    Error::Data { file: file.into(), line: None, what: what.into(), hint: hint.into() }
+}
+
+fn format_of(name: &str, bytes: &[u8]) -> Result<Format> {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+    let is_list = bytes.trim_ascii_start().first() == Some(&b'[');
+    match ending.as_deref() {
+        Some("json" | "jsonl" | "ndjson") if is_list => Ok(Format::Json),
+        Some("json" | "jsonl" | "ndjson") => Ok(Format::Jsonl),
+        Some("csv") => Ok(Format::Csv),
+        Some("tsv" | "tab") => Ok(Format::Tsv),
+        Some("txt" | "text" | "md") => Ok(Format::Text),
+        _ => {
+            let what = "the name does not say what kind of file this is".into();
+            let hint = "name it .jsonl, .json, .csv, .tsv or .txt".into();
+            Err(Error::Unsupported { file: name.into(), what, hint })
+        }
+    }
+}
+
+/// Files that are often offered by mistake, told by their first bytes.
+fn refuse_binary(name: &str, bytes: &[u8]) -> Result<()> {
+    let (what, hint) = match bytes {
+        [0x1F, 0x8B, ..] => ("this is a gzip archive", "unpack it first: gunzip FILE"),
+        [b'P', b'K', 3, 4, ..] => ("this is a zip archive (or a spreadsheet)", "unpack it, or save the sheet as CSV"),
+        [b'P', b'A', b'R', b'1', ..] => ("this is a Parquet file", "convert it to JSONL, with pandas or DuckDB, say"),
+        [b'A', b'R', b'R', b'O', b'W', ..] => ("this is an Arrow file", "convert it to JSONL with `datasets`"),
+        [b'G', b'G', b'U', b'F', ..] => ("this is a model (GGUF), not data", "pass it as --model"),
+        [0x80, 2..=5, ..] => ("this is a Python pickle, which is never opened: it could run code", "save it as JSONL"),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => ("this is UTF-16 text", "save it as UTF-8"),
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported { file: name.into(), what: what.into(), hint: hint.into() })
+}
+
+fn read_jsonl(bytes: &[u8], options: &ReadOptions, into: &mut Records) {
+    for (line, number) in bytes.split(|byte| *byte == b'\n').zip(1..) {
+        let line = line.trim_ascii();
+        if !line.is_empty() {
+            into.push(number, json_record(line, &options.columns));
+        }
+    }
+}
+
+fn json_record(line: &[u8], columns: &ColumnMap) -> Result<Record, String> {
+    if line.len() > MAX_LINE {
+        return Err(format!("the line is {} bytes long; at most {MAX_LINE} are read", line.len()));
+    }
+    let line = std::str::from_utf8(line).map_err(|err| format!("not UTF-8 from byte {}", err.valid_up_to() + 1))?;
+    let value = serde_json::from_str(line).map_err(|err| format!("not JSON: {}", without_line(&err)))?;
+    object_record(&value, columns)
+}
+
+fn object_record(value: &Value, columns: &ColumnMap) -> Result<Record, String> {
+    match value {
+        Value::Object(fields) => Record::from_fields(fields, columns),
+        _ => Err("not a JSON object ({\"prompt\": …})".into()),
+    }
+}
+
+/// serde_json counts lines within what it was given, which here is always one line.
+fn without_line(err: &serde_json::Error) -> String {
+    err.to_string().replace(" at line 1 column ", " at column ")
+}
+
+fn read_json(bytes: &[u8], options: &ReadOptions, into: &mut Records) -> Result<()> {
+    let list: Vec<Value> = serde_json::from_slice(bytes).map_err(|err| Error::Data {
+        file: into.file.clone(),
+        line: Some(err.line() as u64),
+        what: format!("not JSON: {err}"),
+        hint: "the file should be one list of objects, or (better) an object a line (.jsonl)".into(),
+    })?;
+    for (value, number) in list.iter().zip(1..) {
+        into.push(number, object_record(value, &options.columns));
+    }
+    Ok(())
+}
+
+fn read_table(bytes: &[u8], delimiter: u8, options: &ReadOptions, into: &mut Records) -> Result<()> {
+    let mut builder = csv::ReaderBuilder::new();
+    let quoted = delimiter == b',';
+    let mut reader = builder.delimiter(delimiter).quoting(quoted).has_headers(false).flexible(true).from_reader(bytes);
+    let by_number = options.columns.names().next().is_some() && options.columns.names().all(is_number);
+    let mut columns = Columns { names: Vec::new(), from_header: options.header.unwrap_or(!by_number) };
+    let mut row = csv::ByteRecord::new();
+    loop {
+        let more = reader.read_byte_record(&mut row).map_err(|err| data(&into.file, err.to_string(), ""))?;
+        if !more {
+            return Ok(());
+        }
+        let number = line_of(&row, bytes);
+        match std::str::from_utf8(row.as_slice()) {
+            Err(_) => into.problems.add(number, "not UTF-8", "save the file as UTF-8"),
+            Ok(_) if columns.names.is_empty() => {
+                columns.name(&row, &into.file)?;
+                if !columns.from_header {
+                    into.push(number, columns.record(&row, options));
+                }
+            }
+            Ok(_) => into.push(number, columns.record(&row, options)),
+        }
+    }
+}
+
+/// The line a row begins on. The reader remembers where it stood before it passed over empty lines, and over the
+/// second byte of a CR LF.
+fn line_of(row: &csv::ByteRecord, bytes: &[u8]) -> u64 {
+    let Some(position) = row.position() else { return 0 };
+    let before = bytes.get(position.byte() as usize..).unwrap_or_default();
+    let passed = before.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).filter(|byte| **byte == b'\n');
+    position.line() + passed.count() as u64
+}
+
+fn is_number(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+struct Columns {
+    names: Vec<String>,
+    from_header: bool,
+}
+
+impl Columns {
+    fn name(&mut self, first: &csv::ByteRecord, file: &str) -> Result<()> {
+        for (field, number) in first.iter().zip(1..) {
+            let name = if self.from_header { cell(field).trim().to_string() } else { number.to_string() };
+            if self.names.contains(&name) {
+                let hint = "give every column its own name, or name columns by number if this is no header";
+                return Err(data(file, format!("the header names the column `{name}` twice"), hint));
+            }
+            self.names.push(name);
+        }
+        Ok(())
+    }
+
+    fn record(&self, row: &csv::ByteRecord, options: &ReadOptions) -> Result<Record, String> {
+        if row.as_slice().len() > MAX_LINE {
+            return Err(format!("the row is {} bytes long; at most {MAX_LINE} are read", row.as_slice().len()));
+        }
+        if row.len() != self.names.len() {
+            return Err(format!("{} columns where the first row has {}", row.len(), self.names.len()));
+        }
+        let fields: Map<String, Value> =
+            self.names.iter().cloned().zip(row.iter().map(|field| Value::from(cell(field)))).collect();
+        Record::from_fields(&fields, &options.columns)
+    }
+}
+
+/// A cell as text; the row was checked to be UTF-8, and no cell boundary cuts a character.
+fn cell(field: &[u8]) -> String {
+    String::from_utf8_lossy(field).into_owned()
+}
+
+fn read_text(bytes: &[u8], into: &mut Records) -> Result<()> {
+    let text = std::str::from_utf8(bytes).map_err(|err| {
+        let line = bytes[..err.valid_up_to()].split(|byte| *byte == b'\n').count() as u64;
+        let hint = "save the file as UTF-8".into();
+        Error::Data { file: into.file.clone(), line: Some(line), what: "not UTF-8".into(), hint }
+    })?;
+    let (mut document, mut first) = (String::new(), 0);
+    for (line, number) in text.lines().chain([""]).zip(1..) {
+        if line.trim().is_empty() {
+            if !document.is_empty() {
+                let text = std::mem::take(&mut document).trim_end().to_string();
+                into.push(first, Ok(Record::Text { text, splits: true }));
+            }
+            continue;
+        }
+        if document.is_empty() {
+            first = number;
+        }
+        document.push_str(line);
+        document.push('\n');
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! What one record may be, and how it is recognised from the names of its fields.
+//!
+//! | fields | read as |
+//! |---|---|
+//! | `messages` (and `tools`) | a chat, as OpenAI writes it; `"weight": 0` keeps an answer out of the loss |
+//! | `conversations` | a chat, as ShareGPT writes it (`from`, `value`) |
+//! | `prompt`, `completion` | a question and its answer; either may also be a list of messages |
+//! | `instruction`, `input`?, `output` | the same, as Alpaca writes it |
+//! | `text` | a text, every token of which is learned |
+//!
+//! `ColumnMap` gives other names to `prompt`, `completion` and `text`; it goes before all of these.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    Chat(Turns),
+    Pair {
+        prompt: String,
+        completion: String,
+    },
+    Instruction {
+        instruction: String,
+        input: String,
+        output: String,
+    },
+    /// `splits`: a text longer than the window goes on in the next example instead of being cut.
+    Text {
+        text: String,
+        splits: bool,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Turns {
+    pub messages: Vec<Message>,
+    /// Tool definitions, handed to the template as they are.
+    pub tools: Option<Value>,
+}
+
+/// A message as the template sees it. `extra` holds further fields (`name`, `tool_calls` …).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+    /// Whether an assistant's message is to be learned.
+    #[serde(skip)]
+    pub learned: bool,
+}
+
+impl Message {
+    pub fn new(role: &str, content: &str) -> Message {
+        Message { role: role.into(), content: content.into(), extra: Map::new(), learned: true }
+    }
+
+    pub fn is_assistant(&self) -> bool {
+        self.role == "assistant"
+    }
+}
+
+/// Names of the columns to use where they are not the usual ones. In a file without a header, columns are named
+/// by their number, counting from 1.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ColumnMap {
+    pub prompt: Option<String>,
+    pub completion: Option<String>,
+    pub text: Option<String>,
+}
+
+impl ColumnMap {
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        [&self.prompt, &self.completion, &self.text].into_iter().flatten().map(String::as_str)
+    }
+}
+
+/// Why a record cannot be used.
+type Reason = String;
+type Fields = Map<String, Value>;
+
+impl Record {
+    pub fn from_fields(fields: &Fields, map: &ColumnMap) -> Result<Record, Reason> {
+        let has = |name: &str| fields.contains_key(name);
+        if let Some(name) = &map.text {
+            return Ok(Record::Text { text: filled(fields, name)?, splits: false });
+        }
+        if map.prompt.is_some() || map.completion.is_some() {
+            let prompt = map.prompt.as_deref().unwrap_or("prompt");
+            return pair(fields, prompt, map.completion.as_deref().unwrap_or("completion"));
+        }
+        if has("messages") {
+            chat(fields, "messages", openai_message)
+        } else if has("conversations") {
+            chat(fields, "conversations", sharegpt_message)
+        } else if has("prompt") && has("completion") {
+            pair(fields, "prompt", "completion")
+        } else if has("instruction") && has("output") {
+            let input = if has("input") { text(fields, "input")? } else { String::new() };
+            Ok(Record::Instruction {
+                instruction: filled(fields, "instruction")?,
+                input,
+                output: filled(fields, "output")?,
+            })
+        } else if has("text") {
+            Ok(Record::Text { text: filled(fields, "text")?, splits: false })
+        } else {
+            Err(unrecognised(fields))
+        }
+    }
+
+    /// The record as a conversation, for models that have a chat template; None for a text.
+    pub fn turns(&self) -> Option<Turns> {
+        let ask = |user: &str, assistant: &str| Turns {
+            messages: vec![Message::new("user", user), Message::new("assistant", assistant)],
+            tools: None,
+        };
+        match self {
+            Record::Chat(turns) => Some(turns.clone()),
+            Record::Pair { prompt, completion } => Some(ask(prompt, completion)),
+            Record::Instruction { instruction, input, output } if input.is_empty() => Some(ask(instruction, output)),
+            Record::Instruction { instruction, input, output } => {
+                Some(ask(&format!("{instruction}\n\n{input}"), output))
+            }
+            Record::Text { .. } => None,
+        }
+    }
+
+    /// The record as a text and what follows it, for models without a chat template; None for a chat, which needs
+    /// one. A pair is joined as it stands (its own spaces and line ends are the separator); an instruction gets
+    /// Alpaca's headings.
+    pub fn plain(&self) -> Option<(String, String)> {
+        match self {
+            Record::Chat(_) => None,
+            Record::Pair { prompt, completion } => Some((prompt.clone(), completion.clone())),
+            Record::Instruction { instruction, input, output } => {
+                let input = if input.is_empty() { String::new() } else { format!("### Input:\n{input}\n\n") };
+                Some((format!("### Instruction:\n{instruction}\n\n{input}### Response:\n"), output.clone()))
+            }
+            Record::Text { text, .. } => Some((String::new(), text.clone())),
+        }
+    }
+}
+
+fn pair(fields: &Fields, prompt: &str, completion: &str) -> Result<Record, Reason> {
+    match (get(fields, prompt)?, get(fields, completion)?) {
+        (Value::Array(before), Value::Array(after)) => {
+            let mut messages = messages(before, prompt, openai_message)?;
+            messages.iter_mut().for_each(|message| message.learned = false);
+            messages.extend(self::messages(after, completion, openai_message)?);
+            Ok(Record::Chat(Turns { messages, tools: tools(fields) }))
+        }
+        _ => Ok(Record::Pair { prompt: text(fields, prompt)?, completion: filled(fields, completion)? }),
+    }
+}
+
+type ReadMessage = fn(&Fields) -> Result<Message, Reason>;
+
+fn chat(fields: &Fields, name: &str, read: ReadMessage) -> Result<Record, Reason> {
+    let Value::Array(list) = get(fields, name)? else {
+        return Err(format!("`{name}` is {}, not a list of messages", kind(&fields[name])));
+    };
+    let mut messages = messages(list, name, read)?;
+    if let (Some(Value::String(system)), "conversations") = (fields.get("system"), name)
+        && !system.is_empty()
+    {
+        messages.insert(0, Message::new("system", system));
+    }
+    Ok(Record::Chat(Turns { messages, tools: tools(fields) }))
+}
+
+fn messages(list: &[Value], name: &str, read: ReadMessage) -> Result<Vec<Message>, Reason> {
+    if list.is_empty() {
+        return Err(format!("`{name}` is empty"));
+    }
+    let one = |(i, value): (usize, &Value)| match value {
+        Value::Object(message) => read(message).map_err(|reason| format!("{name}[{i}]: {reason}")),
+        other => Err(format!("{name}[{i}] is {}, not a message", kind(other))),
+    };
+    list.iter().enumerate().map(one).collect()
+}
+
+fn tools(fields: &Fields) -> Option<Value> {
+    fields.get("tools").filter(|tools| !tools.is_null()).cloned()
+}
+
+fn openai_message(fields: &Fields) -> Result<Message, Reason> {
+    let role = text(fields, "role")?;
+    if !["system", "developer", "user", "assistant", "tool", "function"].contains(&role.as_str()) {
+        return Err(format!("the role `{role}` is not one of system, developer, user, assistant, tool, function"));
+    }
+    let learned = match fields.get("weight") {
+        None | Some(Value::Null) => true,
+        Some(weight) => match weight.as_f64() {
+            Some(0.0) => false,
+            Some(1.0) => true,
+            _ => return Err(format!("`weight` is {weight}; it may be 0 or 1")),
+        },
+    };
+    let calls = fields.get("tool_calls").is_some_and(|calls| !calls.is_null());
+    let content = match fields.get("content") {
+        None | Some(Value::Null) if calls => String::new(),
+        Some(Value::Array(parts)) => parts.iter().map(text_part).collect::<Result<String, Reason>>()?,
+        _ => text(fields, "content")?,
+    };
+    if content.is_empty() && role == "assistant" && learned && !calls {
+        return Err("the assistant's `content` is empty".into());
+    }
+    let mut extra = fields.clone();
+    extra.retain(|name, _| !["role", "content", "weight"].contains(&name.as_str()));
+    Ok(Message { role, content, extra, learned })
+}
+
+fn text_part(part: &Value) -> Result<String, Reason> {
+    match (part.get("type").and_then(Value::as_str), part.get("text")) {
+        (Some("text") | None, Some(Value::String(text))) => Ok(text.clone()),
+        (other, _) => Err(format!("a content part of type `{}`; only text can be learned", other.unwrap_or("?"))),
+    }
+}
+
+fn sharegpt_message(fields: &Fields) -> Result<Message, Reason> {
+    let from = text(fields, "from")?;
+    let role = match from.as_str() {
+        "human" | "user" => "user",
+        "gpt" | "assistant" | "model" | "chatgpt" | "bing" | "bard" => "assistant",
+        "system" => "system",
+        "tool" | "function" | "observation" | "function_response" => "tool",
+        _ => return Err(format!("`from` is `{from}`; known are human, user, gpt, assistant, model, system, tool")),
+    };
+    let learned = fields.get("weight").and_then(Value::as_f64) != Some(0.0);
+    let content = if role == "assistant" && learned { filled(fields, "value")? } else { text(fields, "value")? };
+    Ok(Message { learned, ..Message::new(role, &content) })
+}
+
+fn get<'a>(fields: &'a Fields, name: &str) -> Result<&'a Value, Reason> {
+    fields.get(name).ok_or_else(|| format!("there is no `{name}`; the record has {}", names(fields)))
+}
+
+/// A field as text. Numbers and truth values count: they are labels as often as not.
+fn text(fields: &Fields, name: &str) -> Result<String, Reason> {
+    match get(fields, name)? {
+        Value::String(text) => Ok(text.clone()),
+        value @ (Value::Number(_) | Value::Bool(_)) => Ok(value.to_string()),
+        other => Err(format!("`{name}` is {}, not text", kind(other))),
+    }
+}
+
+fn filled(fields: &Fields, name: &str) -> Result<String, Reason> {
+    match text(fields, name)? {
+        text if text.trim().is_empty() => Err(format!("`{name}` is empty")),
+        text => Ok(text),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn names(fields: &Fields) -> String {
+    if fields.is_empty() {
+        return "no fields".into();
+    }
+    fields.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn unrecognised(fields: &Fields) -> Reason {
+    format!(
+        "not a record that can be learned: it has {}, and wants `messages`, `prompt` and `completion`, `instruction` \
+         and `output`, `conversations`, or `text`; name the columns with --prompt-column and --completion-column, or \
+         --text-column",
+        names(fields)
+    )
+}

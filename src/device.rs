@@ -1,0 +1,155 @@
+//! The executors behind one face: a real or software GPU, the CPU in f32, or the CPU in f64 as reference.
+
+use crate::cpu::Cpu;
+use crate::error::{Error, Result};
+use crate::gpu::{self, AdapterFacts, Gpu};
+use crate::plan::{Buf, Plan, SequenceId};
+
+/// `--device`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
+pub enum DeviceChoice {
+    /// A real GPU where there is one, else the CPU.
+    #[default]
+    Auto,
+    /// A GPU, also a software one.
+    #[serde(alias = "webgpu")]
+    Gpu,
+    Cpu,
+}
+
+pub enum Device {
+    Gpu(Box<Gpu>),
+    Cpu(Cpu<f32>),
+    /// f64 everywhere: tests only.
+    Reference(Cpu<f64>),
+}
+
+impl Device {
+    pub async fn open(choice: DeviceChoice) -> Result<Device> {
+        match choice {
+            DeviceChoice::Cpu => Ok(Device::cpu()),
+            DeviceChoice::Auto => Ok(gpu::open(false).await.ok().flatten().map_or_else(Device::cpu, |g| Device::Gpu(Box::new(g)))),
+            DeviceChoice::Gpu => match gpu::open(true).await? {
+                Some(gpu) => Ok(Device::Gpu(Box::new(gpu))),
+                None => Err(Error::device("no GPU adapter was found", "install a Vulkan, Metal or DX12 driver, or use --device cpu")),
+            },
+        }
+    }
+
+    pub fn cpu() -> Device {
+        Device::Cpu(Cpu::new())
+    }
+
+    pub fn reference() -> Device {
+        Device::Reference(Cpu::new())
+    }
+
+    pub fn describe(&self) -> String {
+        match self {
+            Device::Gpu(g) => {
+                let soft = if g.facts.software { ", software" } else { "" };
+                format!("{} ({}{soft})", g.facts.name, g.facts.backend)
+            }
+            Device::Cpu(_) => format!("CPU ({} threads, f32)", threads()),
+            Device::Reference(_) => "CPU (f64 reference)".into(),
+        }
+    }
+
+    pub fn gpu_facts(&self) -> Option<&AdapterFacts> {
+        match self {
+            Device::Gpu(g) => Some(&g.facts),
+            _ => None,
+        }
+    }
+
+    /// The largest binding in bytes; larger matrices are split by rows.
+    pub fn max_binding(&self) -> u64 {
+        match self {
+            Device::Gpu(g) => g.max_binding(),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Allocates and compiles what was added to the plan since the last call.
+    pub async fn prepare(&mut self, plan: &Plan) -> Result<()> {
+        debug_assert_eq!(plan.check(), Vec::<String>::new());
+        match self {
+            Device::Gpu(g) => g.prepare(plan).await,
+            Device::Cpu(c) => Ok(c.prepare(plan)),
+            Device::Reference(c) => Ok(c.prepare(plan)),
+        }
+    }
+
+    /// Bytes that exist now.
+    pub fn allocated(&self, plan: &Plan) -> u64 {
+        match self {
+            Device::Gpu(g) => g.allocated(),
+            Device::Cpu(c) => c.bytes(plan),
+            Device::Reference(c) => c.bytes(plan),
+        }
+    }
+
+    /// Bytes an executor needs for the parameters of a plan's steps.
+    pub fn step_bytes(&self, plan: &Plan) -> u64 {
+        match self {
+            Device::Gpu(g) => g.step_bytes(plan),
+            _ => 0,
+        }
+    }
+
+    pub fn free(&mut self, buf: Buf) {
+        match self {
+            Device::Gpu(g) => g.free(buf),
+            Device::Cpu(c) => c.free(buf),
+            Device::Reference(c) => c.free(buf),
+        }
+    }
+
+    /// Writes words (or the bits of floats) into a persistent buffer, before the next run.
+    pub fn write(&mut self, buf: Buf, offset: usize, words: &[u32]) {
+        match self {
+            Device::Gpu(g) => g.write(buf, offset, words),
+            Device::Cpu(c) => c.write_words(buf, offset, words),
+            Device::Reference(c) => c.write_words(buf, offset, words),
+        }
+    }
+
+    pub fn write_floats(&mut self, buf: Buf, offset: usize, values: &[f32]) {
+        self.write(buf, offset, bytemuck::cast_slice(values));
+    }
+
+    /// Hands staged writes over, so that streaming a model does not pile them up.
+    pub fn flush(&mut self) {
+        if let Device::Gpu(g) = self {
+            g.flush();
+        }
+    }
+
+    /// Runs a sequence of the plan; steps of chunks beyond `rows` supervised rows are skipped.
+    pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) -> Result<()> {
+        match self {
+            Device::Gpu(g) => g.run(sequence, rows),
+            Device::Cpu(c) => Ok(c.run(plan, sequence, rows)),
+            Device::Reference(c) => Ok(c.run(plan, sequence, rows)),
+        }
+    }
+
+    /// Reads floats after everything submitted is done.
+    pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<f32>> {
+        match self {
+            Device::Gpu(g) => Ok(bytemuck::cast_vec(g.read(buf, offset, len).await?)),
+            Device::Cpu(c) => Ok(c.read(buf, offset, len).to_vec()),
+            Device::Reference(c) => Ok(c.read(buf, offset, len).iter().map(|x| *x as f32).collect()),
+        }
+    }
+}
+
+/// Threads the CPU back end computes on.
+pub fn threads() -> usize {
+    #[cfg(not(target_arch = "wasm32"))]
+    return rayon::current_num_threads();
+    #[cfg(target_arch = "wasm32")]
+    1
+}

@@ -1,0 +1,336 @@
+//! The decoder: weights declared in a plan, and the sequences for training, evaluation and generation.
+
+use super::block::{Block, Cache, Common, Kept};
+use super::linear::{Build, Linear};
+use super::seam::{Module, Patches, Site};
+use super::spec::ModelSpec;
+use super::tensors::Tensor;
+use crate::format::WeightFormat;
+use crate::ops::cross_entropy::{self, Chunk};
+use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
+use crate::ops::{control, embedding, gather, rmsnorm};
+use crate::plan::{Buf, Elem, Plan, SequenceId};
+
+/// The frozen base model as buffers of a plan.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    pub spec: ModelSpec,
+    pub embed: Matrix,
+    /// The embedding itself where the head is tied.
+    pub head: Matrix,
+    pub norm: Buf,
+    pub blocks: Vec<Block>,
+    /// A small buffer bound where a kernel reads nothing.
+    pub none: Buf,
+}
+
+impl Decoder {
+    /// Declares the buffers. `format` says how each matrix is stored; matrices over `max_binding` bytes are split by rows.
+    pub fn declare(plan: &mut Plan, spec: &ModelSpec, format: impl Fn(Tensor) -> WeightFormat, max_binding: u64) -> Decoder {
+        let s = spec;
+        let vector = |plan: &mut Plan, label: String, len| plan.persistent(label, Elem::Float, len);
+        let embed = matrix(plan, "embed_tokens", s.padded_vocab(), s.hidden, format(Tensor::Embed), max_binding);
+        let head = match s.tied {
+            true => embed.clone(),
+            false => matrix(plan, "lm_head", s.padded_vocab(), s.hidden, format(Tensor::Head), max_binding),
+        };
+        let norm = vector(plan, "norm".into(), s.hidden);
+        let mut blocks = Vec::with_capacity(s.layers);
+        for layer in 0..s.layers {
+            let linear = |plan: &mut Plan, module: Module| {
+                let site = Site { layer, module };
+                let label = format!("layers.{layer}.{}", module.name());
+                let (rows, cols) = s.linear_shape(module);
+                let w = matrix(plan, &label, rows, cols, format(Tensor::Weight(site)), max_binding);
+                let bias = s.has_bias(module).then(|| plan.persistent(format!("{label}.bias"), Elem::Float, rows));
+                Linear { site, w, bias }
+            };
+            blocks.push(Block {
+                attention_norm: vector(plan, format!("layers.{layer}.input_layernorm"), s.hidden),
+                q: linear(plan, Module::Q),
+                k: linear(plan, Module::K),
+                v: linear(plan, Module::V),
+                o: linear(plan, Module::O),
+                mlp_norm: vector(plan, format!("layers.{layer}.post_attention_layernorm"), s.hidden),
+                gate: linear(plan, Module::Gate),
+                up: linear(plan, Module::Up),
+                down: linear(plan, Module::Down),
+            });
+        }
+        let none = plan.persistent("none", Elem::Float, 4);
+        Decoder { spec: spec.clone(), embed, head, norm, blocks, none }
+    }
+
+    /// The matrix a tensor is stored in; norms and biases are vectors.
+    pub fn matrix(&self, tensor: Tensor) -> Option<&Matrix> {
+        match tensor {
+            Tensor::Embed => Some(&self.embed),
+            Tensor::Head => Some(&self.head),
+            Tensor::Weight(site) => Some(&self.linear(site).w),
+            _ => None,
+        }
+    }
+
+    pub fn vector(&self, tensor: Tensor) -> Option<Buf> {
+        match tensor {
+            Tensor::FinalNorm => Some(self.norm),
+            Tensor::AttentionNorm(l) => Some(self.blocks[l].attention_norm),
+            Tensor::MlpNorm(l) => Some(self.blocks[l].mlp_norm),
+            Tensor::Bias(site) => self.linear(site).bias,
+            _ => None,
+        }
+    }
+
+    fn linear(&self, site: Site) -> &Linear {
+        let b = &self.blocks[site.layer];
+        match site.module {
+            Module::Q => &b.q,
+            Module::K => &b.k,
+            Module::V => &b.v,
+            Module::O => &b.o,
+            Module::Gate => &b.gate,
+            Module::Up => &b.up,
+            Module::Down => &b.down,
+        }
+    }
+
+    fn embed(&self, cx: &mut Build, ids: Buf) -> Buf {
+        let x = cx.plan.temp("embedded", cx.n * self.spec.hidden);
+        embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, x);
+        x
+    }
+
+    fn final_norm(&self, cx: &mut Build, x: Buf) -> Buf {
+        let y = cx.plan.temp("final", cx.n * self.spec.hidden);
+        rmsnorm::forward(cx.plan, "norm", (cx.n, self.spec.hidden), self.spec.eps, x, self.norm, y);
+        y
+    }
+
+    /// `logits = x·headᵀ` for `rows` rows.
+    fn logits(&self, cx: &mut Build, rows: usize, x: Buf, logits: Buf) {
+        matmul::forward(cx.plan, "lm_head", rows, x, &self.head, 1.0, Epilogue::default(), cx.none, logits);
+    }
+}
+
+fn matrix(plan: &mut Plan, label: &str, rows: usize, cols: usize, format: WeightFormat, max_binding: u64) -> Matrix {
+    let words = format.words(cols);
+    let most = ((max_binding / (words as u64 * 4)) as usize / 4 * 4).max(4);
+    let shards = (0..rows).step_by(most).map(|row0| {
+        let rows = most.min(rows - row0);
+        Shard { buf: plan.persistent(format!("{label}[{row0}..]"), Elem::Word, rows * words), row0, rows, offset: 0 }
+    });
+    Matrix { format, rows, cols, shards: shards.collect() }
+}
+
+/// What the host writes for a micro-batch of N = B·T tokens, and what it reads back.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    pub n: usize,
+    pub ids: Buf,
+    pub positions: Buf,
+    /// [N, 2]: first row and one past the last row of each row's document.
+    pub spans: Buf,
+    /// [N]: targets of the supervised rows, one after the other; NONE beyond.
+    pub targets: Buf,
+    /// [N]: the supervised rows; NONE beyond.
+    pub rows: Buf,
+    /// [N]: for each row its place among the supervised rows, or NONE.
+    pub inverse: Buf,
+    pub control: Buf,
+    /// [N, 4] per supervised row: loss, hit, log-sum-exp.
+    pub row_results: Buf,
+    /// Report ring: loss sum, hits, gradient norm, applied.
+    pub ring: Buf,
+    pub rope_table: Buf,
+}
+
+impl Inputs {
+    pub fn declare(plan: &mut Plan, spec: &ModelSpec, n: usize, max_position: usize) -> Inputs {
+        let mut words = |label: &str, len| plan.persistent(label, Elem::Word, len);
+        let (ids, positions, spans) = (words("ids", n), words("positions", n), words("spans", 2 * n));
+        let (targets, rows, inverse) = (words("targets", n), words("supervised rows", n), words("inverse rows", n));
+        let control = words("control", control::WORDS);
+        let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
+        Inputs {
+            n,
+            ids,
+            positions,
+            spans,
+            targets,
+            rows,
+            inverse,
+            control,
+            row_results: floats("row results", n * cross_entropy::ROW),
+            ring: floats("report ring", control::RING_SLOTS * control::REPORT),
+            rope_table: floats("rope table", max_position * spec.head_dim),
+        }
+    }
+
+    fn common(&self) -> Common {
+        Common { positions: self.positions, spans: self.spans, rope_table: self.rope_table }
+    }
+}
+
+/// Bytes of logits that may exist at a time.
+const LOGITS_BYTES: usize = 48 << 20;
+
+/// Supervised rows in a chunk of the head.
+pub fn head_chunk(spec: &ModelSpec, n: usize) -> usize {
+    (LOGITS_BYTES / (4 * spec.padded_vocab())).clamp(8, 1024).next_multiple_of(8).min(n)
+}
+
+/// The sequences of one shape [B, T].
+#[derive(Clone, Copy, Debug)]
+pub struct LossSequences {
+    /// Forward, loss and backward: adds to the adapter's gradients.
+    pub train: Option<SequenceId>,
+    /// Forward and loss.
+    pub evaluate: SequenceId,
+}
+
+impl Decoder {
+    /// Appends "evaluate" and, when there are patches to train, "train" with the activations of the upper `kept_blocks`
+    /// blocks kept and those of the others recomputed.
+    pub fn loss_sequences(&self, plan: &mut Plan, io: &Inputs, patches: Option<&Patches>, train: bool, kept_blocks: usize) -> LossSequences {
+        let evaluate = plan.begin("evaluate");
+        let mut cx = self.build(plan, io.n, patches, io.control, false);
+        let (x, _) = self.trunk(&mut cx, io, |_| false);
+        let hidden = self.final_norm(&mut cx, x);
+        self.head_loss(&mut cx, io, hidden, None);
+        let train = train.then(|| self.train_sequence(plan, io, patches.expect("something to train"), kept_blocks));
+        LossSequences { train, evaluate }
+    }
+
+    fn build<'a>(&self, plan: &'a mut Plan, n: usize, patches: Option<&'a Patches>, control: Buf, dropout: bool) -> Build<'a> {
+        Build { plan, n, patches, control, none: self.none, dropout }
+    }
+
+    fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
+        let sequence = plan.begin("train");
+        let (spec, common) = (&self.spec, io.common());
+        let lowest = patches.lowest_layer().expect("an adapter has sites");
+        let first_kept = self.blocks.len().saturating_sub(kept_blocks);
+        let mut cx = self.build(plan, io.n, Some(patches), io.control, true);
+        let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= lowest);
+        let hidden = self.final_norm(&mut cx, x);
+        let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
+        self.head_loss(&mut cx, io, hidden, Some(d_hidden));
+        let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
+        rmsnorm::backward(cx.plan, "norm", (io.n, spec.hidden), spec.eps, x, self.norm, d_hidden, dx, false);
+        for layer in (lowest..self.blocks.len()).rev() {
+            let block = &self.blocks[layer];
+            let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
+            // Recomputing a block appends its forward steps again; the first pass's temporaries then end early.
+            let kept = if layer >= first_kept { kept } else { block.forward(&mut cx, spec, &common, input).1 };
+            block.backward(&mut cx, spec, &common, &kept, dx, layer > lowest);
+        }
+        sequence
+    }
+
+    /// Embedding and blocks; keeps input and activations of the layers that `keep` names.
+    #[allow(clippy::type_complexity)]
+    fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<Option<(Buf, Kept)>>) {
+        let mut x = self.embed(cx, io.ids);
+        let mut states = Vec::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (out, kept) = block.forward(cx, &self.spec, &io.common(), x);
+            states.push(keep(layer).then_some((x, kept)));
+            x = out;
+        }
+        (x, states)
+    }
+
+    /// Loss of the supervised rows, chunk by chunk; with `d_hidden`, also its gradient.
+    fn head_loss(&self, cx: &mut Build, io: &Inputs, hidden: Buf, d_hidden: Option<Buf>) {
+        let (c, ld, n) = (self.spec.hidden, self.spec.padded_vocab(), io.n);
+        let rows = head_chunk(&self.spec, n);
+        for first in (0..n).step_by(rows) {
+            let m = rows.min(n - first);
+            let chunk = Chunk { m, first, v: self.spec.vocab, ld };
+            let beyond = if first == 0 { 0 } else { first as u32 };
+            let skip = std::mem::replace(&mut cx.plan.skip_up_to, beyond);
+            let h = cx.plan.temp("supervised", m * c);
+            let logits = cx.plan.temp("logits", m * ld);
+            gather::forward(cx.plan, (m, first), c, io.rows, hidden, h);
+            self.logits(cx, m, h, logits);
+            cross_entropy::forward(cx.plan, chunk, io.targets, logits, io.row_results);
+            if let Some(d_hidden) = d_hidden {
+                cross_entropy::backward(cx.plan, chunk, io.control, io.targets, io.row_results, logits);
+                let dh = cx.plan.temp("dsupervised", m * c);
+                matmul::backward(cx.plan, "lm_head", m, logits, &self.head, None, false, cx.none, dh);
+                gather::backward(cx.plan, n, (m, first), c, io.inverse, dh, d_hidden);
+            }
+            cx.plan.skip_up_to = skip;
+        }
+        cross_entropy::report(cx.plan, io.control, io.row_results, io.ring);
+    }
+}
+
+/// Buffers and sequences of generation for a number of sequences and a capacity in tokens each.
+#[derive(Clone, Debug)]
+pub struct GenerationSequences {
+    pub sequences: usize,
+    pub capacity: usize,
+    /// Rows of a prefill chunk.
+    pub chunk: usize,
+    pub ids: Buf,
+    pub positions: Buf,
+    /// [rows, 2]: sequence and position.
+    pub slots: Buf,
+    /// [sequences]: the row each sequence's logits come from, or NONE.
+    pub rows: Buf,
+    /// [sequences, padded vocab]
+    pub logits: Buf,
+    pub rope_table: Buf,
+    pub plain: Pass,
+    /// The same over the same cache, with the adapter.
+    pub adapted: Option<Pass>,
+}
+
+/// A chunk of prompt rows, and one step of decoding.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass {
+    pub prefill: SequenceId,
+    pub decode: SequenceId,
+}
+
+impl Decoder {
+    pub fn generation_sequences(&self, plan: &mut Plan, patches: Option<&Patches>, sequences: usize, capacity: usize, chunk: usize) -> GenerationSequences {
+        let spec = &self.spec;
+        let most = chunk.max(sequences);
+        let mut words = |label: &str, len| plan.persistent(label, Elem::Word, len);
+        let (ids, positions) = (words("token ids", most), words("token positions", most));
+        let (slots, rows) = (words("cache slots", 2 * most), words("logit rows", sequences));
+        let control = words("control", control::WORDS);
+        let logits = plan.persistent("next logits", Elem::Float, sequences * spec.padded_vocab());
+        let rope_table = plan.persistent("rope table", Elem::Float, capacity * spec.head_dim);
+        let caches: Vec<Cache> = (0..spec.layers)
+            .map(|layer| {
+                let [k, v] = ["k", "v"].map(|name| {
+                    plan.persistent(format!("cache {name} {layer}"), Elem::Float, sequences * capacity * spec.kv_width())
+                });
+                Cache { k, v, capacity }
+            })
+            .collect();
+        let common = Common { positions, spans: slots, rope_table };
+        let mut sequence = |name: &str, n: usize, patches: Option<&Patches>| {
+            let id = plan.begin(name);
+            let mut cx = self.build(plan, n, patches, control, false);
+            let mut x = self.embed(&mut cx, ids);
+            for (block, cache) in self.blocks.iter().zip(&caches) {
+                x = block.forward_cached(&mut cx, spec, &common, cache, x);
+            }
+            let hidden = self.final_norm(&mut cx, x);
+            let last = cx.plan.temp("last rows", sequences * spec.hidden);
+            gather::forward(cx.plan, (sequences, 0), spec.hidden, rows, hidden, last);
+            self.logits(&mut cx, sequences, last, logits);
+            id
+        };
+        let mut pass = |patches: Option<&Patches>| Pass {
+            prefill: sequence("prefill", chunk, patches),
+            decode: sequence("decode", sequences, patches),
+        };
+        let (plain, adapted) = (pass(None), patches.map(|p| pass(Some(p))));
+        GenerationSequences { sequences, capacity, chunk, ids, positions, slots, rows, logits, rope_table, plain, adapted }
+    }
+}

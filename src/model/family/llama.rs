@@ -1,0 +1,110 @@
+//! The Llama family: RMSNorm, rotary half-split positions, grouped kv heads, SwiGLU
+//! (transformers `modeling_llama.py`, llama.cpp arch `llama`).
+
+use super::Keys;
+use crate::error::{Error, Result};
+use crate::model::spec::{ModelSpec, Rope, RopeScaling};
+use crate::weights::Gguf;
+use serde_json::Value;
+
+pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
+    let act = keys.config["hidden_act"].as_str().unwrap_or("silu");
+    if act != "silu" {
+        return Err(unsupported(keys.file, format!("hidden_act '{act}' is not supported"), "supported: silu"));
+    }
+    let (hidden, heads) = (keys.usize("hidden_size")?, keys.usize("num_attention_heads")?);
+    Ok(ModelSpec {
+        family: "llama".into(),
+        vocab: keys.usize("vocab_size")?,
+        hidden,
+        layers: keys.usize("num_hidden_layers")?,
+        heads,
+        kv_heads: keys.optional_usize("num_key_value_heads")?.unwrap_or(heads),
+        head_dim: keys.optional_usize("head_dim")?.unwrap_or(hidden / heads.max(1)),
+        ffn: keys.usize("intermediate_size")?,
+        eps: keys.f64_or("rms_norm_eps", 1e-6)? as f32,
+        rope: rope(keys)?,
+        tied: keys.bool_or("tie_word_embeddings", false)?,
+        attention_bias: keys.bool_or("attention_bias", false)?,
+        mlp_bias: keys.bool_or("mlp_bias", false)?,
+        context: keys.optional_usize("max_position_embeddings")?.unwrap_or(2048),
+    })
+}
+
+/// Both generations: `rope_parameters` (transformers 5) holds theta and scaling, before it `rope_theta` stood beside
+/// `rope_scaling` with `type` or `rope_type`.
+fn rope(keys: &Keys) -> Result<Rope> {
+    let (name, object) = match &keys.config["rope_parameters"] {
+        Value::Null => ("rope_scaling", &keys.config["rope_scaling"]),
+        new => ("rope_parameters", new),
+    };
+    let inner = Keys { config: object, file: keys.file };
+    let theta = match &object["rope_theta"] {
+        Value::Null => keys.f64_or("rope_theta", 10000.0)?,
+        _ => inner.f64_or("rope_theta", 10000.0)?,
+    };
+    let number = |key: &str| match object[key].as_f64() {
+        Some(v) if v > 0.0 => Ok(v),
+        _ => Err(keys.bad(&format!("{name}.{key}"), &format!("is {}, expected a positive number", object[key]))),
+    };
+    let kind = object["rope_type"].as_str().or(object["type"].as_str()).unwrap_or("default");
+    let scaling = match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: number("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: number("factor")?,
+            low: number("low_freq_factor")?,
+            high: number("high_freq_factor")?,
+            original_context: number("original_max_position_embeddings")?,
+        },
+        other => {
+            let what = format!("rope scaling '{other}' is not supported");
+            return Err(unsupported(keys.file, what, "supported: default, linear, llama3"));
+        }
+    };
+    Ok(Rope { theta, scaling })
+}
+
+fn unsupported(file: &str, what: String, hint: &str) -> Error {
+    Error::Unsupported { file: file.into(), what, hint: hint.into() }
+}
+
+pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
+    let key = |name: &str| format!("llama.{name}");
+    let size = |name: &str| gguf.u32(&key(name)).map(|v| v as usize);
+    let optional = |name: &str| gguf.optional(&key(name), Gguf::u32).map(|v| v.map(|v| v as usize));
+    let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
+    let tensors = &gguf.checkpoint.tensors;
+    let vocab = tensors.get("token_embd.weight").map_or(0, |t| t.rows() as usize);
+    Ok(ModelSpec {
+        family: "llama".into(),
+        vocab,
+        hidden,
+        layers: size("block_count")?,
+        heads,
+        kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim: optional("attention.key_length")?.unwrap_or(hidden / heads.max(1)),
+        ffn: size("feed_forward_length")?,
+        eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
+        rope: Rope {
+            theta: gguf.optional(&key("rope.freq_base"), Gguf::f32)?.unwrap_or(10000.0) as f64,
+            scaling: gguf_scaling(gguf)?,
+        },
+        tied: !tensors.contains_key("output.weight"),
+        attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
+        mlp_bias: tensors.contains_key("blk.0.ffn_gate.bias"),
+        context: optional("context_length")?.unwrap_or(2048),
+    })
+}
+
+/// `rope_freqs.weight`, where present, is read by the loader; here only metadata count.
+fn gguf_scaling(gguf: &Gguf) -> Result<RopeScaling> {
+    match gguf.optional("llama.rope.scaling.type", Gguf::str)? {
+        None | Some("none") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: gguf.f32("llama.rope.scaling.factor")? as f64 }),
+        Some(other) => {
+            let what = format!("rope scaling '{other}' is not supported");
+            Err(unsupported(gguf.name(), what, "supported: none, linear, and rope_freqs.weight"))
+        }
+    }
+}

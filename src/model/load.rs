@@ -1,0 +1,181 @@
+//! Streams a checkpoint into the buffers of a decoder, some rows at a time: no file and no tensor is held whole.
+
+use super::decoder::Decoder;
+use super::family;
+use super::seam::Module;
+use super::spec::{ModelSpec, RopeScaling};
+use super::tensors::{Tensor, gguf_name, hf_name};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::format::WeightFormat;
+use crate::plan::Plan;
+use crate::weights::{Checkpoint, ModelFiles};
+
+/// Bytes of f32 values read at a time.
+const PIECE: usize = 8 << 20;
+
+/// A base model on a device.
+pub struct Base {
+    pub plan: Plan,
+    pub device: Device,
+    pub decoder: Decoder,
+}
+
+impl Base {
+    /// Declares, allocates and streams. `progress` gets bytes done and in all.
+    pub async fn load(files: &ModelFiles, mut device: Device, progress: impl FnMut(u64, u64)) -> Result<Base> {
+        let opened = Opened::new(files).await?;
+        let mut plan = Plan::default();
+        let decoder = opened.declare(&mut plan, device.max_binding())?;
+        device.prepare(&plan).await?;
+        opened.stream(&decoder, &mut device, progress).await?;
+        Ok(Base { plan, device, decoder })
+    }
+
+    pub fn spec(&self) -> &ModelSpec {
+        &self.decoder.spec
+    }
+}
+
+/// A checkpoint whose configuration and tensors were checked against each other.
+pub struct Opened<'a> {
+    pub spec: ModelSpec,
+    files: &'a ModelFiles,
+}
+
+impl<'a> Opened<'a> {
+    /// Reads the configuration and checks every tensor's name and shape; no weights are read yet.
+    pub async fn new(files: &'a ModelFiles) -> Result<Opened<'a>> {
+        let mut spec = family::spec(files)?;
+        let checkpoint = files.checkpoint();
+        if matches!(files, ModelFiles::Hf { .. }) && !spec.tied && !checkpoint.tensors.contains_key("lm_head.weight") {
+            spec.tied = true; // transformers leaves a tied head out of the file, also where config.json does not say so
+        }
+        let opened = Opened { spec, files };
+        checkpoint.expect(opened.spec.tensors().into_iter().map(|(t, shape)| (opened.name(t), shape)))?;
+        opened.rope_divisors().await
+    }
+
+    /// Llama 3's frequency scaling comes as a tensor in GGUF files.
+    async fn rope_divisors(mut self) -> Result<Opened<'a>> {
+        let checkpoint = self.files.checkpoint();
+        if let (ModelFiles::Gguf { .. }, Some(info)) = (self.files, checkpoint.tensors.get("rope_freqs.weight")) {
+            let half = self.spec.head_dim as u64 / 2;
+            checkpoint.expect([("rope_freqs.weight".to_string(), vec![half])])?;
+            self.spec.rope.scaling = RopeScaling::Divisors(checkpoint.read_f32(info).await?);
+        }
+        Ok(self)
+    }
+
+    fn name(&self, tensor: Tensor) -> String {
+        match self.files {
+            ModelFiles::Hf { .. } => hf_name(tensor),
+            ModelFiles::Gguf { .. } => gguf_name(tensor),
+        }
+    }
+
+    /// How a tensor is kept: as stored where a shader reads that format, else as bf16.
+    pub fn format(&self, tensor: Tensor) -> WeightFormat {
+        self.files.checkpoint().get(&self.name(tensor)).map_or(WeightFormat::F32, |info| info.stored.default_format())
+    }
+
+    pub fn declare(&self, plan: &mut Plan, max_binding: u64) -> Result<Decoder> {
+        for (tensor, shape) in self.spec.tensors().into_iter().filter(|(_, shape)| shape.len() == 2) {
+            let (format, cols) = (self.format(tensor), shape[1] as usize);
+            if !cols.is_multiple_of(format.granule()) {
+                let what = format!("{} has rows of {cols} values", self.name(tensor));
+                let hint = format!("{} needs a multiple of {}", format.name(), format.granule());
+                return Err(Error::Unsupported { file: self.files.checkpoint().name().into(), what, hint });
+            }
+        }
+        Ok(Decoder::declare(plan, &self.spec, |t| self.format(t), max_binding))
+    }
+
+    /// Streams all weights to the device, which has prepared the plan. `progress` gets bytes done and in all.
+    pub async fn stream(&self, decoder: &Decoder, device: &mut Device, mut progress: impl FnMut(u64, u64)) -> Result<()> {
+        let checkpoint = self.files.checkpoint();
+        let tensors = self.spec.tensors();
+        let size = |t: Tensor| checkpoint.get(&self.name(t)).map_or(0, |i| i.bytes);
+        let total = tensors.iter().map(|(t, _)| size(*t)).sum();
+        let mut done = 0;
+        for (tensor, _) in tensors {
+            match decoder.vector(tensor) {
+                Some(buf) => {
+                    let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
+                    device.write_floats(buf, 0, &self.arranged(tensor, values));
+                }
+                None => self.stream_matrix(checkpoint, decoder, device, tensor).await?,
+            }
+            device.flush();
+            done += size(tensor);
+            progress(done, total);
+        }
+        Ok(())
+    }
+
+    async fn stream_matrix(&self, checkpoint: &Checkpoint, decoder: &Decoder, device: &mut Device, tensor: Tensor) -> Result<()> {
+        let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
+        let info = checkpoint.get(&self.name(tensor))?;
+        let stride = w.format.words(w.cols);
+        // Pieces are whole heads, so that the rows of a head can be rearranged within one.
+        let unit = self.interleaved(tensor).unwrap_or(4);
+        let piece = (PIECE / (w.cols * 4) / unit * unit).max(unit);
+        for row0 in (0..info.rows() as usize).step_by(piece) {
+            let rows = piece.min(info.rows() as usize - row0);
+            let words = checkpoint.read_rows(info, row0 as u64, rows as u64, w.format).await?;
+            let words = match self.interleaved(tensor) {
+                Some(head_dim) => half_split(&words, stride, head_dim),
+                None => words,
+            };
+            for shard in &w.shards {
+                let (lo, hi) = (row0.max(shard.row0), (row0 + rows).min(shard.row0 + shard.rows));
+                if lo < hi {
+                    device.write(shard.buf, (lo - shard.row0) * stride, &words[(lo - row0) * stride..(hi - row0) * stride]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// GGUF files of arch llama keep the rows of q and k in interleaved pairs; the head_dim to rearrange by.
+    fn interleaved(&self, tensor: Tensor) -> Option<usize> {
+        let pairs = match tensor {
+            Tensor::Weight(s) | Tensor::Bias(s) => matches!(s.module, Module::Q | Module::K),
+            _ => false,
+        };
+        (pairs && matches!(self.files, ModelFiles::Gguf { .. })).then_some(self.spec.head_dim)
+    }
+
+    fn arranged(&self, tensor: Tensor, values: Vec<f32>) -> Vec<f32> {
+        match self.interleaved(tensor) {
+            Some(head_dim) => half_split(&values, 1, head_dim),
+            None => values,
+        }
+    }
+}
+
+/// Rows of `stride` elements from (0, D/2, 1, D/2 + 1 …)-interleaved to half-split order within each head:
+/// out[i] = in[2i], out[i + D/2] = in[2i + 1].
+pub fn half_split<T: Copy>(rows: &[T], stride: usize, head_dim: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * stride) {
+        for parity in 0..2 {
+            for i in 0..head_dim / 2 {
+                out.extend_from_slice(&head[(2 * i + parity) * stride..][..stride]);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_split;
+
+    #[test]
+    fn interleaved_rows_become_half_split() {
+        // llama.cpp's converter writes hf rows 0..8 of one head in the order 0 4 1 5 2 6 3 7.
+        assert_eq!(half_split(&[0, 4, 1, 5, 2, 6, 3, 7], 1, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(half_split(&[0, 0, 2, 2, 1, 1, 3, 3], 2, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
+    }
+}

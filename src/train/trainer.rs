@@ -1,0 +1,366 @@
+//! The trainer: micro-batches through the "train" sequence, one "update" a step, reports from the ring.
+//!
+//! Gradients are normalised by the supervised tokens of the whole accumulation window, so k micro-batches equal one
+//! batch. Losses and norms stay on the device in a ring of slots, read every so often: no step waits for a read.
+
+use super::options::TrainOptions;
+use crate::adapter::Lora;
+use crate::clock::Instant;
+use crate::data::{Batch, Batches, IGNORE};
+use crate::error::{Error, Result};
+use crate::model::decoder::LossSequences;
+use crate::model::{Base, Inputs, Patches};
+use crate::ops::adamw::{self, AdamW};
+use crate::ops::control::{Control, REPORT, RING_SLOTS};
+use crate::ops::dropout::hash;
+use crate::ops::gather::NONE;
+use crate::ops::sum_squares;
+use crate::plan::memory::{Memory, temp_bytes};
+use crate::plan::{Elem, Plan, SequenceId};
+use serde::Serialize;
+
+/// One optimizer step, as `--log-json` writes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    pub step: u64,
+    /// Mean negative log-likelihood of the window's supervised tokens, in nats.
+    pub loss: f64,
+    pub lr: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    pub tokens: u64,
+    pub supervised_tokens: u64,
+    pub tokens_per_sec: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Evaluation {
+    /// Mean negative log-likelihood of a supervised token, in nats.
+    pub loss: f64,
+    pub perplexity: f64,
+    /// Share of supervised tokens that the model ranks first.
+    pub accuracy: f64,
+    pub supervised_tokens: u64,
+    pub tokens: u64,
+}
+
+/// Bytes of a run on its device, known before anything is allocated.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryPlan {
+    pub weights: u64,
+    /// Parameters, gradients and AdamW's two moments.
+    pub adapter: u64,
+    /// Activations and their gradients, shared by lifetime.
+    pub activations: u64,
+    /// Inputs, tables, reports and kernel parameters.
+    pub other: u64,
+    pub total: u64,
+    pub kept_blocks: usize,
+    pub blocks: usize,
+}
+
+/// Steps between two reads take at least this long, unless the ring is full.
+const READ_EVERY_MS: f64 = 250.0;
+
+struct Pending {
+    step: u64,
+    slot: u32,
+    lr: f64,
+    tokens: u64,
+    supervised: u64,
+}
+
+pub struct Trainer {
+    pub lora: Lora,
+    pub patches: Patches,
+    pub memory: MemoryPlan,
+    pub total_steps: u64,
+    options: TrainOptions,
+    io: Inputs,
+    sequences: LossSequences,
+    update: SequenceId,
+    batches: Batches,
+    step: u64,
+    pending: Vec<Pending>,
+    last_read: Instant,
+    /// Best validation loss so far, its step, and the adapter then.
+    best: Option<(f64, u64, Vec<f32>)>,
+}
+
+impl Trainer {
+    pub async fn new(base: &mut Base, lora: Lora, initial: Vec<f32>, batches: Batches, options: TrainOptions) -> Result<Trainer> {
+        options.check()?;
+        let kept = choose_kept_blocks(&base.plan, base, &lora, &options)?;
+        let (parts, memory) = plan_memory(base, &lora, &options, kept);
+        base.plan = parts.plan;
+        base.device.prepare(&base.plan).await?;
+        let spec = base.spec();
+        let table = spec.rope.table(spec.head_dim, options.seq_len);
+        base.device.write_floats(parts.io.rope_table, 0, &table);
+        base.device.write_floats(parts.patches.params, 0, &initial);
+        let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
+        let total_steps = options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1));
+        Ok(Trainer {
+            lora,
+            patches: parts.patches,
+            memory,
+            total_steps,
+            options,
+            io: parts.io,
+            sequences: parts.sequences,
+            update: parts.update,
+            batches,
+            step: 0,
+            pending: Vec::new(),
+            last_read: Instant::now(),
+            best: None,
+        })
+    }
+
+    pub fn step_number(&self) -> u64 {
+        self.step
+    }
+
+    pub fn done(&self) -> bool {
+        self.step >= self.total_steps
+    }
+
+    /// Submits one optimizer step. Returns the reports that became known, oldest first; they may lag behind.
+    pub async fn step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        let accum = self.options.grad_accum as u64;
+        let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
+        let supervised: u64 = window.iter().map(|b| b.supervised as u64).sum();
+        let slot = (self.step % RING_SLOTS as u64) as u32;
+        let mut control = self.control(slot, supervised);
+        for (i, batch) in window.iter().enumerate() {
+            control.first = i == 0;
+            control.rows = batch.supervised as u32;
+            control.seed = hash(hash(self.options.seed as u32) ^ hash((self.step * accum) as u32 + i as u32));
+            write_batch(base, &self.io, batch, &control);
+            base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
+        }
+        base.device.run(&base.plan, self.update, 0)?;
+        let tokens = window.iter().map(|b| b.tokens as u64).sum();
+        self.pending.push(Pending { step: self.step + 1, slot, lr: control.lr as f64, tokens, supervised });
+        self.step += 1;
+        let full = self.pending.len() >= RING_SLOTS;
+        if full || self.done() || self.last_read.elapsed_ms() >= READ_EVERY_MS || base.device.gpu_facts().is_none() {
+            return self.reports(base).await;
+        }
+        Ok(Vec::new())
+    }
+
+    fn control(&self, ring: u32, supervised: u64) -> Control {
+        let o = &self.options;
+        let t = self.step + 1;
+        let bias = |beta: f32| (1.0 - (beta as f64).powi(t.min(i32::MAX as u64) as i32)) as f32;
+        Control {
+            inv_tokens: (1.0 / supervised.max(1) as f64) as f32,
+            ring,
+            lr: o.schedule.rate(o.lr, self.step, o.warmup_steps, self.total_steps) as f32,
+            bias1: bias(BETA1),
+            bias2: bias(BETA2),
+            ..Default::default()
+        }
+    }
+
+    /// Reads the reports of all steps submitted so far. An error says which step was not finite; the adapter is then
+    /// still the one before that step.
+    pub async fn reports(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        if self.pending.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ring = base.device.read(self.io.ring, 0, RING_SLOTS * REPORT).await?;
+        let seconds = (self.last_read.elapsed_ms() / 1e3).max(1e-6);
+        self.last_read = Instant::now();
+        let pending = std::mem::take(&mut self.pending);
+        let speed = pending.iter().map(|p| p.tokens).sum::<u64>() as f64 / seconds;
+        let mut reports = Vec::with_capacity(pending.len());
+        for p in pending {
+            let [loss, _, grad_norm, applied] = ring[p.slot as usize * REPORT..][..REPORT] else { unreachable!() };
+            let loss = loss as f64 / p.supervised.max(1) as f64;
+            if applied != 1.0 {
+                return Err(diverged(p.step, loss, grad_norm));
+            }
+            reports.push(StepReport {
+                step: p.step,
+                loss,
+                lr: p.lr,
+                grad_norm: grad_norm as f64,
+                tokens: p.tokens,
+                supervised_tokens: p.supervised,
+                tokens_per_sec: speed,
+            });
+        }
+        Ok(reports)
+    }
+
+    /// Loss and accuracy over all batches, each once. Remembers the adapter when it is the best so far.
+    pub async fn evaluate(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
+        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        if self.best.as_ref().is_none_or(|(best, ..)| evaluation.loss < *best) {
+            self.best = Some((evaluation.loss, self.step, self.adapter(base).await?));
+        }
+        self.last_read = Instant::now();
+        Ok(evaluation)
+    }
+
+    /// The adapter's parameters now.
+    pub async fn adapter(&self, base: &mut Base) -> Result<Vec<f32>> {
+        base.device.read(self.patches.params, 0, self.lora.len).await
+    }
+
+    /// The best validation loss, its step and adapter.
+    pub fn best(&self) -> Option<(f64, u64, &[f32])> {
+        self.best.as_ref().map(|(loss, step, adapter)| (*loss, *step, adapter.as_slice()))
+    }
+
+    /// Turns the adapter into the given parameters (the best ones, say).
+    pub fn set_adapter(&self, base: &mut Base, flat: &[f32]) {
+        base.device.write_floats(self.patches.params, 0, flat);
+    }
+
+    /// The adapter's gradients as accumulated by a micro-batch, without an update: for tests against references.
+    pub async fn gradients(&mut self, base: &mut Base, batch: &Batch) -> Result<(f64, Vec<f32>)> {
+        let mut control = self.control(0, batch.supervised as u64);
+        (control.first, control.rows) = (true, batch.supervised as u32);
+        write_batch(base, &self.io, batch, &control);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.lora.len]);
+        base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
+        let loss = base.device.read(self.io.ring, 0, 1).await?[0] as f64 / batch.supervised as f64;
+        let grads = base.device.read(self.patches.grads, 0, self.lora.len).await?;
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.lora.len]);
+        Ok((loss, grads))
+    }
+}
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+
+fn diverged(step: u64, loss: f64, grad_norm: f32) -> Error {
+    Error::Diverged {
+        step,
+        what: format!("the loss is {loss} and the gradient norm {grad_norm}; the adapter of step {} is kept", step - 1),
+        hint: "lower --lr, add --warmup-steps, or look at the data with `luthier inspect data`".into(),
+    }
+}
+
+/// Writes what one micro-batch needs.
+pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Control) {
+    assert_eq!(batch.b * batch.t, io.n, "tokens of a batch");
+    let (mut targets, mut rows, mut inverse) = (vec![NONE; io.n], vec![NONE; io.n], vec![NONE; io.n]);
+    let supervised = (0..io.n).filter(|n| batch.targets[*n] != IGNORE);
+    for (m, n) in supervised.enumerate() {
+        (targets[m], rows[m], inverse[n]) = (batch.targets[n], n as u32, m as u32);
+    }
+    let spans: &[u32] = bytemuck::cast_slice(&batch.spans);
+    let words: [(_, &[u32]); 7] = [
+        (io.ids, &batch.ids),
+        (io.positions, &batch.positions),
+        (io.spans, spans),
+        (io.targets, &targets),
+        (io.rows, &rows),
+        (io.inverse, &inverse),
+        (io.control, &control.words()),
+    ];
+    for (buf, words) in words {
+        base.device.write(buf, 0, words);
+    }
+}
+
+/// Loss and accuracy over all batches, each once.
+pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batches: &Batches) -> Result<Evaluation> {
+    let (mut loss, mut hits, mut supervised, mut tokens) = (0.0, 0.0, 0, 0);
+    let all: Vec<u64> = (0..batches.batches_per_epoch()).collect();
+    for group in all.chunks(RING_SLOTS) {
+        for (slot, index) in group.iter().enumerate() {
+            let batch = batches.batch(*index);
+            let control = Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
+            write_batch(base, io, &batch, &control);
+            base.device.run(&base.plan, sequence, control.rows)?;
+            supervised += batch.supervised as u64;
+            tokens += batch.tokens as u64;
+        }
+        let ring = base.device.read(io.ring, 0, group.len() * REPORT).await?;
+        for report in ring.chunks_exact(REPORT) {
+            loss += report[0] as f64;
+            hits += report[1] as f64;
+        }
+    }
+    let loss = loss / supervised.max(1) as f64;
+    let accuracy = hits / supervised.max(1) as f64;
+    Ok(Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens: supervised, tokens })
+}
+
+/// A training run added to a copy of the base's plan.
+struct Parts {
+    plan: Plan,
+    io: Inputs,
+    patches: Patches,
+    sequences: LossSequences,
+    update: SequenceId,
+}
+
+fn build(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
+    let mut plan = plan.clone();
+    let spec = base.spec();
+    let io = Inputs::declare(&mut plan, spec, options.batch_size * options.seq_len, options.seq_len);
+    let patches = lora.declare(&mut plan, true);
+    let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
+    let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, lora.len));
+    let clip = plan.persistent("clip factor", Elem::Float, 4);
+    let update = plan.begin("update");
+    sum_squares::norm_and_clip(&mut plan, lora.len, options.max_grad_norm, patches.grads, io.control, io.ring, clip);
+    let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
+    let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: lora.len };
+    adamw::step(&mut plan, adamw, io.control, clip, &state);
+    Parts { plan, io, patches, sequences, update }
+}
+
+fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> (Parts, MemoryPlan) {
+    let parts = build(&base.plan, base, lora, options, kept_blocks);
+    let mut layout = Memory::default();
+    layout.extend(&parts.plan);
+    let mut before = Memory::default();
+    before.extend(&base.plan);
+    let (weights, activations) = (before.bytes(&base.plan), temp_bytes(&parts.plan));
+    let adapter = 4 * lora.len as u64 * 4;
+    let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
+    let other = total - weights - adapter - activations;
+    let blocks = base.spec().layers;
+    (parts, MemoryPlan { weights, adapter, activations, other, total, kept_blocks, blocks })
+}
+
+/// The most blocks whose activations fit; an error when not even recomputing all of them does.
+fn choose_kept_blocks(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOptions) -> Result<usize> {
+    let blocks = base.spec().layers;
+    if let Some(kept) = options.kept_blocks {
+        if kept > blocks {
+            let what = format!("is {kept}, the model has {blocks} blocks");
+            return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
+        }
+        return Ok(kept);
+    }
+    let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
+    let bytes = |kept: usize| {
+        let mut layout = Memory::default();
+        let parts = build(plan, base, lora, options, kept);
+        layout.extend(&parts.plan);
+        layout.bytes(&parts.plan)
+    };
+    if bytes(blocks) <= budget {
+        return Ok(blocks);
+    }
+    let least = bytes(0);
+    if least > budget {
+        let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
+        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(least), gib(budget));
+        return Err(Error::setting("memory-gib", what, "lower --batch-size or --seq-len, or allow more with --memory-gib"));
+    }
+    let (mut fits, mut too_many) = (0, blocks);
+    while too_many - fits > 1 {
+        let middle = (fits + too_many) / 2;
+        if bytes(middle) <= budget { fits = middle } else { too_many = middle }
+    }
+    Ok(fits)
+}

@@ -1,0 +1,255 @@
+//! The tokenizer inside a GGUF file, as the text of a Hugging Face `tokenizer.json`.
+//!
+//! `tokenizer.ggml.model` tells the algorithm: "gpt2" is byte-level BPE with its merges in the file and the splitting
+//! rule named by `tokenizer.ggml.pre`; "llama" is SentencePiece BPE with scores, from which the merges follow.
+
+use super::gguf::Gguf;
+use super::{TokenizerFiles, malformed, unsupported};
+use crate::Result;
+use serde_json::{Map, Value, json};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+const MAX_VOCABULARY: usize = 1 << 20;
+/// A SentencePiece piece is cut at every place, which is quadratic in its length.
+const MAX_PIECE: usize = 512;
+
+/// `tokenizer.ggml.token_type`: 1 is an ordinary piece, 5 one that is never produced.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+const BYTE: i64 = 6;
+
+struct Vocabulary<'a> {
+    tokens: &'a [String],
+    types: Vec<i64>,
+    ids: HashMap<&'a str, usize>,
+}
+
+pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
+    let vocabulary = read_vocabulary(gguf)?;
+    // Who does not say whether texts start with bos means what llama.cpp assumes of his kind of tokenizer.
+    let (model, text_rules, add_bos) = match gguf.str("tokenizer.ggml.model")? {
+        "gpt2" => {
+            let split = split(gguf)?;
+            (byte_level_model(gguf, &vocabulary, split)?, byte_level_rules(split), split == Split::Llama3)
+        }
+        "llama" => (sentencepiece_model(gguf, &vocabulary)?, sentencepiece_rules(gguf)?, true),
+        other => {
+            let what = format!("tokenizer '{other}' (tokenizer.ggml.model)");
+            return Err(unsupported(
+                gguf.name(),
+                what,
+                "gpt2 and llama tokenizers are read; use the safetensors model",
+            ));
+        }
+    };
+    let mut document = json!({ "version": "1.0", "truncation": null, "padding": null });
+    document["added_tokens"] = added_tokens(&vocabulary);
+    for (key, value) in text_rules {
+        document[key] = value;
+    }
+    document["post_processor"] = Value::Null;
+    document["model"] = model;
+    let id = |key: &str| special_id(gguf, &vocabulary, key);
+    Ok(TokenizerFiles {
+        tokenizer_json: document.to_string(),
+        chat_template: gguf.optional("tokenizer.chat_template", Gguf::str)?.map(String::from),
+        bos: id("bos_token_id")?,
+        eos: eos_ids(gguf, &vocabulary)?,
+        add_bos: gguf.optional("tokenizer.ggml.add_bos_token", Gguf::bool)?.unwrap_or(add_bos),
+        pad: id("padding_token_id")?,
+    })
+}
+
+fn read_vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
+    let bad = |what: String| malformed(gguf.name(), "key 'tokenizer.ggml.tokens'", what);
+    let tokens = gguf.strings("tokenizer.ggml.tokens")?;
+    if tokens.len() > MAX_VOCABULARY {
+        return Err(bad(format!("{} tokens; at most {MAX_VOCABULARY} are allowed", tokens.len())));
+    }
+    let types = gguf.optional("tokenizer.ggml.token_type", Gguf::ints)?.unwrap_or_else(|| vec![1; tokens.len()]);
+    if types.len() != tokens.len() {
+        return Err(bad(format!("{} tokens, but {} token types", tokens.len(), types.len())));
+    }
+    let mut ids = HashMap::with_capacity(tokens.len());
+    for (id, token) in tokens.iter().enumerate() {
+        if let Some(first) = ids.insert(token.as_str(), id) {
+            return Err(bad(format!("tokens {first} and {id} are both '{token}'")));
+        }
+    }
+    Ok(Vocabulary { tokens, types, ids })
+}
+
+fn special_id(gguf: &Gguf, vocabulary: &Vocabulary, name: &str) -> Result<Option<u32>> {
+    let key = format!("tokenizer.ggml.{name}");
+    match gguf.optional(&key, Gguf::u32)? {
+        Some(id) if id as usize >= vocabulary.tokens.len() => {
+            let what = format!("is {id}, but there are {} tokens", vocabulary.tokens.len());
+            Err(malformed(gguf.name(), format!("key '{key}'"), what))
+        }
+        id => Ok(id),
+    }
+}
+
+/// The end of a text, then the end of a turn where it is another token.
+fn eos_ids(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for name in ["eos_token_id", "eot_token_id"] {
+        ids.extend(special_id(gguf, vocabulary, name)?.filter(|id| !ids.contains(id)));
+    }
+    Ok(ids)
+}
+
+fn added_tokens(vocabulary: &Vocabulary) -> Value {
+    let of_type = |kind: i64| kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN;
+    let added = vocabulary.tokens.iter().zip(&vocabulary.types).enumerate().filter(|(_, (_, kind))| of_type(**kind));
+    let object = |(id, (content, kind)): (usize, (&String, &i64))| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": *kind != USER_DEFINED,
+        })
+    };
+    added.map(object).collect()
+}
+
+fn bpe(vocabulary: &Vocabulary, merges: Vec<Value>, settings: Value) -> Value {
+    let vocab: Map<String, Value> =
+        vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
+    let mut model = json!({
+        "type": "BPE", "dropout": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+    });
+    for (key, value) in settings.as_object().into_iter().flatten() {
+        model[key] = value.clone();
+    }
+    model["vocab"] = Value::Object(vocab);
+    model["merges"] = Value::Array(merges);
+    model
+}
+
+fn byte_level_model(gguf: &Gguf, vocabulary: &Vocabulary, split: Split) -> Result<Value> {
+    let mut merges = Vec::new();
+    for (rank, merge) in gguf.strings("tokenizer.ggml.merges")?.iter().enumerate() {
+        // The first byte may itself be a space, so the one that separates comes later.
+        let space = merge.bytes().skip(1).position(|b| b == b' ').map(|at| at + 1);
+        let pair = space.map(|at| (&merge[..at], &merge[at + 1..]));
+        let known =
+            |(a, b): &(&str, &str)| [*a, *b, &format!("{a}{b}")].iter().all(|piece| vocabulary.ids.contains_key(piece));
+        let Some((a, b)) = pair.filter(known) else {
+            let what = format!("merge {rank}, '{merge}', joins pieces that are no tokens");
+            return Err(malformed(gguf.name(), "key 'tokenizer.ggml.merges'", what));
+        };
+        merges.push(json!([a, b]));
+    }
+    // Llama 3 takes a word that is a token as it is, whatever its merges say.
+    let settings = json!({
+        "unk_token": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": split == Split::Llama3,
+    });
+    Ok(bpe(vocabulary, merges, settings))
+}
+
+/// How text is cut into words before BPE.
+#[derive(Clone, Copy, PartialEq)]
+enum Split {
+    Gpt2,
+    /// Single digits, then GPT-2's rule.
+    Digits,
+    Qwen2,
+    Llama3,
+}
+
+fn split(gguf: &Gguf) -> Result<Split> {
+    match gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default") {
+        "default" | "gpt-2" => Ok(Split::Gpt2),
+        "smollm" | "starcoder" => Ok(Split::Digits),
+        "qwen2" => Ok(Split::Qwen2),
+        "llama-bpe" => Ok(Split::Llama3),
+        other => {
+            let what = format!("pre-tokenizer '{other}' (tokenizer.ggml.pre)");
+            let hint =
+                "smollm, qwen2, llama-bpe and gpt-2 are read; use the safetensors model, which has its own rules";
+            Err(unsupported(gguf.name(), what, hint))
+        }
+    }
+}
+
+type Rules = [(&'static str, Value); 3];
+
+fn byte_level_rules(split: Split) -> Rules {
+    let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+    // The same expression but for how many digits make a word.
+    let words = |digits: &str| {
+        let letters = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
+        let rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let regex = format!("{letters}|{digits}|{rest}");
+        let cut = json!({
+            "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false,
+        });
+        json!({ "type": "Sequence", "pretokenizers": [cut, bytes(false)] })
+    };
+    let digits = json!({ "type": "Digits", "individual_digits": true });
+    let (normalizer, pre_tokenizer) = match split {
+        Split::Gpt2 => (Value::Null, bytes(true)),
+        Split::Digits => (Value::Null, json!({ "type": "Sequence", "pretokenizers": [digits, bytes(true)] })),
+        Split::Qwen2 => (json!({ "type": "NFC" }), words(r"\p{N}")),
+        Split::Llama3 => (Value::Null, words(r"\p{N}{1,3}")),
+    };
+    [("normalizer", normalizer), ("pre_tokenizer", pre_tokenizer), ("decoder", bytes(true))]
+}
+
+fn sentencepiece_model(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Value> {
+    let scores = gguf.floats("tokenizer.ggml.scores")?;
+    if scores.len() != vocabulary.tokens.len() {
+        let what = format!("{} scores for {} tokens", scores.len(), vocabulary.tokens.len());
+        return Err(malformed(gguf.name(), "key 'tokenizer.ggml.scores'", what));
+    }
+    if let Some(id) = vocabulary.tokens.iter().position(|token| token.len() > MAX_PIECE) {
+        let what = format!("token {id} has {} bytes; at most {MAX_PIECE} are allowed", vocabulary.tokens[id].len());
+        return Err(malformed(gguf.name(), "key 'tokenizer.ggml.tokens'", what));
+    }
+    let unknown = special_id(gguf, vocabulary, "unknown_token_id")?.unwrap_or(0) as usize;
+    let merges = merges_from_scores(vocabulary, &scores).into_iter().map(|(a, b)| json!([a, b])).collect();
+    let settings = json!({
+        "unk_token": vocabulary.tokens.get(unknown), "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+    });
+    Ok(bpe(vocabulary, merges, settings))
+}
+
+/// Every way to cut a piece in two pieces is a merge; better scores first, and ties as transformers' converter breaks
+/// them: longer halves first, then (the sort being stable) smaller ids.
+fn merges_from_scores<'a>(vocabulary: &Vocabulary<'a>, scores: &[f32]) -> Vec<(&'a str, &'a str)> {
+    let mergeable = |id: usize| ![UNKNOWN, CONTROL, BYTE].contains(&vocabulary.types[id]);
+    let find = |piece: &str| vocabulary.ids.get(piece).copied().filter(|&id| mergeable(id));
+    let mut merges = Vec::new();
+    for (id, token) in vocabulary.tokens.iter().enumerate().filter(|(id, _)| mergeable(*id)) {
+        let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
+        let mut found: Vec<_> = cuts.filter_map(|(a, b)| Some((find(a)?, find(b)?, a, b))).collect();
+        found.sort_by_key(|&(a, b, ..)| (a, b));
+        merges.extend(found.into_iter().map(|(_, _, a, b)| (scores[id], a, b)));
+    }
+    let length = |s: &str| s.chars().count();
+    merges.sort_by(|x, y| {
+        let score = y.0.partial_cmp(&x.0).unwrap_or(Ordering::Equal);
+        score.then_with(|| (length(y.1), length(y.2)).cmp(&(length(x.1), length(x.2))))
+    });
+    merges.into_iter().map(|(_, a, b)| (a, b)).collect()
+}
+
+fn sentencepiece_rules(gguf: &Gguf) -> Result<Rules> {
+    let prefix = gguf.optional("tokenizer.ggml.add_space_prefix", Gguf::bool)?.unwrap_or(true);
+    let mut normalizers = vec![json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" })];
+    let mut decoders = vec![
+        json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
+        json!({ "type": "ByteFallback" }),
+        json!({ "type": "Fuse" }),
+    ];
+    if prefix {
+        normalizers.insert(0, json!({ "type": "Prepend", "prepend": "▁" }));
+        decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
+    }
+    Ok([
+        ("normalizer", json!({ "type": "Sequence", "normalizers": normalizers })),
+        ("pre_tokenizer", Value::Null),
+        ("decoder", json!({ "type": "Sequence", "decoders": decoders })),
+    ])
+}

@@ -1,0 +1,28 @@
+//! What test binaries share: the GPU or a skip, and the folder of shared models and data.
+#![allow(dead_code)]
+
+use luthier::gpu::Gpu;
+use std::path::PathBuf;
+
+/// Says SKIPPED; with `REQUIRE_GPU=1` a skipped GPU test fails.
+pub fn gpu() -> Option<Gpu> {
+    match pollster::block_on(luthier::gpu::open(true)) {
+        Ok(Some(gpu)) => Some(gpu),
+        other => {
+            let why = other.err().map_or("no GPU adapter".into(), |e| e.to_string());
+            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but: {why}");
+            println!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
+/// A folder of `../shared`, where it is present.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    if full.exists() {
+        return Some(full);
+    }
+    println!("SKIPPED: {} is not there", full.display());
+    None
+}
