@@ -2,7 +2,7 @@
 
 use crate::adapter::peft::{self, Files};
 use crate::adapter::{Lora, LoraConfig};
-use crate::data::{Batches, Dataset, EncodeOptions, Message, PackOptions, Records, Split, Tokenizer, Turns, split};
+use crate::data::{Batches, Dataset, EncodeOptions, Message, PackOptions, Records, Split, Tokenizer, split};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Sampling};
@@ -104,7 +104,7 @@ impl Session {
     }
 
     fn encode(&self, records: &Records, seq_len: usize) -> Result<Dataset> {
-        Dataset::encode(records, &self.tokenizer, &EncodeOptions { seq_len, ..Default::default() })
+        Dataset::encode(records, &self.tokenizer, &EncodeOptions { seq_len, use_template: true })
     }
 
     /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init.
@@ -250,8 +250,7 @@ impl Session {
         if !chat {
             return self.tokenizer.encode(prompt, true);
         }
-        let turns = Turns { messages: vec![Message::new("user", prompt)], ..Default::default() };
-        self.tokenizer.encode(&self.tokenizer.render_chat(&turns, true)?, false)
+        self.tokenizer.encode_chat(&[Message::new("user", prompt)])
     }
 
     /// Continues prompts, some at a time, with the adapter if asked. `on_token` gets (prompt, token) as they come.
