@@ -19,6 +19,8 @@ pub mod ops;
 pub mod plan;
 pub mod session;
 pub mod train;
+#[cfg(target_arch = "wasm32")]
+pub mod web;
 pub mod weights;
 
 pub use error::{Error, Result};

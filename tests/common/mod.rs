@@ -1,6 +1,8 @@
 //! What test binaries share: the GPU or a skip, and the folder of shared models and data.
 #![allow(dead_code)]
 
+pub mod tolerance;
+
 use luthier::gpu::Gpu;
 use std::path::PathBuf;
 

@@ -1,0 +1,34 @@
+//! Each kernel family, three ways: its twin against finite differences (or the textbook), the GPU and the f32 twin
+//! against the f64 twin on awkward shapes, and (in `tests/shaders.rs`) its `Params` against the shader.
+
+mod common;
+
+#[path = "ops/harness.rs"]
+mod harness;
+
+#[path = "ops/adamw.rs"]
+mod adamw;
+#[path = "ops/attention.rs"]
+mod attention;
+#[path = "ops/attention_cached.rs"]
+mod attention_cached;
+#[path = "ops/cross_entropy.rs"]
+mod cross_entropy;
+#[path = "ops/dropout.rs"]
+mod dropout;
+#[path = "ops/embedding.rs"]
+mod embedding;
+#[path = "ops/gather.rs"]
+mod gather;
+#[path = "ops/lora_grad.rs"]
+mod lora_grad;
+#[path = "ops/matmul.rs"]
+mod matmul;
+#[path = "ops/rmsnorm.rs"]
+mod rmsnorm;
+#[path = "ops/rope.rs"]
+mod rope;
+#[path = "ops/sum_squares.rs"]
+mod sum_squares;
+#[path = "ops/swiglu.rs"]
+mod swiglu;

@@ -1,0 +1,110 @@
+use crate::common::tolerance::SOFTMAX;
+use crate::harness::{Suite, gradcheck, random, spans, with_outliers};
+use luthier::ops::attention::{self, Backward, Shape};
+
+fn shape(n: usize, heads: usize, kv_heads: usize, d: usize) -> Shape {
+    Shape { n, heads, kv_heads, d, scale: 1.0 / (d as f32).sqrt() }
+}
+
+struct Inputs {
+    s: Shape,
+    spans: Vec<u32>,
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    d_o: Vec<f64>,
+}
+
+impl Inputs {
+    fn new(s: Shape, documents: &[usize]) -> Inputs {
+        assert_eq!(documents.iter().sum::<usize>(), s.n);
+        let (wide, narrow) = (s.n * s.heads * s.d, s.n * s.kv_heads * s.d);
+        let spans = spans(documents);
+        Inputs { s, spans, q: random(wide, 1), k: random(narrow, 2), v: random(narrow, 3), d_o: random(wide, 4) }
+    }
+
+    /// Outputs: o, stats.
+    fn forward(&self, s: &mut Suite) {
+        let (spans, q, k, v) =
+            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
+        let (o, stats) = (s.output("o", self.q.len()), s.output("stats", self.s.n * self.s.heads * 2));
+        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, stats);
+    }
+
+    /// Outputs: o, stats, dq, dk, dv.
+    fn backward(&self, s: &mut Suite) {
+        let (spans, q, k, v) =
+            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
+        let (o, stats) = (s.output("o", self.q.len()), s.output("stats", self.s.n * self.s.heads * 2));
+        let d_o = s.floats("do", &self.d_o);
+        let (dq, dk, dv) = (s.output("dq", self.q.len()), s.output("dk", self.k.len()), s.output("dv", self.v.len()));
+        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, stats);
+        attention::backward(&mut s.plan, "", self.s, &Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
+    }
+
+    fn output(&self) -> Vec<f64> {
+        let mut s = Suite::new(SOFTMAX);
+        self.forward(s.case("forward"));
+        s.reference().remove(0)
+    }
+}
+
+#[test]
+fn twin_backward_matches_finite_differences() {
+    let at = || Inputs::new(shape(7, 6, 2, 4), &[4, 1, 2]);
+    let i = at();
+    let mut s = Suite::new(SOFTMAX);
+    i.backward(s.case("backward"));
+    let out = s.reference();
+    gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &out[2]);
+    gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &out[3]);
+    gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &out[4]);
+}
+
+/// Softmax written out, row by row.
+#[test]
+fn twin_forward_matches_the_textbook() {
+    let i = Inputs::new(shape(70, 3, 1, 4), &[66, 4]);
+    let (h, d) = (i.s.heads, i.s.d);
+    let got = i.output();
+    for n in 0..i.s.n {
+        for head in 0..h {
+            let q = &i.q[(n * h + head) * d..][..d];
+            let score = |j: usize| i.k[j * d..][..d].iter().zip(q).map(|(a, b)| a * b).sum::<f64>() * i.s.scale as f64;
+            let seen: Vec<usize> = (i.spans[2 * n] as usize..=n).collect();
+            let sum: f64 = seen.iter().map(|j| score(*j).exp()).sum();
+            for c in 0..d {
+                let want: f64 = seen.iter().map(|j| score(*j).exp() / sum * i.v[j * d + c]).sum();
+                assert!((got[(n * h + head) * d + c] - want).abs() < 1e-10);
+            }
+        }
+    }
+}
+
+#[test]
+fn executors_agree() {
+    let mut s = Suite::new(SOFTMAX);
+    for (heads, kv_heads, d, documents) in [
+        (1, 1, 4, &[1][..]),
+        (3, 1, 12, &[7]),
+        (4, 4, 64, &[1, 2, 60, 64]),
+        (8, 2, 64, &[128]),
+        (3, 1, 64, &[100, 29]),
+        (4, 1, 128, &[5, 65]),
+    ] {
+        let n = documents.iter().sum();
+        Inputs::new(shape(n, heads, kv_heads, d), documents)
+            .backward(s.case(format!("{n} rows, {heads}/{kv_heads} heads of {d}")));
+    }
+    s.check();
+}
+
+/// Values of ±800 pass through; keys of that size would make any softmax a coin toss between roundings.
+#[test]
+fn outliers_in_values_survive() {
+    let mut s = Suite::new(SOFTMAX);
+    let mut i = Inputs::new(shape(65, 2, 1, 12), &[65]);
+    i.v = with_outliers(i.v.len(), 12, 5);
+    i.backward(s.case("outliers"));
+    s.check();
+}

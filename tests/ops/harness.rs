@@ -1,0 +1,265 @@
+//! Runs kernels on made-up buffers with every executor and compares.
+//!
+//! A [`Suite`] is one plan; each case is a sequence of it with its own buffers. Every buffer is followed by guard words:
+//! NaN behind inputs, so that reading too far spoils the result, and a sentinel behind outputs, so that writing too far
+//! shows. What a kernel must overwrite starts as NaN.
+
+use crate::common::tolerance::{DIFFERENCES, STEP, Tolerance};
+use luthier::cpu::{Cpu, Twin};
+use luthier::format::{WeightFormat, pack};
+use luthier::gpu::Gpu;
+use luthier::ops::matmul::{Matrix, Shard};
+use luthier::plan::{Buf, Elem, Plan, Style};
+
+const GUARD: usize = 8;
+const SENTINEL: f64 = -12345.0;
+
+enum Data {
+    Floats(Vec<f64>),
+    Words(Vec<u32>),
+}
+
+struct Tensor {
+    label: String,
+    buf: Buf,
+    data: Data,
+    /// Compared after the run; else it is an input, which must not change either.
+    output: bool,
+}
+
+struct Case {
+    label: String,
+    tensors: Vec<Tensor>,
+}
+
+pub struct Suite {
+    pub plan: Plan,
+    cases: Vec<Case>,
+    tolerance: Tolerance,
+}
+
+impl Suite {
+    pub fn new(tolerance: Tolerance) -> Suite {
+        Suite { plan: Plan::default(), cases: Vec::new(), tolerance }
+    }
+
+    /// Begins a case: buffers and steps from here on belong to it.
+    pub fn case(&mut self, label: impl Into<String>) -> &mut Self {
+        let label = label.into();
+        self.plan.begin(&label);
+        self.cases.push(Case { label, tensors: Vec::new() });
+        self
+    }
+
+    fn add(&mut self, label: &str, data: Data, output: bool) -> Buf {
+        let (elem, len) = match &data {
+            Data::Floats(v) => (Elem::Float, v.len()),
+            Data::Words(v) => (Elem::Word, v.len()),
+        };
+        let buf = self.plan.persistent(label, elem, len + GUARD);
+        let tensor = Tensor { label: label.into(), buf, data, output };
+        self.cases.last_mut().expect("a case was begun").tensors.push(tensor);
+        buf
+    }
+
+    pub fn floats(&mut self, label: &str, values: &[f64]) -> Buf {
+        self.add(label, Data::Floats(values.to_vec()), false)
+    }
+
+    pub fn words(&mut self, label: &str, words: &[u32]) -> Buf {
+        self.add(label, Data::Words(words.to_vec()), false)
+    }
+
+    /// An output that must be overwritten as a whole.
+    pub fn output(&mut self, label: &str, len: usize) -> Buf {
+        self.in_out(label, &vec![f64::NAN; len])
+    }
+
+    /// An output that holds something before.
+    pub fn in_out(&mut self, label: &str, values: &[f64]) -> Buf {
+        self.add(label, Data::Floats(values.to_vec()), true)
+    }
+
+    /// An output that is added to `old` where there is one, else overwritten.
+    pub fn onto(&mut self, label: &str, len: usize, old: Option<&[f64]>) -> Buf {
+        match old {
+            Some(old) => self.in_out(label, old),
+            None => self.output(label, len),
+        }
+    }
+
+    /// A weight matrix whose data start `offset` words into its buffer.
+    pub fn matrix(
+        &mut self,
+        format: WeightFormat,
+        (rows, cols): (usize, usize),
+        offset: usize,
+        values: &[f64],
+    ) -> Matrix {
+        let floats: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+        let mut words = vec![0x7fc0_7fc0; offset];
+        words.extend(pack(format, &floats));
+        let buf = self.words("W", &words);
+        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset }] }
+    }
+
+    /// Outputs of the first case, by the reference.
+    pub fn reference(&self) -> Vec<Vec<f64>> {
+        self.run_cpu::<f64>().swap_remove(0)
+    }
+
+    /// Outputs of the first case on the GPU, where there is one.
+    pub fn on_gpu(&self) -> Option<Vec<Vec<f64>>> {
+        let mut gpu = crate::common::gpu()?;
+        Some(pollster::block_on(self.run_gpu(&mut gpu)).unwrap().swap_remove(0))
+    }
+
+    /// The f32 twin and the GPU against the f64 twin, every output of every case.
+    pub fn check(&self) {
+        assert_eq!(self.plan.check(), Vec::<String>::new());
+        let want = self.run_cpu::<f64>();
+        self.compare("CPU f32", &self.run_cpu::<f32>(), &want);
+        for style in self.styles() {
+            let Some(mut gpu) = crate::common::gpu() else { return };
+            gpu.set_style(style);
+            self.compare(&format!("GPU {style:?}"), &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+        }
+    }
+
+    /// The styles that any kernel of the plan has a shader of its own for.
+    fn styles(&self) -> Vec<Style> {
+        let steps = self.plan.sequences.iter().flat_map(|s| &s.steps);
+        let tiled = steps.flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled);
+        if tiled { vec![Style::Direct, Style::Tiled] } else { vec![Style::Direct] }
+    }
+
+    fn run_cpu<F: Twin>(&self) -> Vec<Vec<Vec<f64>>> {
+        let mut cpu = Cpu::<F>::new();
+        cpu.prepare(&self.plan);
+        self.cases.iter().enumerate().map(|(i, case)| case.run_cpu(&mut cpu, &self.plan, i)).collect()
+    }
+
+    async fn run_gpu(&self, gpu: &mut Gpu) -> luthier::Result<Vec<Vec<Vec<f64>>>> {
+        gpu.prepare(&self.plan).await?;
+        let mut all = Vec::new();
+        for (i, case) in self.cases.iter().enumerate() {
+            for t in &case.tensors {
+                gpu.write(t.buf, 0, &t.start());
+            }
+            gpu.run(i, u32::MAX)?;
+            let mut outputs = Vec::new();
+            for t in &case.tensors {
+                let words = gpu.read(t.buf, 0, t.start().len()).await?;
+                outputs.extend(t.finish(&case.label, &words, |w| f32::from_bits(w) as f64));
+            }
+            all.push(outputs);
+        }
+        Ok(all)
+    }
+
+    fn compare(&self, device: &str, got: &[Vec<Vec<f64>>], want: &[Vec<Vec<f64>>]) {
+        for ((case, got), want) in self.cases.iter().zip(got).zip(want) {
+            let outputs = case.tensors.iter().filter(|t| t.output);
+            for ((tensor, got), want) in outputs.zip(got).zip(want) {
+                assert!(
+                    want.iter().all(|w| w.is_finite()),
+                    "{}: {}: the reference is not finite",
+                    case.label,
+                    tensor.label
+                );
+                self.tolerance.check(&format!("{device}: {}: {}", case.label, tensor.label), got, want);
+            }
+        }
+    }
+}
+
+impl Case {
+    fn run_cpu<F: Twin>(&self, cpu: &mut Cpu<F>, plan: &Plan, sequence: usize) -> Vec<Vec<f64>> {
+        for t in &self.tensors {
+            match &t.data {
+                Data::Words(_) => cpu.write_words(t.buf, 0, &t.start()),
+                Data::Floats(v) => cpu.write_floats(
+                    t.buf,
+                    0,
+                    v.iter().copied().chain([t.guard(); GUARD]).collect::<Vec<_>>().into_iter(),
+                ),
+            }
+        }
+        cpu.run(plan, sequence, u32::MAX);
+        let floats = self.tensors.iter().filter(|t| matches!(t.data, Data::Floats(_)));
+        floats.flat_map(|t| t.finish(&self.label, cpu.read(t.buf, 0, t.start().len()), |x| x.to64())).collect()
+    }
+}
+
+impl Tensor {
+    fn guard(&self) -> f64 {
+        if self.output { SENTINEL } else { f64::NAN }
+    }
+
+    /// Data and guards as the words a GPU gets.
+    fn start(&self) -> Vec<u32> {
+        let guard = (self.guard() as f32).to_bits();
+        let data: Vec<u32> = match &self.data {
+            Data::Floats(v) => v.iter().map(|x| (*x as f32).to_bits()).collect(),
+            Data::Words(v) => v.clone(),
+        };
+        data.into_iter().chain([guard; GUARD]).collect()
+    }
+
+    /// The output's values; checks that guards and inputs are what they were.
+    fn finish<T: Copy>(&self, case: &str, after: &[T], value: impl Fn(T) -> f64) -> Option<Vec<f64>> {
+        let values: Vec<f64> = after.iter().map(|x| value(*x)).collect();
+        let before: Vec<f64> = self.start().iter().map(|w| f32::from_bits(*w) as f64).collect();
+        let kept = if self.output { before.len() - GUARD } else { 0 };
+        for i in kept..before.len() {
+            let same = values[i] as f32 == before[i] as f32 || (values[i].is_nan() && before[i].is_nan());
+            assert!(same, "{case}: {}[{i}] was {}, is {}: it must not be written", self.label, before[i], values[i]);
+        }
+        self.output.then(|| values[..kept].to_vec())
+    }
+}
+
+/// Numbers like a standard normal's, each one an f32.
+pub fn random(len: usize, seed: u64) -> Vec<f64> {
+    let uniform = |i: usize, k: u64| luthier::num::uniform(seed, k, i as u64);
+    (0..len)
+        .map(|i| ((0..6).map(|k| uniform(i, k)).sum::<f64>() - 3.0) * 2f64.sqrt())
+        .map(|x| x as f32 as f64)
+        .collect()
+}
+
+/// [`random`] with one column in `width` blown up to about 800, as real models' residual streams have.
+pub fn with_outliers(len: usize, width: usize, seed: u64) -> Vec<f64> {
+    let mut x = random(len, seed);
+    x.iter_mut().skip(width / 3).step_by(width).for_each(|x| *x = (*x * 800.0) as f32 as f64);
+    x
+}
+
+/// `dx` against central differences of ⟨dy, f(x)⟩.
+pub fn gradcheck(what: &str, f: impl Fn(&[f64]) -> Vec<f64>, x: &[f64], dy: &[f64], dx: &[f64]) {
+    let scalar = |x: &[f64]| f(x).iter().zip(dy).map(|(y, dy)| y * dy).sum::<f64>();
+    let slope = |i: usize| {
+        let mut at = x.to_vec();
+        at[i] = x[i] + STEP;
+        let above = scalar(&at);
+        at[i] = x[i] - STEP;
+        (above - scalar(&at)) / (2.0 * STEP)
+    };
+    let want: Vec<f64> = (0..x.len()).map(slope).collect();
+    DIFFERENCES.check(what, dx, &want);
+}
+
+/// (first, end) of each row's document, for documents of these lengths.
+pub fn spans(lengths: &[usize]) -> Vec<u32> {
+    let mut spans = Vec::new();
+    for len in lengths {
+        let first = spans.len() as u32 / 2;
+        spans.extend((0..*len).flat_map(|_| [first, first + *len as u32]));
+    }
+    spans
+}
+
+/// A control buffer's words.
+pub fn control(c: luthier::ops::control::Control) -> Vec<u32> {
+    c.words().to_vec()
+}

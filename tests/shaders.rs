@@ -1,0 +1,170 @@
+//! Static checks of every shader: it validates with every weight format, and what Rust says of it is true.
+
+use luthier::format::WeightFormat;
+use luthier::gpu::{assemble, defaults};
+use luthier::ops::{KERNELS, control, gather, sum_squares};
+use luthier::plan::{Access, Kernel, Shader};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Expression, Literal, Module, ScalarKind, StorageAccess, TypeInner};
+use std::path::Path;
+
+/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves).
+fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
+    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
+    (module, info)
+}
+
+fn label(kernel: &Kernel, shader: &Shader) -> String {
+    format!("{kernel:?} ({:?})", shader.style)
+}
+
+/// Calls `f` for each shader of each kernel, with its default format and constants.
+fn each_shader(f: impl Fn(&str, &'static Kernel, &Module, &ModuleInfo)) {
+    for kernel in KERNELS {
+        for shader in kernel.shaders {
+            let (format, consts) = defaults(shader);
+            let label = label(kernel, shader);
+            let (module, info) = validated(&label, &assemble(shader, format, &consts, [8, 8]));
+            f(&label, kernel, &module, &info);
+        }
+    }
+}
+
+fn constant(module: &Module, name: &str) -> u32 {
+    let found = module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name));
+    let (_, constant) = found.unwrap_or_else(|| panic!("no constant {name}"));
+    match module.global_expressions[constant.init] {
+        Expression::Literal(Literal::U32(value)) => value,
+        ref other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn every_shader_validates_with_every_format_and_head_dim() {
+    for kernel in KERNELS {
+        for shader in kernel.shaders {
+            let (format, consts) = defaults(shader);
+            let formats: Vec<_> = if format.is_some() { WeightFormat::ALL.map(Some).to_vec() } else { vec![None] };
+            let heads: &[u32] = if consts.is_empty() { &[0] } else { &[1, 3, 16, 20, 32, 64] };
+            for format in formats {
+                for head in heads {
+                    let consts: Vec<_> = consts.iter().map(|(name, _)| (*name, *head)).collect();
+                    for workgroup in [[8, 8], [32, 1], [1, 32]] {
+                        validated(&label(kernel, shader), &assemble(shader, format, &consts, workgroup));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn params_have_the_fields_the_shader_reads() {
+    each_shader(|label, kernel, module, _| {
+        let (_, params) =
+            module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).expect("a struct Params");
+        let TypeInner::Struct { members, .. } = &params.inner else { panic!("{label}: Params is no struct") };
+        let fields: Vec<(String, &str, u32)> = members
+            .iter()
+            .map(|m| (m.name.clone().unwrap_or_default(), scalar(&module.types[m.ty].inner), m.offset))
+            .collect();
+        let want: Vec<_> =
+            kernel.fields.iter().zip(0..).map(|((name, ty), i)| (name.to_string(), *ty, i * 4)).collect();
+        assert_eq!(fields, want, "{label}");
+        assert!(fields.len() <= 16, "{label}: parameters take more than the 64 bytes of a slot");
+    });
+}
+
+fn scalar(inner: &TypeInner) -> &'static str {
+    match inner {
+        TypeInner::Scalar(s) if s.kind == ScalarKind::Uint && s.width == 4 => "u32",
+        TypeInner::Scalar(s) if s.kind == ScalarKind::Float && s.width == 4 => "f32",
+        _ => "neither u32 nor f32",
+    }
+}
+
+#[test]
+fn bindings_are_those_the_kernel_declares() {
+    each_shader(|label, kernel, module, info| {
+        let index = module.entry_points.iter().position(|e| e.name == kernel.entry);
+        let uses = info.get_entry_point(index.unwrap_or_else(|| panic!("{label}: no such entry point")));
+        let mut bound: Vec<(u32, bool)> = module
+            .global_variables
+            .iter()
+            .filter(|(handle, _)| !uses[*handle].is_empty())
+            .filter_map(|(_, var)| match var.space {
+                AddressSpace::Storage { access } => {
+                    let at = var.binding.as_ref().expect("a binding");
+                    assert_eq!(at.group, 0, "{label}: buffers are in group 0");
+                    Some((at.binding, access.contains(StorageAccess::STORE)))
+                }
+                _ => None,
+            })
+            .collect();
+        bound.sort();
+        let want: Vec<_> = kernel.access.iter().zip(0..).map(|(a, i)| (i, *a != Access::Read)).collect();
+        assert_eq!(bound, want, "{label}: (binding, written)");
+    });
+}
+
+#[test]
+fn constants_are_the_same_in_rust_and_wgsl() {
+    each_shader(|_, kernel, module, _| {
+        for (name, value) in [
+            ("ROWS", control::ROWS),
+            ("INV_TOKENS", control::INV_TOKENS),
+            ("FIRST", control::FIRST),
+            ("RING", control::RING),
+            ("LR", control::LR),
+            ("BIAS1", control::BIAS1),
+            ("BIAS2", control::BIAS2),
+            ("SEED", control::SEED),
+            ("REPORT", control::REPORT),
+            ("NONE", gather::NONE as usize),
+        ] {
+            assert_eq!(constant(module, name), value as u32, "{name}");
+        }
+        if kernel.name == "sum_squares" {
+            assert_eq!(constant(module, "CHUNK"), sum_squares::CHUNK as u32);
+        }
+    });
+}
+
+/// What one kernel is presented as: a shader with its contract, an op with a twin, a test and a bench row.
+#[test]
+fn every_shader_has_an_op_a_test_and_a_bench_row() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let benches = std::fs::read_to_string(root.join("benches/kernels.rs")).unwrap();
+    for entry in std::fs::read_dir(root.join("shaders")).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() || stem == "prelude" {
+            continue;
+        }
+        let source = std::fs::read_to_string(&path).unwrap();
+        let users = KERNELS.iter().filter(|k| k.shaders.iter().any(|s| s.source == source));
+        let kernel = users.last().unwrap_or_else(|| panic!("no kernel uses {}", path.display()));
+        assert!(stem.starts_with(kernel.name), "{} belongs to the kernel {}", path.display(), kernel.name);
+        for room in ["src/ops", "tests/ops"] {
+            let file = root.join(room).join(kernel.name).with_extension("rs");
+            assert!(file.is_file(), "{} is missing", file.display());
+        }
+        assert!(benches.contains(&format!("{}::", kernel.name)), "{} has no row in benches/kernels.rs", kernel.name);
+        let header = source.split("struct Params").next().unwrap();
+        assert!(header.starts_with("//") && header.contains("Dispatch:"), "{}: no contract", path.display());
+    }
+}
+
+/// Every entry point of every shader belongs to a kernel: nothing is written that nothing runs.
+#[test]
+fn every_entry_point_is_a_kernel() {
+    each_shader(|label, kernel, module, _| {
+        for point in &module.entry_points {
+            let known = KERNELS.iter().any(|k| k.name == kernel.name && k.entry == point.name);
+            assert!(known, "{label}: {} is no kernel", point.name);
+        }
+    });
+}
