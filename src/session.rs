@@ -289,7 +289,11 @@ impl Session {
             let patches = self.adapter.as_ref().map(|(_, p)| p);
             self.generator = Some(Generator::new(&mut self.base, patches, sequences, capacity).await?);
         }
-        Ok(())
+        // The adapter may have come after the generator: compare before, train, compare after.
+        match (&mut self.generator, &self.adapter) {
+            (Some(generator), Some((_, patches))) if !generator.is_adapted() => generator.adapt(&mut self.base, patches).await,
+            _ => Ok(()),
+        }
     }
 
     /// [`Session::generate_ids`] for texts.

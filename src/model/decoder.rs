@@ -266,9 +266,9 @@ impl Decoder {
     }
 }
 
-/// Buffers and sequences of generation for a number of sequences and a capacity in tokens each.
+/// Buffers of generation for a number of sequences and a capacity in tokens each.
 #[derive(Clone, Debug)]
-pub struct GenerationSequences {
+pub struct Slots {
     pub sequences: usize,
     pub capacity: usize,
     /// Rows of a prefill chunk.
@@ -279,12 +279,11 @@ pub struct GenerationSequences {
     pub slots: Buf,
     /// [sequences]: the row each sequence's logits come from, or NONE.
     pub rows: Buf,
+    control: Buf,
     /// [sequences, padded vocab]
     pub logits: Buf,
     pub rope_table: Buf,
-    pub plain: Pass,
-    /// The same over the same cache, with the adapter.
-    pub adapted: Option<Pass>,
+    caches: Vec<Cache>,
 }
 
 /// A chunk of prompt rows, and one step of decoding.
@@ -295,42 +294,41 @@ pub struct Pass {
 }
 
 impl Decoder {
-    pub fn generation_sequences(&self, plan: &mut Plan, patches: Option<&Patches>, sequences: usize, capacity: usize, chunk: usize) -> GenerationSequences {
+    /// Declares the cache and the inputs, and the passes of the base model.
+    pub fn generation(&self, plan: &mut Plan, sequences: usize, capacity: usize, chunk: usize) -> (Slots, Pass) {
         let spec = &self.spec;
         let most = chunk.max(sequences);
         let mut words = |label: &str, len| plan.persistent(label, Elem::Word, len);
         let (ids, positions) = (words("token ids", most), words("token positions", most));
         let (slots, rows) = (words("cache slots", 2 * most), words("logit rows", sequences));
         let control = words("control", control::WORDS);
-        let logits = plan.persistent("next logits", Elem::Float, sequences * spec.padded_vocab());
-        let rope_table = plan.persistent("rope table", Elem::Float, capacity * spec.head_dim);
-        let caches: Vec<Cache> = (0..spec.layers)
-            .map(|layer| {
-                let [k, v] = ["k", "v"].map(|name| {
-                    plan.persistent(format!("cache {name} {layer}"), Elem::Float, sequences * capacity * spec.kv_width())
-                });
-                Cache { k, v, capacity }
-            })
-            .collect();
-        let common = Common { positions, spans: slots, rope_table };
-        let mut sequence = |name: &str, n: usize, patches: Option<&Patches>| {
+        let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
+        let logits = floats("next logits", sequences * spec.padded_vocab());
+        let rope_table = floats("rope table", capacity * spec.head_dim);
+        let mut cache = || floats("cache", sequences * capacity * spec.kv_width());
+        let caches = (0..spec.layers).map(|_| Cache { k: cache(), v: cache(), capacity }).collect();
+        let io = Slots { sequences, capacity, chunk, ids, positions, slots, rows, control, logits, rope_table, caches };
+        let plain = self.generation_pass(plan, &io, None);
+        (io, plain)
+    }
+
+    /// Appends the sequences of a prompt chunk and of a decoding step over the cache.
+    pub fn generation_pass(&self, plan: &mut Plan, io: &Slots, patches: Option<&Patches>) -> Pass {
+        let spec = &self.spec;
+        let common = Common { positions: io.positions, spans: io.slots, rope_table: io.rope_table };
+        let mut sequence = |name: &str, n: usize| {
             let id = plan.begin(name);
-            let mut cx = self.build(plan, n, patches, control, false);
-            let mut x = self.embed(&mut cx, ids);
-            for (block, cache) in self.blocks.iter().zip(&caches) {
+            let mut cx = self.build(plan, n, patches, io.control, false);
+            let mut x = self.embed(&mut cx, io.ids);
+            for (block, cache) in self.blocks.iter().zip(&io.caches) {
                 x = block.forward_cached(&mut cx, spec, &common, cache, x);
             }
             let hidden = self.final_norm(&mut cx, x);
-            let last = cx.plan.temp("last rows", sequences * spec.hidden);
-            gather::forward(cx.plan, (sequences, 0), spec.hidden, rows, hidden, last);
-            self.logits(&mut cx, sequences, last, logits);
+            let last = cx.plan.temp("last rows", io.sequences * spec.hidden);
+            gather::forward(cx.plan, (io.sequences, 0), spec.hidden, io.rows, hidden, last);
+            self.logits(&mut cx, io.sequences, last, io.logits);
             id
         };
-        let mut pass = |patches: Option<&Patches>| Pass {
-            prefill: sequence("prefill", chunk, patches),
-            decode: sequence("decode", sequences, patches),
-        };
-        let (plain, adapted) = (pass(None), patches.map(|p| pass(Some(p))));
-        GenerationSequences { sequences, capacity, chunk, ids, positions, slots, rows, logits, rope_table, plain, adapted }
+        Pass { prefill: sequence("prefill", io.chunk), decode: sequence("decode", io.sequences) }
     }
 }

@@ -1,6 +1,6 @@
 //! Generation: prompts go through the cache in chunks, then all sequences decode a token a step; sampling on the host.
 
-use super::decoder::{GenerationSequences, Pass};
+use super::decoder::{Pass, Slots};
 use super::load::Base;
 use super::seam::Patches;
 use crate::error::{Error, Result};
@@ -60,18 +60,34 @@ const CHUNK: usize = 64;
 
 /// The sequences for some number of prompts, with and without an adapter. Reused for as many prompts as wanted.
 pub struct Generator {
-    io: GenerationSequences,
+    io: Slots,
+    plain: Pass,
+    adapted: Option<Pass>,
     vocab: usize,
     padded: usize,
 }
 
 impl Generator {
     pub async fn new(base: &mut Base, patches: Option<&Patches>, sequences: usize, capacity: usize) -> Result<Generator> {
-        let io = base.decoder.generation_sequences(&mut base.plan, patches, sequences, capacity, CHUNK);
-        base.device.prepare(&base.plan).await?;
-        let spec = &base.decoder.spec;
-        base.device.write_floats(io.rope_table, 0, &spec.rope.table(spec.head_dim, capacity));
-        Ok(Generator { io, vocab: spec.vocab, padded: spec.padded_vocab() })
+        let (io, plain) = base.decoder.generation(&mut base.plan, sequences, capacity, CHUNK);
+        let spec = base.decoder.spec.clone();
+        let mut generator = Generator { io, plain, adapted: None, vocab: spec.vocab, padded: spec.padded_vocab() };
+        match patches {
+            Some(patches) => generator.adapt(base, patches).await?,
+            None => base.device.prepare(&base.plan).await?,
+        }
+        base.device.write_floats(generator.io.rope_table, 0, &spec.rope.table(spec.head_dim, capacity));
+        Ok(generator)
+    }
+
+    /// Adds the sequences with an adapter.
+    pub async fn adapt(&mut self, base: &mut Base, patches: &Patches) -> Result<()> {
+        self.adapted = Some(base.decoder.generation_pass(&mut base.plan, &self.io, Some(patches)));
+        base.device.prepare(&base.plan).await
+    }
+
+    pub fn is_adapted(&self) -> bool {
+        self.adapted.is_some()
     }
 
     pub fn sequences(&self) -> usize {
@@ -83,7 +99,7 @@ impl Generator {
     }
 
     fn pass(&self, adapted: bool) -> Pass {
-        if adapted { self.io.adapted.expect("a generator made with an adapter") } else { self.io.plain }
+        if adapted { self.adapted.expect("a generator made with an adapter") } else { self.plain }
     }
 
     /// Continues each prompt. `on_token` gets (prompt, token) as they come and returns false to stop everything.

@@ -92,10 +92,3 @@ impl Memory {
         own.sum::<u64>() + self.slots.iter().map(|s| s.len as u64 * 4).sum::<u64>()
     }
 }
-
-/// Bytes of the shared slots alone: activations and gradients of activations.
-pub fn temp_bytes(plan: &Plan) -> u64 {
-    let mut memory = Memory::default();
-    memory.extend(plan);
-    memory.slots.iter().map(|s| s.len as u64 * 4).sum()
-}

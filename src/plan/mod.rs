@@ -172,6 +172,11 @@ impl Plan {
         &self.bufs[buf.0 as usize]
     }
 
+    /// Bytes of the persistent buffers, 4 an element.
+    pub fn persistent_bytes(&self) -> u64 {
+        self.bufs.iter().filter(|b| b.life == Life::Persistent).map(|b| b.len as u64 * 4).sum()
+    }
+
     /// Every breach of the rules that executors rely on: a temporary read before it was written, a written buffer
     /// bound twice in one step.
     pub fn check(&self) -> Vec<String> {

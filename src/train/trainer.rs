@@ -15,7 +15,7 @@ use crate::ops::control::{Control, REPORT, RING_SLOTS};
 use crate::ops::dropout::hash;
 use crate::ops::gather::NONE;
 use crate::ops::sum_squares;
-use crate::plan::memory::{Memory, temp_bytes};
+use crate::plan::memory::Memory;
 use crate::plan::{Elem, Plan, SequenceId};
 use serde::Serialize;
 
@@ -47,6 +47,7 @@ pub struct Evaluation {
 /// Bytes of a run on its device, known before anything is allocated.
 #[derive(Clone, Debug, Serialize)]
 pub struct MemoryPlan {
+    /// The base model, and what the session holds besides the run (caches of generation).
     pub weights: u64,
     /// Parameters, gradients and AdamW's two moments.
     pub adapter: u64,
@@ -321,9 +322,8 @@ fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: us
     let parts = build(&base.plan, base, lora, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
-    let mut before = Memory::default();
-    before.extend(&base.plan);
-    let (weights, activations) = (before.bytes(&base.plan), temp_bytes(&parts.plan));
+    let weights = base.plan.persistent_bytes();
+    let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
     let adapter = 4 * lora.len as u64 * 4;
     let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
     let other = total - weights - adapter - activations;
