@@ -1,7 +1,8 @@
 //! One row a kernel and direction: `cargo bench --bench kernels -- [--device cpu|gpu] [--quick] [--only matmul]`.
 //!
 //! Shapes are a 135M model's. GFLOP/s and GB/s are those of the best sample, which other load on the machine disturbs
-//! least; bytes are those of the bound buffers, each counted once a direction.
+//! least; bytes are those of the bound buffers, each counted once a direction. "core ms" is the CPU time of all threads,
+//! the fairest number for CPU twins and software GPUs on a busy machine (Linux only).
 
 use clap::Parser;
 use luthier::clock::Instant;
@@ -20,7 +21,7 @@ struct Args {
     /// Small shapes, few samples.
     #[arg(long)]
     quick: bool,
-    /// Only rows whose name holds this.
+    /// Only rows whose name and shape hold this, such as "matmul.forward bf16".
     #[arg(long, default_value = "")]
     only: String,
     /// What `cargo bench` passes.
@@ -48,7 +49,7 @@ impl Bench {
     /// Begins a row, unless it is not asked for.
     fn row(&mut self, name: impl Into<String>, shape: impl Into<String>, flops: usize, build: impl FnOnce(&mut Bench)) {
         let (name, shape) = (name.into(), shape.into());
-        if name.contains(&self.only) {
+        if format!("{name} {shape}").contains(&self.only) {
             let sequence = self.plan.begin(&name);
             self.rows.push(Row { name, shape, flops: flops as f64, sequence });
             build(self);
@@ -252,21 +253,28 @@ fn updates(b: &mut Bench) {
     });
 }
 
-/// Milliseconds of one run, from `repeats` in a row. Kernels that work in place would otherwise run into denormals, so
+/// Milliseconds and CPU milliseconds of one run, from `repeats` in a row. Kernels that work in place would otherwise run into denormals, so
 /// buffers are filled anew before.
-async fn sample(device: &mut Device, b: &Bench, row: &Row, repeats: usize) -> luthier::Result<f64> {
+async fn sample(device: &mut Device, b: &Bench, row: &Row, repeats: usize) -> luthier::Result<(f64, f64)> {
     let used: Vec<Buf> = b.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.clone()).collect();
     for (buf, words) in b.fills.iter().filter(|(buf, _)| used.contains(buf)) {
         device.write(*buf, 0, words);
     }
     let any = *used.iter().find(|b_| b.plan.decl(**b_).elem == Elem::Float).expect("a float buffer");
     device.read(any, 0, 1).await?;
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), core_ms());
     for _ in 0..repeats {
         device.run(&b.plan, row.sequence, u32::MAX)?;
     }
     device.read(any, 0, 1).await?;
-    Ok(start.elapsed_ms() / repeats as f64)
+    Ok((start.elapsed_ms() / repeats as f64, (core_ms() - cpu) / repeats as f64))
+}
+
+/// CPU time of this process so far in ms, in ticks of 10: utime and stime of `/proc/self/stat`.
+fn core_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> = stat.split(' ').map(|f| f.parse().unwrap_or(0.0)).collect();
+    fields.get(13..15).map_or(f64::NAN, |times| times.iter().sum::<f64>() * 10.0)
 }
 
 /// Runs and prints the rows that `wanted` keeps.
@@ -281,17 +289,19 @@ async fn measure(
     let (samples, budget_ms) = if quick { (3, 5.0) } else { (9, 60.0) };
     for row in b.rows.iter().filter(|row| wanted(row)) {
         sample(device, b, row, 1).await?;
-        let once = sample(device, b, row, 1).await?;
-        let repeats = (budget_ms / once).clamp(1.0, 50.0) as usize;
-        let mut ms = Vec::new();
+        let (once, _) = sample(device, b, row, 1).await?;
+        let repeats = (budget_ms / once).clamp(1.0, 16.0) as usize;
+        let (mut ms, mut core) = (Vec::new(), 0.0);
         for _ in 0..samples {
-            ms.push(sample(device, b, row, repeats).await?);
+            let (wall, cpu) = sample(device, b, row, repeats).await?;
+            ms.push(wall);
+            core += cpu / samples as f64;
         }
         ms.sort_by(f64::total_cmp);
         let (best, median) = (ms[0], ms[ms.len() / 2]);
         let (gflops, gbytes) = (row.flops / best / 1e6, b.bytes(row) / best / 1e6);
         let name = format!("{}{style}", row.name);
-        println!("{name:<28} {:<28} {median:>10.3} {best:>10.3} {gflops:>9.2} {gbytes:>9.2}", row.shape);
+        println!("{name:<28} {:<28} {median:>10.3} {best:>10.3} {core:>10.3} {gflops:>9.2} {gbytes:>9.2}", row.shape);
     }
     Ok(())
 }

@@ -11,10 +11,10 @@ struct Params { n: u32, r: u32, w: u32, off: u32, scale: f32, pad: u32 }
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;
 
-@compute @workgroup_size(1, 32)
-fn accumulate(@builtin(global_invocation_id) id: vec3<u32>) {
-    let r0 = id.x * 8u;
-    let w0 = id.y * 4u;
+@compute @workgroup_size(32)
+fn accumulate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
+    let r0 = group.x * 8u;
+    let w0 = (group.y * 32u + id.x) * 4u;
     if (r0 >= p.r || w0 >= p.w) { return; }
     // Ranks beyond the edge repeat the last one; their results are not stored.
     let last = p.r - 1u;

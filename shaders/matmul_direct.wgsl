@@ -22,10 +22,16 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
 
-@compute @workgroup_size(WG_X, WG_Y)
-fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
-    let n0 = id.x * 8u;
-    let o0 = id.y * 8u;
+// The block of 8 rows and of 8 outputs of an invocation. Software drivers run x in vector lanes and y in a loop, so the
+// workgroup is a line, folded here.
+fn block(group: vec3<u32>, lane: u32) -> vec2<u32> {
+    return (group.xy * vec2<u32>(WG_X, WG_Y) + vec2<u32>(lane % WG_X, lane / WG_X)) * 8u;
+}
+
+@compute @workgroup_size(WG_X * WG_Y)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n0 = block(group, lane).x;
+    let o0 = block(group, lane).y;
     if (n0 >= p.n || o0 >= p.o) { return; }
     // Rows beyond the edge repeat the last one; their results are not stored.
     let last_n = p.n - 1u;
@@ -116,10 +122,10 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 }
 
-@compute @workgroup_size(WG_X, WG_Y)
-fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
-    let n0 = id.x * 8u;
-    let i0 = id.y * 8u;
+@compute @workgroup_size(WG_X * WG_Y)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n0 = block(group, lane).x;
+    let i0 = block(group, lane).y;
     if (n0 >= p.n || i0 >= p.i) { return; }
     let last_n = p.n - 1u;
     let i1 = min(i0 + 4u, p.i - 4u);

@@ -11,9 +11,11 @@ use crate::train::trainer::evaluate;
 use crate::train::{Evaluation, MemoryPlan, StepReport, TrainOptions, Trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
+use std::sync::Arc;
 
 pub struct Session {
-    pub tokenizer: Tokenizer,
+    /// Shared, so that text can be shown while the session is busy.
+    pub tokenizer: Arc<Tokenizer>,
     /// What adapters name as their base.
     pub name: String,
     base: Base,
@@ -47,13 +49,20 @@ impl Summary {
     pub fn trainable(&self) -> String {
         let all = self.parameters + self.trainable_parameters;
         let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
-        let grouped = |n: u64| {
-            let digits = n.to_string();
-            let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
-            groups.join(",")
-        };
         format!("trainable params: {} || all params: {} || trainable%: {percent:.4}", grouped(self.trainable_parameters), grouped(all))
     }
+}
+
+/// A number for people: 1,369,728.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
+    groups.join(",")
+}
+
+/// Records as training sees them: whoever shows or measures data goes through here.
+pub fn encode(records: &Records, tokenizer: &Tokenizer, seq_len: usize) -> Result<Dataset> {
+    Dataset::encode(records, tokenizer, &EncodeOptions { seq_len, use_template: true })
 }
 
 /// One continuation.
@@ -65,12 +74,12 @@ pub struct Text {
 }
 
 /// Sequences decoded together; more prompts go in groups.
-const SEQUENCES: usize = 8;
+pub const SEQUENCES: usize = 8;
 
 impl Session {
     /// Opens a model on a device. `progress` gets bytes streamed and in all.
     pub async fn open(files: &ModelFiles, name: &str, device: DeviceChoice, progress: impl FnMut(u64, u64)) -> Result<Session> {
-        let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
+        let tokenizer = Arc::new(Tokenizer::new(files.tokenizer().clone())?);
         let base = Base::load(files, Device::open(device).await?, progress).await?;
         let name = name.to_string();
         Ok(Session { tokenizer, name, base, adapter: None, trainer: None, validation: None, generator: None, evaluation: None })
@@ -90,7 +99,7 @@ impl Session {
 
     /// Bytes that exist on the device now.
     pub fn allocated(&self) -> u64 {
-        self.base.device.allocated(&self.base.plan)
+        self.base.device.allocated()
     }
 
     /// Puts an adapter on the model, for evaluation and generation.
@@ -103,8 +112,8 @@ impl Session {
         Ok(())
     }
 
-    fn encode(&self, records: &Records, seq_len: usize) -> Result<Dataset> {
-        Dataset::encode(records, &self.tokenizer, &EncodeOptions { seq_len, use_template: true })
+    pub fn encode(&self, records: &Records, seq_len: usize) -> Result<Dataset> {
+        encode(records, &self.tokenizer, seq_len)
     }
 
     /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init.
@@ -228,9 +237,14 @@ impl Session {
 
     /// Mean loss, perplexity and accuracy over records, with the adapter if one was loaded.
     pub async fn evaluate(&mut self, records: &Records, batch_size: usize, seq_len: usize) -> Result<Evaluation> {
-        self.check_length(seq_len)?;
         let data = self.encode(records, seq_len)?;
-        let batches = Batches::new(&data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
+        self.evaluate_data(&data, batch_size, seq_len).await
+    }
+
+    /// [`Session::evaluate`] of records that are encoded already, to the same `seq_len`.
+    pub async fn evaluate_data(&mut self, data: &Dataset, batch_size: usize, seq_len: usize) -> Result<Evaluation> {
+        self.check_length(seq_len)?;
+        let batches = Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
         let shape = (batch_size, seq_len);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
             let Base { plan, device, decoder } = &mut self.base;

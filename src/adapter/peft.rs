@@ -64,9 +64,7 @@ fn config_json(c: &LoraConfig, base: &str) -> Value {
 
 /// Reads an adapter folder's files for a model: the layout and the flat parameters.
 pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
-    let text = config.text(1 << 20).await?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| malformed(config, format!("is not JSON: {e}")))?;
-    let lora = Lora::new(spec, lora_config(&value, config)?)?;
+    let lora = Lora::new(spec, read_config(config).await?.0)?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
     expect(&checkpoint, &lora)?;
     let mut flat = vec![0.0; lora.len];
@@ -78,6 +76,14 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
         flat[patch.b..patch.b + patch.rank * o].copy_from_slice(&transpose(&b, o, patch.rank));
     }
     Ok((lora, flat))
+}
+
+/// `adapter_config.json` and the name of the base model it was trained on.
+pub async fn read_config(config: &Source) -> Result<(LoraConfig, Option<String>)> {
+    let text = config.text(1 << 20).await?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| malformed(config, format!("is not JSON: {e}")))?;
+    let base = value["base_model_name_or_path"].as_str().map(String::from);
+    Ok((lora_config(&value, config)?, base))
 }
 
 /// Every factor in its shape, and nothing else: an adapter with parts that would be ignored is refused.

@@ -17,6 +17,13 @@ impl<F: Float> Store<F> {
         }
     }
 
+    fn bytes(&self) -> u64 {
+        match self {
+            Store::F(v) => size_of_val(v.as_slice()) as u64,
+            Store::W(v) => size_of_val(v.as_slice()) as u64,
+        }
+    }
+
     fn grow(&mut self, len: usize) {
         match self {
             Store::F(v) => v.resize(len.max(v.len()), F::ZERO),
@@ -54,8 +61,9 @@ impl<F: Twin> Cpu<F> {
         }
     }
 
-    pub fn bytes(&self, plan: &Plan) -> u64 {
-        self.memory.bytes(plan)
+    /// Bytes of the buffers that exist, counted from the buffers themselves.
+    pub fn allocated(&self) -> u64 {
+        self.own.iter().flatten().chain(&self.slots).map(Store::bytes).sum()
     }
 
     /// Gives a persistent buffer's memory back; the buffer cannot be used again.

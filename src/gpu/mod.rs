@@ -141,10 +141,6 @@ impl Gpu {
         Ok(self.device.create_buffer(&desc))
     }
 
-    pub fn bytes(&self, plan: &Plan) -> u64 {
-        self.memory.bytes(plan)
-    }
-
     /// Bytes of the buffers that exist, counted from the buffers themselves.
     pub fn allocated(&self) -> u64 {
         let params = self.compiled.iter().map(|c| c.params.size());

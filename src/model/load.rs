@@ -67,7 +67,8 @@ impl<'a> Opened<'a> {
         Ok(self)
     }
 
-    fn name(&self, tensor: Tensor) -> String {
+    /// What the model's file calls a tensor.
+    pub fn name(&self, tensor: Tensor) -> String {
         match self.files {
             ModelFiles::Hf { .. } => hf_name(tensor),
             ModelFiles::Gguf { .. } => gguf_name(tensor),

@@ -163,8 +163,8 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
             block.scores(head, rows, keys, &mut s);
             for (i, s) in s.chunks_exact(width).enumerate() {
                 let seen = &s[block.first(rows.0 + i) - keys.0..rows.0 + i + 1 - keys.0];
-                let max = seen.iter().fold(seen[0], |a, b| a.max(*b));
-                stats[(i * heads + head) * 2] = max + seen.iter().map(|s| (*s - max).exp()).sum::<F>().ln();
+                let max = par::max(seen);
+                stats[(i * heads + head) * 2] = max + par::sum_exp(seen, max).ln();
             }
             block.probabilities(rows, keys, |row| stats[((row - rows.0) * heads + head) * 2], &mut s);
             let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);

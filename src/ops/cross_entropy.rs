@@ -64,17 +64,13 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
             return;
         }
         let x = &logits[m * ld..][..v];
-        let (best, max) = argmax(x);
-        let lse = max + x.iter().map(|x| (*x - max).exp()).sum::<F>().ln();
+        let max = par::max(x);
+        let best = x.iter().position(|x| *x == max);
+        let lse = max + par::sum_exp(x, max).ln();
         out[0] = lse - x[target as usize];
-        out[1] = if best == target as usize { F::ONE } else { F::ZERO };
+        out[1] = if best == Some(target as usize) { F::ONE } else { F::ZERO };
         out[2] = lse;
     });
-}
-
-/// The first index of the largest value, and that value.
-fn argmax<F: Float>(x: &[F]) -> (usize, F) {
-    x.iter().enumerate().fold((0, x[0]), |best, (i, x)| if *x > best.1 { (i, *x) } else { best })
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {

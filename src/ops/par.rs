@@ -1,5 +1,7 @@
 //! Rows in parallel: rayon natively, one thread in wasm. Small work stays on the calling thread.
 
+use crate::num::Float;
+
 /// Below this many elements a task costs more to hand out than to do.
 #[cfg(not(target_arch = "wasm32"))]
 const WORTH_IT: usize = 1 << 14;
@@ -35,6 +37,30 @@ pub fn rows2<A: Send, B: Send>(
 ) {
     let mut pairs: Vec<(&mut [A], &mut [B])> = a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).collect();
     rows(&mut pairs, 1, weight.saturating_mul(a_len + b_len), |i, pair| f(i, &mut *pair[0].0, &mut *pair[0].1));
+}
+
+/// Elements folded side by side: a sum in one chain of additions cannot use SIMD. The order is fixed all the same.
+const LANES: usize = 16;
+
+/// Combines `map` of every element.
+fn fold<F: Float>(x: &[F], start: F, map: impl Fn(F) -> F, combine: impl Fn(F, F) -> F) -> F {
+    let mut lanes = [start; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().fold(start, |a, x| combine(a, map(*x)));
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(a, x)| *a = combine(*a, map(*x)));
+    }
+    lanes.into_iter().fold(rest, combine)
+}
+
+/// The largest of `x`, which is not empty; NaN does not count.
+pub fn max<F: Float>(x: &[F]) -> F {
+    fold(x, x[0], |x| x, |a, b| a.max(b))
+}
+
+/// `Σ exp(x − shift)`
+pub fn sum_exp<F: Float>(x: &[F], shift: F) -> F {
+    fold(x, F::ZERO, |x| (x - shift).exp(), |a, b| a + b)
 }
 
 /// How a matrix product of about `flops` operations is spread.
@@ -74,7 +100,7 @@ impl<'a, F> Mat<'a, F> {
 
 /// `out[m,n] (ld) = keep·out + scale · a[m,k] · b[k,n]`.
 #[allow(clippy::too_many_arguments)]
-pub fn gemm<F: crate::num::Float>(
+pub fn gemm<F: Float>(
     (m, n, k): (usize, usize, usize),
     out: &mut [F],
     ld: usize,

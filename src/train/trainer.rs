@@ -130,13 +130,19 @@ impl Trainer {
     pub async fn step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
         let accum = self.options.grad_accum as u64;
         let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
+        self.step_on(base, &window).await
+    }
+
+    /// [`Trainer::step`] on micro-batches given by the caller.
+    pub async fn step_on(&mut self, base: &mut Base, window: &[Batch]) -> Result<Vec<StepReport>> {
+        let first = self.step * window.len() as u64;
         let supervised: u64 = window.iter().map(|b| b.supervised as u64).sum();
         let slot = (self.step % RING_SLOTS as u64) as u32;
         let mut control = self.control(slot, supervised);
         for (i, batch) in window.iter().enumerate() {
             control.first = i == 0;
             control.rows = batch.supervised as u32;
-            control.seed = hash(hash(self.options.seed as u32) ^ hash((self.step * accum) as u32 + i as u32));
+            control.seed = hash(hash(self.options.seed as u32) ^ hash(first as u32 + i as u32));
             write_batch(base, &self.io, batch, &control);
             base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
         }

@@ -1,0 +1,37 @@
+//! `luthier devices`: what the engine can run on, and what `--device auto` takes.
+
+use super::{say, size};
+use luthier::Result;
+use luthier::device::threads;
+use luthier::gpu::{self, AdapterFacts};
+use pollster::block_on;
+use serde_json::json;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// One JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let gpus = block_on(gpu::list());
+    let auto = if gpus.iter().any(|g| !g.software) { "gpu" } else { "cpu" };
+    if args.json {
+        say(json!({ "auto": auto, "cpu": { "threads": threads() }, "gpus": gpus }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for gpu in &gpus {
+        say(line(gpu));
+    }
+    say(format!("--device cpu   CPU, {} threads, f32", threads()));
+    say(format!("--device auto takes the {}", if auto == "gpu" { "first GPU" } else { "CPU" }));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(gpu: &AdapterFacts) -> String {
+    let software = if gpu.software { "; software: computes on the CPU, for tests" } else { "" };
+    let (name, backend, driver) = (&gpu.name, &gpu.backend, &gpu.driver);
+    format!("--device gpu   {name}, {backend} ({driver}), bindings up to {}{software}", size(gpu.max_binding_bytes))
+}

@@ -1,0 +1,315 @@
+//! `luthier inspect`: data as the model sees it, what a model consists of, what an adapter holds.
+
+use super::{DataArgs, ModelArg, say, size};
+use clap::Subcommand;
+use luthier::adapter::{LoraConfig, peft};
+use luthier::data::{Tokenizer, example_json, example_text, histogram, summary};
+use luthier::model::load::Opened;
+use luthier::model::spec::RopeScaling;
+use luthier::model::tensors::Tensor;
+use luthier::model::{ModelSpec, Module};
+use luthier::session::{encode, grouped};
+use luthier::weights::{Checkpoint, ModelFiles, Source, safetensors};
+use luthier::{Error, Result};
+use pollster::block_on;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Examples with the tokens to be learned marked, their lengths, and what was cut.
+    Data(InspectData),
+    /// Sizes, weight formats and tokenizer of a model.
+    Model(InspectModel),
+    /// Settings, parameters and norms of an adapter.
+    Adapter(InspectAdapter),
+}
+
+#[derive(clap::Args)]
+struct InspectData {
+    #[command(flatten)]
+    model: ModelArg,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Tokens of a row, as in training; longer examples are cut.
+    #[arg(long, default_value_t = 256)]
+    seq_len: usize,
+    /// Examples to show.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    show: usize,
+    /// One JSON object an example: ids, supervised (0 or 1 a token), truncated.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct InspectModel {
+    #[command(flatten)]
+    model: ModelArg,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct InspectAdapter {
+    /// An adapter's folder.
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// Check that it fits this model.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    pub fn json(&self) -> bool {
+        match &self.what {
+            What::Data(a) => a.json,
+            What::Model(a) => a.json,
+            What::Adapter(a) => a.json,
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    match args.what {
+        What::Data(args) => inspect_data(&args)?,
+        What::Model(args) => inspect_model(&args)?,
+        What::Adapter(args) => inspect_adapter(&args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect_data(args: &InspectData) -> Result<()> {
+    let records = args.data.read()?;
+    let tokenizer = Tokenizer::new(args.model.open()?.tokenizer().clone())?;
+    let data = encode(&records, &tokenizer, args.seq_len)?;
+    if args.json {
+        // Nobody reads on: nothing more to do.
+        let _ = data.examples.iter().all(|example| say(example_json(example)));
+        return Ok(());
+    }
+    let color = std::io::stdout().is_terminal();
+    for example in data.examples.iter().take(args.show) {
+        say(example_text(&tokenizer, example, color));
+    }
+    say(summary(&data));
+    say(format!("examples by tokens\n{}", histogram(&data)));
+    let cut: Vec<_> = data.examples.iter().filter(|e| e.truncated).collect();
+    for example in cut.iter().take(10) {
+        let lost = example.full_supervised - example.targets();
+        let (line, from) = (example.line, example.full_len);
+        say(format!("line {line}: cut from {from} to {} tokens, {lost} tokens to learn are lost", args.seq_len));
+    }
+    if cut.len() > 10 {
+        say(format!("… and {} more", cut.len() - 10));
+    }
+    Ok(())
+}
+
+/// Values of one kind of tensor that are stored alike.
+#[derive(Default)]
+struct Share {
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
+}
+
+/// Tensors by (kind, type in the file, format on the device).
+type Shares = BTreeMap<(&'static str, &'static str, &'static str), Share>;
+
+fn kind(tensor: Tensor) -> &'static str {
+    match tensor {
+        Tensor::Embed => "embedding",
+        Tensor::Head => "head",
+        Tensor::Weight(site) | Tensor::Bias(site) if site.module.is_attention() => "attention",
+        Tensor::Weight(_) | Tensor::Bias(_) => "mlp",
+        Tensor::FinalNorm | Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) => "norms",
+    }
+}
+
+fn shares(opened: &Opened, checkpoint: &Checkpoint) -> Result<Shares> {
+    let mut shares = Shares::new();
+    for (tensor, shape) in opened.spec.tensors() {
+        let info = checkpoint.get(&opened.name(tensor))?;
+        // Vectors are few: they are kept as f32.
+        let kept = if shape.len() == 2 { opened.format(tensor).name() } else { "f32" };
+        let share = shares.entry((kind(tensor), info.stored.name(), kept)).or_default();
+        share.tensors += 1;
+        share.parameters += shape.iter().product::<u64>();
+        share.bytes += info.bytes;
+    }
+    Ok(shares)
+}
+
+fn inspect_model(args: &InspectModel) -> Result<()> {
+    let files = args.model.open()?;
+    let opened = block_on(Opened::new(&files))?;
+    let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
+    let shares = shares(&opened, files.checkpoint())?;
+    if args.json {
+        say(model_json(&opened.spec, &shares, &files, &tokenizer));
+        return Ok(());
+    }
+    let s = &opened.spec;
+    say(format!("{}: {} family, {} parameters", args.model.model, s.family, grouped(s.parameters())));
+    say(format!("  {} layers, hidden {}, feed-forward {}, context {}", s.layers, s.hidden, s.ffn, s.context));
+    let tied = if s.tied { ", tied head" } else { "" };
+    say(format!(
+        "  {} heads of {}, {} for keys and values; vocabulary {}{tied}",
+        s.heads, s.head_dim, s.kv_heads, s.vocab
+    ));
+    say(format!("  rope theta {}{}; norm eps {:e}", s.rope.theta, scaling(&s.rope.scaling), s.eps));
+    say("\n  weights     parameters        in file   kept as      bytes in file");
+    for ((kind, stored, kept), share) in &shares {
+        let (parameters, bytes) = (grouped(share.parameters), size(share.bytes));
+        say(format!("  {kind:<10} {parameters:>12}   {stored:>10}   {kept:<10} {bytes:>12}"));
+    }
+    say("");
+    tokenizer_lines(&files, &tokenizer);
+    Ok(())
+}
+
+fn scaling(scaling: &RopeScaling) -> String {
+    match scaling {
+        RopeScaling::None => String::new(),
+        RopeScaling::Linear { factor } => format!(", positions divided by {factor}"),
+        RopeScaling::Llama3 { factor, original_context, .. } => {
+            format!(", llama3 scaling by {factor} beyond {original_context} positions")
+        }
+        RopeScaling::Divisors(_) => ", frequencies divided as the file says".into(),
+    }
+}
+
+/// An id with its text.
+fn named(tokenizer: &Tokenizer, id: u32) -> String {
+    format!("{id} {}", tokenizer.token(id).unwrap_or_default())
+}
+
+fn tokenizer_lines(files: &ModelFiles, tokenizer: &Tokenizer) {
+    let end = tokenizer.eos_ids().iter().map(|id| named(tokenizer, *id)).collect::<Vec<_>>().join(", ");
+    let begin = files.tokenizer().bos.map_or("none".into(), |id| named(tokenizer, id));
+    let put = if files.tokenizer().add_bos { "put before a text" } else { "not put before a text" };
+    say(format!("  tokenizer      {} tokens; ends with {end}", grouped(tokenizer.vocab_size() as u64)));
+    say(format!("  begin token    {begin}, {put}"));
+    let turn =
+        tokenizer.end_of_turn().map_or(String::new(), |id| format!("; a turn ends with {}", named(tokenizer, id)));
+    say(format!("  chat template  {}{turn}", if tokenizer.chat_template().is_some() { "yes" } else { "no" }));
+}
+
+fn model_json(s: &ModelSpec, shares: &Shares, files: &ModelFiles, tokenizer: &Tokenizer) -> Value {
+    let weights: Vec<Value> = shares
+        .iter()
+        .map(|((kind, stored, kept), share)| {
+            let Share { tensors, parameters, bytes } = share;
+            json!({ "kind": kind, "stored": stored, "kept": kept, "tensors": tensors, "parameters": parameters, "bytes": bytes })
+        })
+        .collect();
+    let facts = files.tokenizer();
+    json!({
+        "family": s.family, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
+        "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim, "vocab": s.vocab, "context": s.context,
+        "tied": s.tied, "rope_theta": s.rope.theta, "eps": s.eps, "weights": weights,
+        "tokenizer": {
+            "size": tokenizer.vocab_size(), "bos": facts.bos, "add_bos": facts.add_bos, "eos": tokenizer.eos_ids(),
+            "pad": facts.pad, "end_of_turn": tokenizer.end_of_turn(),
+            "chat_template": tokenizer.chat_template().is_some(),
+        },
+    })
+}
+
+/// One factor of one linear.
+struct Factor {
+    name: String,
+    shape: Vec<u64>,
+    squares: f64,
+}
+
+fn inspect_adapter(args: &InspectAdapter) -> Result<()> {
+    let config = Source::file(args.adapter.join(peft::CONFIG))?;
+    let (lora, base) = block_on(peft::read_config(&config))?;
+    let weights = Source::file(args.adapter.join(peft::WEIGHTS))?;
+    let factors = block_on(factors(weights))?;
+    if let Some(model) = &args.model {
+        let files = ModelArg { model: model.clone() }.open()?;
+        peft::open(&args.adapter, &block_on(Opened::new(&files))?.spec)?;
+    }
+    let base = base.unwrap_or("unnamed".into());
+    if args.json {
+        say(adapter_json(&lora, &base, &factors));
+    } else {
+        adapter_lines(args, &lora, &base, &factors);
+    }
+    Ok(())
+}
+
+async fn factors(weights: Source) -> Result<Vec<Factor>> {
+    let checkpoint = safetensors::open(vec![weights], None).await?;
+    let mut factors = Vec::new();
+    for info in checkpoint.tensors.values() {
+        let values = checkpoint.read_f32(info).await?;
+        let squares = values.iter().map(|x| *x as f64 * *x as f64).sum();
+        factors.push(Factor { name: info.name.clone(), shape: info.shape.clone(), squares });
+    }
+    if factors.is_empty() {
+        let (file, what) = (checkpoint.name().to_string(), "holds no tensor that can be read".to_string());
+        return Err(Error::Unsupported { file, what, hint: "an adapter holds lora_A and lora_B weights".into() });
+    }
+    Ok(factors)
+}
+
+fn parameters(factors: &[Factor]) -> u64 {
+    factors.iter().map(|f| f.shape.iter().product::<u64>()).sum()
+}
+
+fn adapter_lines(args: &InspectAdapter, lora: &LoraConfig, base: &str, factors: &[Factor]) {
+    let kind = if lora.rslora { "rsLoRA" } else { "LoRA" };
+    let sites = factors.iter().filter(|f| f.name.contains(".lora_A.")).count();
+    say(format!("{}: {kind} for {base}", args.adapter.display()));
+    say(format!("  rank {}, alpha {}, scale {}, dropout {}", lora.rank, lora.alpha, lora.scale(), lora.dropout));
+    say(format!("  {} parameters at {sites} linears", grouped(parameters(factors))));
+    if let Some(model) = &args.model {
+        say(format!("  fits {model}"));
+    }
+    say("\n  module       linears       ‖A‖       ‖B‖   (Frobenius norms over all layers)");
+    for module in Module::ALL {
+        let squares = |factor: &str| -> Vec<f64> {
+            let name = format!(".{}.lora_{factor}.", module.name());
+            factors.iter().filter(|f| f.name.contains(&name)).map(|f| f.squares).collect()
+        };
+        let [a, b] = [squares("A"), squares("B")];
+        if !a.is_empty() {
+            let norm = |squares: &[f64]| squares.iter().sum::<f64>().sqrt();
+            say(format!("  {:<12} {:>7} {:>9.4} {:>9.4}", module.name(), a.len(), norm(&a), norm(&b)));
+        }
+    }
+    if factors.iter().filter(|f| f.name.contains(".lora_B.")).all(|f| f.squares == 0.0) {
+        say("  every B is zero: this adapter changes nothing yet");
+    }
+}
+
+fn adapter_json(lora: &LoraConfig, base: &str, factors: &[Factor]) -> Value {
+    let tensors: Vec<Value> =
+        factors.iter().map(|f| json!({ "name": f.name, "shape": f.shape, "norm": f.squares.sqrt() })).collect();
+    json!({
+        "method": "lora", "base": base, "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout,
+        "rslora": lora.rslora, "scale": lora.scale(), "target_modules": modules(lora),
+        "parameters": parameters(factors), "tensors": tensors,
+    })
+}
+
+fn modules(lora: &LoraConfig) -> Vec<&'static str> {
+    lora.modules.iter().map(|m| m.name()).collect()
+}

@@ -1,0 +1,213 @@
+//! The commands, one file each, and what they share: how a model, an adapter and data are named, and how errors,
+//! sizes and progress are shown.
+//!
+//! Results go to stdout; progress, notes and errors to stderr. A command ends with 0, with 1 after an error, and with
+//! 2 (clap's) where the command line itself cannot be read.
+
+mod devices;
+mod eval;
+mod generate;
+mod inspect;
+mod train;
+
+use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use luthier::adapter::peft;
+use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
+use luthier::device::DeviceChoice;
+use luthier::session::Session;
+use luthier::weights::{ModelFiles, hub};
+use luthier::{Error, Result};
+use pollster::block_on;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Tunes small language models on your own machine with LoRA, on the GPU or the CPU.
+#[derive(Parser)]
+#[command(name = "luthier", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tune a model on your data and write the adapter.
+    Train(Box<train::Args>),
+    /// Measure the loss of a model on data.
+    Eval(eval::Args),
+    /// Let a model go on from prompts.
+    Generate(generate::Args),
+    /// Show data as the model sees it, or what a model or an adapter consists of.
+    Inspect(inspect::Args),
+    /// List what the engine can run on.
+    Devices(devices::Args),
+}
+
+pub fn run() -> ExitCode {
+    quieten_drivers();
+    let (json, result) = match Cli::parse().command {
+        Command::Train(args) => (false, train::run(*args)),
+        Command::Eval(args) => (args.json, eval::run(args)),
+        Command::Generate(args) => (args.json, generate::run(args)),
+        Command::Inspect(args) => (args.json(), inspect::run(args)),
+        Command::Devices(args) => (args.json, devices::run(args)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("{}", if json { error_json(&error) } else { error_text(&error) });
+        ExitCode::FAILURE
+    })
+}
+
+/// Mesa's drivers look for a desktop when they are loaded and, where there is none, print an error of their own that
+/// means nothing here. With any folder to look in they are silent.
+fn quieten_drivers() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: nothing has been started yet that could read the environment at the same time.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}
+
+fn error_json(error: &Error) -> String {
+    json!({ "error": { "code": error.code(), "message": error.to_string(), "hint": error.hint() } }).to_string()
+}
+
+fn error_text(error: &Error) -> String {
+    match error.hint() {
+        "" => format!("error: {error}"),
+        hint => format!("error: {error}\nhint: {hint}"),
+    }
+}
+
+/// `--model`
+#[derive(clap::Args)]
+struct ModelArg {
+    /// A model's folder, a .gguf file, or a name (nano, smollm2-135m-instruct ...).
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+}
+
+impl ModelArg {
+    /// The model's files, downloaded if need be.
+    fn open(&self) -> Result<ModelFiles> {
+        let bar = hidden_bar();
+        let mut file = String::new();
+        let path = hub::resolve(&self.model, &mut |p| {
+            if file != p.file {
+                file = p.file.to_string();
+                show_bytes(&bar, &format!("downloading {file}"), p.total);
+            }
+            bar.set_position(p.done);
+        });
+        bar.finish_and_clear();
+        ModelFiles::open(path?)
+    }
+
+    /// The model on a device, with its adapter.
+    fn session(&self, device: DeviceChoice, adapter: Option<&Path>) -> Result<Session> {
+        let bar = hidden_bar();
+        let mut session = block_on(Session::open(&self.open()?, &self.model, device, |done, total| {
+            // Smaller models are there before a bar could be read.
+            if bar.length().is_none() && total > 64 << 20 {
+                show_bytes(&bar, "loading", Some(total));
+            }
+            bar.set_position(done);
+        }))?;
+        bar.finish_and_clear();
+        if let Some(folder) = adapter {
+            let (lora, flat) = peft::open(folder, session.spec())?;
+            block_on(session.load_adapter(lora, &flat))?;
+        }
+        Ok(session)
+    }
+}
+
+/// `--device`
+#[derive(clap::Args)]
+struct DeviceArg {
+    /// Where to compute: auto takes a real GPU, else the CPU; gpu takes a software one too.
+    #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, value_name = "auto|gpu|cpu")]
+    device: DeviceChoice,
+}
+
+/// `--data` and how to read it
+#[derive(clap::Args)]
+struct DataArgs {
+    /// Records: .jsonl, .json, .csv, .tsv or .txt.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+}
+
+impl DataArgs {
+    fn read(&self) -> Result<Records> {
+        self.columns.read(&self.data)
+    }
+}
+
+#[derive(clap::Args)]
+struct ColumnArgs {
+    /// Field or column that holds the prompt (in a table without header: its number).
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    prompt_column: Option<String>,
+    /// Field or column that holds the answer.
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    completion_column: Option<String>,
+    /// Field or column that holds a text to learn as a whole.
+    #[arg(long, value_name = "NAME", help_heading = "Data", conflicts_with_all = ["prompt_column", "completion_column"])]
+    text_column: Option<String>,
+    /// Leave out records that cannot be used, and count them, instead of stopping.
+    #[arg(long, help_heading = "Data")]
+    skip_bad_records: bool,
+}
+
+impl ColumnArgs {
+    fn read(&self, file: &Path) -> Result<Records> {
+        let columns = ColumnMap {
+            prompt: self.prompt_column.clone(),
+            completion: self.completion_column.clone(),
+            text: self.text_column.clone(),
+        };
+        read_file(file, &ReadOptions { columns, skip_bad: self.skip_bad_records, ..Default::default() })
+    }
+}
+
+/// Prints a line of a result. False when nobody reads any more (`| head`), which is no error.
+fn say(line: impl std::fmt::Display) -> bool {
+    writeln!(std::io::stdout(), "{line}").is_ok()
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 => format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64),
+        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / (1u64 << 20) as f64),
+        b => format!("{:.1} KiB", b as f64 / 1024.0),
+    }
+}
+
+/// "1 example", "2 examples".
+fn count(n: usize, what: &str) -> String {
+    format!("{} {what}{}", luthier::session::grouped(n as u64), if n == 1 { "" } else { "s" })
+}
+
+fn hidden_bar() -> ProgressBar {
+    ProgressBar::with_draw_target(None, indicatif::ProgressDrawTarget::hidden())
+}
+
+/// Shows a bar of bytes; where stderr is no terminal, one line that says what takes so long.
+fn show_bytes(bar: &ProgressBar, what: &str, total: Option<u64>) {
+    let Some(total) = total else { return };
+    if !std::io::stderr().is_terminal() {
+        eprintln!("{what} ({})", size(total));
+        return bar.set_length(total);
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} left");
+    bar.set_style(style.expect("a valid template").progress_chars("=> "));
+    bar.set_message(what.to_string());
+    bar.set_length(total);
+    bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+}

@@ -1,0 +1,372 @@
+//! The program as a user runs it, on the CPU with the model that comes with the sources.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano");
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// A folder that is removed when the test ends.
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(name: &str) -> Temp {
+        let path = std::env::temp_dir().join(format!("luthier-cli-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Temp(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        std::fs::create_dir_all(self.0.join(name).parent().unwrap()).unwrap();
+        std::fs::write(self.0.join(name), bytes).unwrap();
+        self.path(name)
+    }
+
+    /// A few requests and commands of a tool that no model knows.
+    fn data(&self) -> String {
+        self.write("data.jsonl", records(40))
+    }
+
+    /// nano with one file changed; the others are copied.
+    fn nano_with(&self, name: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> String {
+        let folder = self.0.join("model");
+        std::fs::create_dir_all(&folder).unwrap();
+        for entry in std::fs::read_dir(NANO).unwrap() {
+            let file = entry.unwrap().path();
+            std::fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        std::fs::write(folder.join(name), change(bytes)).unwrap();
+        folder.display().to_string()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn records(n: usize) -> String {
+    let line = |i: usize| {
+        format!("{{\"prompt\":\"Put {i} apples on shelf {}\",\"completion\":\"larder put apples {i}\"}}\n", i % 7)
+    };
+    (0..n).map(line).collect()
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the program; whatever happens, it does not panic.
+fn luthier(args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_luthier")).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let ran = Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+    assert!(!ran.stderr.contains("panicked"), "{args:?}: {}", ran.stderr);
+    ran
+}
+
+/// Runs a command of nano's on the CPU, which has to succeed; its stdout.
+fn nano(command: &[&str], more: &[&str]) -> String {
+    let args = [command, &["--model", NANO], more].concat();
+    let ran = luthier(&args);
+    assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.stderr);
+    ran.stdout
+}
+
+const QUICK: [&str; 8] = ["--seq-len", "64", "--lr", "0.005", "--device", "cpu", "--batch-size", "2"];
+
+fn train(data: &str, out: &str, more: &[&str]) -> String {
+    nano(&["train"], &[&["--data", data, "--out", out], &QUICK[..], more].concat())
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+fn loss(data: &str, more: &[&str]) -> f64 {
+    let out = nano(&["eval"], &[&["--data", data, "--device", "cpu", "--json"], more].concat());
+    json_lines(&out)[0]["loss"].as_f64().unwrap()
+}
+
+#[test]
+fn train_eval_generate_inspect() {
+    let temp = Temp::new("whole");
+    let (data, out, log) = (temp.data(), temp.path("adapter"), temp.path("log.jsonl"));
+    let said = train(&data, &out, &["--steps", "20", "--eval-every", "10", "--log-json", &log]);
+    for part in [
+        "device      CPU",
+        "36 examples",
+        "4 examples held out",
+        "memory",
+        "trainable params: 112,128",
+        "adapter of step",
+    ] {
+        assert!(said.contains(part), "{part} in: {said}");
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(temp.0.join("adapter/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["peft_type"], &config["r"]), (&Value::from("LORA"), &Value::from(8)));
+    assert!(temp.0.join("adapter/adapter_model.safetensors").exists());
+
+    let (before, after) = (loss(&data, &[]), loss(&data, &["--adapter", &out]));
+    assert!(after < 0.5 * before, "{before} -> {after}");
+
+    let ask = ["--prompt", "Put 3 apples on shelf 3", "--chat", "--device", "cpu", "--json"];
+    let answer = &json_lines(&nano(&["generate"], &[&ask[..], &["--adapter", &out]].concat()))[0];
+    assert!(answer["text"].as_str().unwrap().starts_with("larder put"), "{answer}");
+    let streamed = nano(&["generate"], &[&ask[..5], &["--adapter", &out]].concat());
+    assert_eq!(streamed.trim_end(), answer["text"].as_str().unwrap().trim_end());
+
+    let facts = &json_lines(&luthier(&["inspect", "adapter", "--adapter", &out, "--model", NANO, "--json"]).stdout)[0];
+    assert_eq!((&facts["parameters"], facts["tensors"].as_array().unwrap().len()), (&Value::from(112_128), 84));
+    check_log(&log, 20);
+}
+
+/// A line a step, in order, and one a validation, each right behind its step.
+fn check_log(path: &str, steps: u64) {
+    let lines = json_lines(&std::fs::read_to_string(path).unwrap());
+    let (validations, reports): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line["val_loss"].is_number());
+    for (report, step) in reports.iter().zip(1..=steps) {
+        assert_eq!(report["step"], step);
+        for key in ["loss", "lr", "grad_norm", "tokens", "supervised_tokens", "tokens_per_sec"] {
+            assert!(report[key].as_f64().is_some_and(f64::is_finite), "{key} in {report}");
+        }
+    }
+    assert_eq!(reports.len() as u64, steps);
+    let at: Vec<u64> = validations.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(at, [0, 10, 20]);
+}
+
+#[test]
+fn without_shuffling_and_packing_steps_are_the_records_in_order() {
+    let temp = Temp::new("order");
+    let lengths = ["a", "a b c d e f g h", "a b c", "a b c d e"];
+    let line = |text: &&str| format!("{{\"prompt\":\"{text}\",\"completion\":\"{text}\"}}\n");
+    let data = temp.write("data.jsonl", lengths.iter().map(line).collect::<String>());
+    let log = temp.path("log.jsonl");
+    let order = ["--no-shuffle", "--no-packing", "--batch-size", "1", "--epochs", "1", "--log-json", &log];
+    let args =
+        ["train", "--model", NANO, "--data", &data, "--out", &temp.path("a"), "--device", "cpu", "--seq-len", "64"];
+    let ran = luthier(&[&args[..], &order].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let examples = json_lines(&nano(&["inspect", "data"], &["--data", &data, "--seq-len", "64", "--json"]));
+    let expected: Vec<u64> = examples.iter().map(|e| e["ids"].as_array().unwrap().len() as u64).collect();
+    let steps = json_lines(&std::fs::read_to_string(&log).unwrap());
+    let found: Vec<u64> = steps.iter().map(|s| s["tokens"].as_u64().unwrap()).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    let temp = Temp::new("seed");
+    let data = temp.data();
+    let adapter = |name: &str, seed: &str| {
+        train(&data, &temp.path(name), &["--steps", "4", "--dropout", "0.1", "--seed", seed]);
+        std::fs::read(temp.0.join(name).join("adapter_model.safetensors")).unwrap()
+    };
+    let first = adapter("a", "7");
+    assert!(first == adapter("b", "7"), "two runs differ");
+    assert!(first != adapter("c", "8"), "the seed changes nothing");
+}
+
+#[test]
+fn an_adapter_can_be_trained_further() {
+    let temp = Temp::new("further");
+    let (data, held_out) = (temp.data(), temp.write("val.jsonl", records(5)));
+    let (a, b, log) = (temp.path("a"), temp.path("b"), temp.path("log.jsonl"));
+    train(&data, &a, &["--steps", "6", "--eval-data", &held_out, "--rank", "4"]);
+    let after_a = loss(&held_out, &["--adapter", &a, "--seq-len", "64", "--batch-size", "2"]);
+    train(&data, &b, &["--steps", "6", "--eval-data", &held_out, "--init-adapter", &a, "--log-json", &log]);
+    let start = json_lines(&std::fs::read_to_string(&log).unwrap())[0]["val_loss"].as_f64().unwrap();
+    assert!((start - after_a).abs() < 1e-6, "goes on from {after_a}, not {start}");
+    assert!(loss(&held_out, &["--adapter", &b]) < after_a);
+}
+
+#[test]
+fn a_dry_run_and_a_diverged_run() {
+    let temp = Temp::new("ends");
+    let data = temp.data();
+    let said = train(&data, &temp.path("dry"), &["--dry-run"]);
+    assert!(said.contains("memory") && !temp.0.join("dry").exists(), "{said}");
+
+    let args = ["train", "--model", NANO, "--data", &data, "--out", &temp.path("a"), "--device", "cpu", "--lr", "1e30"];
+    let ran = luthier(&args);
+    assert_eq!(ran.code, Some(1), "{}", ran.stdout);
+    assert!(ran.stderr.contains("error: step 2: ") && ran.stderr.contains("lower --lr"), "{}", ran.stderr);
+    assert!(temp.0.join("a/adapter_model.safetensors").exists(), "the last good state is kept");
+}
+
+#[test]
+fn inspect_data_shows_what_is_trained_on() {
+    let temp = Temp::new("inspect");
+    let data = temp.write("data.jsonl", records(1));
+    let line = &json_lines(&nano(&["inspect", "data"], &["--data", &data, "--json"]))[0];
+    let (ids, supervised) = (line["ids"].as_array().unwrap(), line["supervised"].as_array().unwrap());
+    assert_eq!(ids.len(), supervised.len());
+    // ChatML: the answer and <|im_end|> (2) are learned, the line's end behind it is not.
+    assert_eq!((ids[ids.len() - 2].as_u64(), supervised[ids.len() - 2].as_u64()), (Some(2), Some(1)));
+    assert_eq!((supervised[0].as_u64(), supervised[ids.len() - 1].as_u64()), (Some(0), Some(0)));
+    assert_eq!(line["truncated"], false);
+    let short = &json_lines(&nano(&["inspect", "data"], &["--data", &data, "--json", "--seq-len", "32"]))[0];
+    assert_eq!((short["ids"].as_array().unwrap(), &short["truncated"]), (&ids[..32].to_vec(), &Value::from(true)));
+    let shown = nano(&["inspect", "data"], &["--data", &data]);
+    assert!(shown.contains("⟦larder put apples 0<|im_end|>⟧"), "{shown}");
+}
+
+#[test]
+fn prompts_of_a_file_are_compared() {
+    let temp = Temp::new("prompts");
+    let file = temp.write("prompts.jsonl", records(10));
+    let args = ["--prompts-file", &file, "--chat", "--max-new-tokens", "4", "--device", "cpu", "--json"];
+    let lines = json_lines(&nano(&["generate"], &args));
+    assert_eq!(lines.len(), 11);
+    assert_eq!(
+        (&lines[0]["expected"], &lines[0]["exact_match"]),
+        (&Value::from("larder put apples 0"), &Value::from(false))
+    );
+    assert_eq!((&lines[10]["compared"], &lines[10]["exact_matches"]), (&Value::from(10), &Value::from(0)));
+    // Together or one by one: the same answers.
+    let alone = ["--prompt", "Put 9 apples on shelf 2", "--chat", "--max-new-tokens", "4", "--device", "cpu", "--json"];
+    assert_eq!(json_lines(&nano(&["generate"], &alone))[0]["text"], lines[9]["text"]);
+}
+
+#[test]
+fn models_and_devices_are_described() {
+    let model = &json_lines(&nano(&["inspect", "model"], &["--json"]))[0];
+    assert_eq!(
+        (&model["parameters"], &model["tokenizer"]["chat_template"]),
+        (&Value::from(1_369_728), &Value::from(true))
+    );
+    let sum: u64 = model["weights"].as_array().unwrap().iter().map(|w| w["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(sum, 1_369_728);
+    assert!(nano(&["inspect", "model"], &[]).contains("llama"));
+    let devices = &json_lines(&luthier(&["devices", "--json"]).stdout)[0];
+    assert!(devices["cpu"]["threads"].as_u64().unwrap() > 0 && devices["gpus"].is_array());
+}
+
+/// Ends with an error that says `part`, with a hint, and writes nothing to --out.
+fn refused(args: &[&str], part: &str) {
+    let ran = luthier(args);
+    assert_eq!(ran.code, Some(1), "{args:?}: {}", ran.stdout);
+    assert!(ran.stderr.contains("error: ") && ran.stderr.contains("hint: "), "{args:?}: {}", ran.stderr);
+    assert!(ran.stderr.contains(part), "{args:?}: '{part}' is not in: {}", ran.stderr);
+    if let Some(at) = args.iter().position(|a| *a == "--out") {
+        assert!(!Path::new(args[at + 1]).join("adapter_model.safetensors").exists(), "{args:?}: something was written");
+        assert!(!Path::new(args[at + 1]).is_dir(), "{args:?}: a folder was made");
+    }
+}
+
+#[test]
+fn bad_models() {
+    let temp = Temp::new("models");
+    let (data, out) = (temp.data(), temp.path("out"));
+    let bad = |model: &str, part: &str| refused(&["train", "--model", model, "--data", &data, "--out", &out], part);
+    bad(&temp.path("nowhere"), "neither a path nor a known model");
+    bad(&temp.write("empty/note.txt", ""), "");
+    bad(&temp.path("empty"), "not a model");
+    bad(&temp.write("short.gguf", b"GGUF\x03\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"), "file ends");
+    let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
+    bad(&temp.nano_with("model.safetensors", half), "model.safetensors");
+    bad(&temp.nano_with("tokenizer.json", half), "tokenizer.json");
+    let config = |from: &'static str, to: &'static str| {
+        move |bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains(from), "{text}");
+            text.replace(from, to).into_bytes()
+        }
+    };
+    bad(&temp.nano_with("config.json", config("\"llama\"", "\"mamba9\"")), "mamba9");
+    bad(&temp.nano_with("config.json", config("\"hidden_size\": 128", "\"hidden_size\": 256")), "shape");
+}
+
+#[test]
+fn bad_data() {
+    let temp = Temp::new("data");
+    let out = temp.path("out");
+    let bad = |data: &str, part: &str| refused(&["train", "--model", NANO, "--data", data, "--out", &out], part);
+    bad(&temp.path("nowhere.jsonl"), "nowhere.jsonl");
+    bad(&temp.write("empty.jsonl", ""), "no record");
+    bad(&temp.write("broken.jsonl", records(2) + "{\"prompt\": \"x\", \n"), "line 3: not JSON");
+    bad(&temp.write("columns.csv", "question,reply\na,b\n"), "question");
+    bad(&temp.write("data.xyz", "?"), "data.xyz");
+    bad(&temp.write("unlearnable.jsonl", r#"{"messages":[{"role":"user","content":"hello"}]}"#), "nothing to learn");
+    let named = temp.data();
+    let args = ["train", "--model", NANO, "--data", &named, "--out", &out, "--prompt-column", "question"];
+    refused(&args, "question");
+    let skipping = temp.write("some.jsonl", records(12) + "nonsense\n");
+    let said = train(&skipping, &temp.path("skipped"), &["--skip-bad-records", "--dry-run"]);
+    assert!(said.contains("1 bad record left out"), "{said}");
+}
+
+#[test]
+fn bad_settings() {
+    let temp = Temp::new("settings");
+    let (data, out) = (temp.data(), temp.path("out"));
+    let bad = |more: &[&str], part: &str| {
+        refused(&[&["train", "--model", NANO, "--data", &data, "--out", &out], more].concat(), part);
+    };
+    bad(&["--rank", "0"], "--rank");
+    bad(&["--target-modules", "c_attn"], "'c_attn' matches no linear");
+    bad(&["--lr=-1"], "--lr");
+    bad(&["--seq-len", "100000"], "512 positions");
+    bad(&["--memory-gib", "0.001"], "--memory-gib");
+    bad(&["--kept-blocks", "99"], "6 blocks");
+    bad(&["--init-adapter", &temp.path("none")], "adapter_config.json");
+    bad(&["--init-adapter", &format!("{GOLDEN}/tiny_lora")], "shape");
+    bad(&["--log-json", &temp.path("no/such/log")], "no/such/log");
+    refused(&["train", "--model", NANO, "--data", &data, "--out", &format!("{data}/out")], "is a file, not a folder");
+    let ran = luthier(&["train", "--model", NANO, "--data", &data, "--out", &data]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("is a file"), "{}", ran.stderr);
+    assert_eq!(std::fs::read_to_string(&data).unwrap(), records(40));
+    refused(&["generate", "--model", NANO, "--prompt", "x", "--top-p", "2"], "--top-p");
+    refused(&["generate", "--model", NANO, "--prompt", ""], "no tokens");
+}
+
+#[test]
+fn errors_for_programs_and_usage() {
+    let ran = luthier(&["eval", "--model", NANO, "--data", "nowhere.jsonl", "--json"]);
+    let error = &json_lines(&ran.stderr)[0]["error"];
+    assert_eq!((ran.code, &error["code"], ran.stdout.as_str()), (Some(1), &Value::from("io"), ""));
+    assert!(error["message"].as_str().unwrap().contains("nowhere.jsonl") && error["hint"].is_string());
+    assert_eq!(luthier(&["train"]).code, Some(2));
+    assert_eq!(luthier(&["train", "--no-such-flag"]).code, Some(2));
+    let adapter = format!("{GOLDEN}/tiny_lora");
+    let both =
+        luthier(&["train", "--model", NANO, "--data", "x", "--out", "y", "--init-adapter", &adapter, "--rank", "4"]);
+    assert_eq!(both.code, Some(2), "{}", both.stderr);
+}
+
+/// Ctrl-C: the step ends, the adapter is written, the program says so.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_is_saved() {
+    let temp = Temp::new("interrupt");
+    let (data, out, log) = (temp.data(), temp.path("a"), temp.path("log.jsonl"));
+    let args = ["train", "--model", NANO, "--data", &data, "--out", &out, "--log-json", &log, "--steps", "100000"];
+    let child = Command::new(env!("CARGO_BIN_EXE_luthier"))
+        .args([&args[..], &QUICK].concat())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    while lines() < 3 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped: the adapter of step"), "{said}");
+    assert!(temp.0.join("a/adapter_model.safetensors").exists());
+}

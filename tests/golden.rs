@@ -1,0 +1,223 @@
+//! Tiny Llamas with non-zero adapters against PyTorch + PEFT: logits, loss, gradients, ten AdamW steps, generation.
+//! The files and how they were made: `tests/golden/README.md`.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use luthier::adapter::{Lora, peft};
+use luthier::data::Batch;
+use luthier::device::Device;
+use luthier::model::Base;
+use luthier::model::generate::{Generator, Sampling};
+use luthier::plan::Style;
+use pollster::block_on;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tiny::{Rig, Tensors};
+
+/// Largest error allowed: losses and norms relative to the value, tensors relative to the largest value of each.
+struct Tolerance {
+    logits: f64,
+    loss: f64,
+    grads: f64,
+    /// Adam divides gradients by their own size: where one is near zero, rounding moves a parameter by up to lr.
+    last: f64,
+}
+
+/// The goldens are f64 rounded to f32, and the learning rate and the rotary table come to the reference in f32.
+const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 1e-6, grads: 1e-6, last: 5e-5 };
+/// PyTorch in f32 is itself up to 4e-6 (gradients) and 7e-4 (last adapter) from f64: `f32_noise` in the goldens.
+const SINGLE: Tolerance = Tolerance { logits: 1e-5, loss: 1e-4, grads: 3e-5, last: 3e-3 };
+
+const CASES: [&str; 4] = ["tiny_lora", "tiny_rslora", "tiny_llama3_lora", "tiny_llama3_rslora"];
+
+struct Case {
+    name: &'static str,
+    json: Value,
+    tensors: Tensors,
+}
+
+impl Case {
+    fn open(name: &'static str) -> Case {
+        let json = std::fs::read(tiny::golden(&format!("{name}.json"))).unwrap();
+        let tensors = Tensors::open(&format!("{name}.safetensors"));
+        Case { name, json: serde_json::from_slice(&json).unwrap(), tensors }
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.json[key].as_str().unwrap()
+    }
+
+    fn floats(&self, key: &str) -> Vec<f64> {
+        self.json[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+    }
+
+    fn ids(&self, key: &str) -> Vec<u32> {
+        self.json["generate"][key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+    }
+
+    fn base(&self, device: Device) -> Base {
+        tiny::base(self.text("model"), device)
+    }
+
+    fn adapter(&self, base: &Base) -> (Lora, Vec<f32>) {
+        peft::open(&tiny::golden(self.text("adapter")), base.spec()).unwrap()
+    }
+}
+
+/// Collects the largest error of each kind, prints them, and fails if one is too large.
+struct Errors {
+    what: String,
+    found: Vec<(&'static str, f64, f64)>,
+}
+
+impl Errors {
+    fn add(&mut self, kind: &'static str, allowed: f64, error: f64) {
+        match self.found.iter_mut().find(|(k, ..)| *k == kind) {
+            Some((.., most)) => *most = error.max(*most),
+            None => self.found.push((kind, allowed, error)),
+        }
+        assert!(error.is_finite(), "{}: {kind} is not a number", self.what);
+    }
+
+    /// Relative to the largest value that is wanted.
+    fn tensor(&mut self, kind: &'static str, allowed: f64, got: &[f64], want: &[f64]) {
+        assert_eq!(got.len(), want.len(), "{}: {kind}", self.what);
+        let largest = want.iter().fold(0.0, |m: f64, w| m.max(w.abs()));
+        let error = got.iter().zip(want).fold(0.0, |m, (g, w)| if (g - w).abs() <= m { m } else { (g - w).abs() });
+        self.add(kind, allowed, error / largest);
+    }
+
+    fn tensors(&mut self, kind: &'static str, allowed: f64, got: &BTreeMap<String, Vec<f64>>, want: &BTreeMap<String, Vec<f64>>) {
+        assert!(got.keys().eq(want.keys()), "{}: names of {kind}", self.what);
+        for (key, want) in want {
+            self.tensor(kind, allowed, &got[key], want);
+        }
+    }
+
+    fn numbers(&mut self, kind: &'static str, allowed: f64, got: &[f64], want: &[f64]) {
+        assert_eq!(got.len(), want.len(), "{}: {kind}", self.what);
+        got.iter().zip(want).for_each(|(g, w)| self.add(kind, allowed, ((g - w) / w).abs()));
+    }
+
+    fn check(self) {
+        println!("{}: {}", self.what, self.found.iter().map(|(k, _, e)| format!("{k} {e:.1e} ")).collect::<String>());
+        for (kind, allowed, error) in &self.found {
+            assert!(error <= allowed, "{}: {kind} is {error:.2e} off, allowed are {allowed:.0e}", self.what);
+        }
+    }
+}
+
+/// Losses and norms of all updates on `window`, and the adapter after the last.
+fn run(case: &Case, device: Device, window: &[Batch], errors: &mut Errors, allowed: &Tolerance) {
+    let mut base = case.base(device);
+    let want = case.floats("losses_f64");
+    let adapter = case.adapter(&base);
+    let mut trainer = tiny::trainer(&mut base, adapter, tiny::options(want.len() as u64));
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for (i, batch) in window.iter().enumerate().filter(|_| window.len() == 1) {
+        let (loss, grads) = block_on(trainer.gradients(&mut base, batch)).unwrap();
+        errors.numbers("loss", allowed.loss, &[loss], &want[i..=i]);
+        errors.tensors("grads", allowed.grads, &tiny::by_key(&trainer.lora, &grads), &case.tensors.under("grad."));
+    }
+    while !trainer.done() {
+        for report in block_on(trainer.step_on(&mut base, window)).unwrap() {
+            losses.push(report.loss);
+            norms.push(report.grad_norm);
+        }
+    }
+    errors.numbers("losses", allowed.loss, &losses, &want);
+    errors.numbers("norms", 10.0 * allowed.loss, &norms, &case.floats("grad_norms_f64"));
+    if window.len() == 1 {
+        let last = block_on(trainer.adapter(&mut base)).unwrap();
+        errors.tensors("last", allowed.last, &tiny::by_key(&trainer.lora, &last), &case.tensors.under("final."));
+    }
+}
+
+fn greedy(case: &Case, device: Device) {
+    let mut base = case.base(device);
+    let (lora, flat) = case.adapter(&base);
+    let patches = lora.declare(&mut base.plan, false);
+    let prompt = case.ids("prompt");
+    let (want, adapted) = (case.ids("base"), case.ids("adapted"));
+    let generator = block_on(Generator::new(&mut base, Some(&patches), 1, prompt.len() + want.len() + 1)).unwrap();
+    base.device.write_floats(patches.params, 0, &flat);
+    let sampling = Sampling { max_new_tokens: want.len(), ..Default::default() };
+    for (with, want) in [(false, want), (true, adapted)] {
+        let prompts = std::slice::from_ref(&prompt);
+        let got = block_on(generator.run(&mut base, with, prompts, &[2], &sampling, |_, _| true)).unwrap();
+        assert_eq!(got[0].ids, want, "{}, adapted: {with}", case.name);
+    }
+}
+
+fn check(device: impl Fn() -> Device, allowed: &Tolerance) {
+    for case in CASES.map(Case::open) {
+        let mut errors = Errors { what: format!("{} on {}", case.name, device().describe()), found: Vec::new() };
+        let batch = case.tensors.batch("");
+        let base = case.base(device());
+        let adapter = case.adapter(&base);
+        let mut rig = Rig::new(base, adapter, tiny::B);
+        let want = case.tensors.floats("logits");
+        errors.tensor("logits", allowed.logits, &rig.logits(&batch), &want);
+        errors.numbers("evaluated", allowed.loss, &[rig.loss(&batch)], &case.floats("losses_f64")[..1]);
+        run(&case, device(), &[batch], &mut errors, allowed);
+        greedy(&case, device());
+        errors.check();
+    }
+    let case = Case::open("tiny_accumulate");
+    let mut errors = Errors { what: format!("{} on {}", case.name, device().describe()), found: Vec::new() };
+    run(&case, device(), &["0.", "1."].map(|prefix| case.tensors.batch(prefix)), &mut errors, allowed);
+    errors.check();
+}
+
+#[test]
+fn f64_reference() {
+    check(Device::reference, &REFERENCE);
+}
+
+#[test]
+fn f32_cpu() {
+    check(Device::cpu, &SINGLE);
+}
+
+fn on_gpu(style: Style) {
+    if common::gpu().is_some() {
+        let device = || {
+            let mut gpu = common::gpu().expect("it was there");
+            gpu.set_style(style);
+            Device::Gpu(Box::new(gpu))
+        };
+        check(device, &SINGLE);
+    }
+}
+
+#[test]
+fn gpu_direct() {
+    on_gpu(Style::Direct);
+}
+
+#[test]
+fn gpu_tiled() {
+    on_gpu(Style::Tiled);
+}
+
+/// What PEFT wrote comes back from our writer: the same tensors and the same settings.
+#[test]
+fn adapter_files_round_trip() {
+    for name in CASES {
+        let case = Case::open(name);
+        let base = case.base(Device::cpu());
+        let (lora, flat) = case.adapter(&base);
+        let folder = std::env::temp_dir().join(format!("luthier-golden-{}-{name}", std::process::id()));
+        peft::write(&folder, &peft::files(&lora, &flat, "base").unwrap()).unwrap();
+        let (again, same) = peft::open(&folder, base.spec()).unwrap();
+        assert_eq!((&lora.config, &flat), (&again.config, &same), "{name}");
+        let tensors = |path: std::path::PathBuf| Tensors::parse(&std::fs::read(path.join(peft::WEIGHTS)).unwrap());
+        let (theirs, ours) = (tensors(tiny::golden(name)), tensors(folder.clone()));
+        assert_eq!(ours.shapes(), theirs.shapes(), "{name}");
+        assert_eq!(ours.under(""), theirs.under(""), "{name}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
