@@ -19,8 +19,8 @@ pub enum Error {
     #[error("{file}: {what}")]
     Unsupported { file: String, what: String, hint: String },
 
-    /// The parts of a model or adapter do not fit together; every mismatch found is listed.
-    #[error("{file}: {}", problems.join("\n  "))]
+    /// The parts of a model or adapter do not fit together; holds every mismatch found, shows the first few.
+    #[error("{file}: {}", first_few(problems))]
     Mismatch { file: String, problems: Vec<String>, hint: String },
 
     /// Training or evaluation records are wrong. `line` counts from 1.
@@ -38,6 +38,16 @@ pub enum Error {
     /// Loss or gradient stopped being finite. The state before `step` is kept.
     #[error("step {step}: {what}")]
     Diverged { step: u64, what: String, hint: String },
+}
+
+/// One wrong setting makes hundreds of tensors wrong; the first few tell.
+fn first_few(problems: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let mut text = problems[..problems.len().min(SHOWN)].join("\n  ");
+    if problems.len() > SHOWN {
+        text += &format!("\n  … and {} more", problems.len() - SHOWN);
+    }
+    text
 }
 
 impl Error {

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that may import every other: the façade and what stands on it.
-const TOP: &[&str] = &["eval", "lib", "main", "session"];
+const TOP: &[&str] = &["cli", "eval", "lib", "main", "session"];
 
 /// Methods of `adapter/`, which `model/` must not know by name. (`lora_grad` is a kernel: any low-rank factor's gradient.)
 const METHODS: &[&str] = &["lora", "dora", "ia3", "prefix_tuning", "prompt_tuning", "bitfit"];

@@ -145,8 +145,8 @@ fn every_shader_has_an_op_a_test_and_a_bench_row() {
             continue;
         }
         let source = std::fs::read_to_string(&path).unwrap();
-        let users = KERNELS.iter().filter(|k| k.shaders.iter().any(|s| s.source == source));
-        let kernel = users.last().unwrap_or_else(|| panic!("no kernel uses {}", path.display()));
+        let user = KERNELS.iter().find(|k| k.shaders.iter().any(|s| s.source == source));
+        let kernel = user.unwrap_or_else(|| panic!("no kernel uses {}", path.display()));
         assert!(stem.starts_with(kernel.name), "{} belongs to the kernel {}", path.display(), kernel.name);
         for room in ["src/ops", "tests/ops"] {
             let file = root.join(room).join(kernel.name).with_extension("rs");

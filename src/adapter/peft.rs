@@ -64,9 +64,10 @@ fn config_json(c: &LoraConfig, base: &str) -> Value {
 
 /// Reads an adapter folder's files for a model: the layout and the flat parameters.
 pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
-    let lora = Lora::new(spec, read_config(config).await?.0)?;
+    let (settings, base) = read_config(config).await?;
+    let lora = Lora::new(spec, settings)?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
-    expect(&checkpoint, &lora)?;
+    expect(&checkpoint, &lora).map_err(|e| for_another_model(e, base))?;
     let mut flat = vec![0.0; lora.len];
     for (site, patch) in &lora.sites {
         let (o, i) = lora.shapes[site];
@@ -110,6 +111,14 @@ fn expect(checkpoint: &Checkpoint, lora: &Lora) -> Result<()> {
         return Ok(());
     }
     Err(Error::Mismatch { file: checkpoint.name().into(), problems: extra, hint: "only plain LoRA on linear layers is read".into() })
+}
+
+/// Shapes that do not fit mean, nearly always, that this is not the base the adapter was trained on.
+fn for_another_model(mut error: Error, base: Option<String>) -> Error {
+    if let (Error::Mismatch { hint, .. }, Some(base)) = (&mut error, base) {
+        *hint = format!("the adapter was trained on '{base}': use it with that model");
+    }
+    error
 }
 
 fn malformed(config: &Source, what: String) -> Error {

@@ -55,7 +55,6 @@ impl Shape {
 }
 
 /// `o = softmax(scale·q·kᵀ)·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, stats: Buf) {
     let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, stats], [s.n as u32, s.heads as u32, 1]);
     s.finish(step, label);

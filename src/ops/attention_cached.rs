@@ -35,7 +35,6 @@ pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Bu
 }
 
 /// `o[n] = softmax(scale·q[n]·Kᵀ)·V` over positions `0..=position` of the row's sequence.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, q: Buf, k: Buf, v: Buf, o: Buf) {
     let step = plan.push(&FORWARD, params(s, capacity), &[slots, q, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
     s.finish(step, label);

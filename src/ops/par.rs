@@ -99,7 +99,6 @@ impl<'a, F> Mat<'a, F> {
 }
 
 /// `out[m,n] (ld) = keep·out + scale · a[m,k] · b[k,n]`.
-#[allow(clippy::too_many_arguments)]
 pub fn gemm<F: Float>(
     (m, n, k): (usize, usize, usize),
     out: &mut [F],

@@ -60,7 +60,8 @@ pub struct MemoryPlan {
     pub blocks: usize,
 }
 
-/// Steps between two reads take at least this long, unless the ring is full.
+/// Reports are read about this often: seldom enough that no step waits for a read, often enough that little work is
+/// queued on a slow GPU.
 const READ_EVERY_MS: f64 = 250.0;
 
 struct Pending {
@@ -84,6 +85,8 @@ pub struct Trainer {
     step: u64,
     pending: Vec<Pending>,
     last_read: Instant,
+    /// Steps to submit before the next read.
+    steps_a_read: usize,
     /// Best validation loss so far, its step, and the adapter then.
     best: Option<(f64, u64, Vec<f32>)>,
 }
@@ -114,6 +117,7 @@ impl Trainer {
             step: 0,
             pending: Vec::new(),
             last_read: Instant::now(),
+            steps_a_read: 1,
             best: None,
         })
     }
@@ -150,8 +154,7 @@ impl Trainer {
         let tokens = window.iter().map(|b| b.tokens as u64).sum();
         self.pending.push(Pending { step: self.step + 1, slot, lr: control.lr as f64, tokens, supervised });
         self.step += 1;
-        let full = self.pending.len() >= RING_SLOTS;
-        if full || self.done() || self.last_read.elapsed_ms() >= READ_EVERY_MS || base.device.gpu_facts().is_none() {
+        if self.pending.len() >= self.steps_a_read || self.done() {
             return self.reports(base).await;
         }
         Ok(Vec::new())
@@ -181,6 +184,8 @@ impl Trainer {
         let seconds = (self.last_read.elapsed_ms() / 1e3).max(1e-6);
         self.last_read = Instant::now();
         let pending = std::mem::take(&mut self.pending);
+        let fits = READ_EVERY_MS / 1e3 / seconds * pending.len() as f64;
+        self.steps_a_read = (fits as usize).clamp(1, RING_SLOTS.min(2 * pending.len()));
         let speed = pending.iter().map(|p| p.tokens).sum::<u64>() as f64 / seconds;
         let mut reports = Vec::with_capacity(pending.len());
         for p in pending {
