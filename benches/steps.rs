@@ -1,6 +1,6 @@
 //! Whole LoRA training steps: median ms, tokens/s, first step, peak bytes.
 //!
-//! `cargo bench --bench steps -- [--device cpu|gpu] [--steps N] [CASE...]`
+//! `cargo bench --bench steps -- [--device cpu|gpu] [--steps N] [--profile] [CASE...]`
 //! Cases: `small` (D=64 L=2 H=4 F=176 V=256, B=4 T=64: the net of benches/peers), `nano` (the shape of models/nano,
 //! B=4 T=128), `smollm2` (SmolLM2-135M's shape, Q4_1 weights, B=2 T=256) and `smollm2-bf16`. Weights are random, all
 //! tokens are supervised, LoRA r = 8 on all linears.
@@ -81,7 +81,7 @@ fn batches(case: &Case) -> Batches {
     Batches::new(&data, options).expect("a data set")
 }
 
-fn run(case: &Case, choice: DeviceChoice, steps: u64) {
+fn run(case: &Case, choice: DeviceChoice, steps: u64, profile: bool) {
     let device = pollster::block_on(Device::open(choice)).expect("a device");
     let name = device.describe();
     let mut base = random_base(case, device);
@@ -94,6 +94,9 @@ fn run(case: &Case, choice: DeviceChoice, steps: u64) {
     let mut trainer = pollster::block_on(Trainer::new(&mut base, lora, initial, batches, options)).expect("a run");
     let mut times = Vec::new();
     let mut losses = Vec::new();
+    if let (true, Device::Cpu(cpu)) = (profile, &mut base.device) {
+        cpu.profile = Some(Default::default());
+    }
     for step in 0..steps {
         let start = Instant::now();
         let mut reports = pollster::block_on(trainer.step(&mut base)).expect("a step");
@@ -116,6 +119,13 @@ fn run(case: &Case, choice: DeviceChoice, steps: u64) {
         losses[0],
         losses[losses.len() - 1],
     );
+    if let Device::Cpu(cpu) = &base.device {
+        let mut rows: Vec<_> = cpu.profile.iter().flatten().collect();
+        rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        for (kernel, (runs, ms)) in rows {
+            println!("  {kernel:<28} {:>6} runs a step {:>9.2} ms", runs / steps, ms / steps as f64);
+        }
+    }
 }
 
 fn main() {
@@ -129,6 +139,6 @@ fn main() {
     let all = cases();
     let named: Vec<&Case> = all.iter().filter(|c| args.iter().any(|a| a == c.name)).collect();
     for case in if named.is_empty() { all.iter().take(2).collect() } else { named } {
-        run(case, choice, steps);
+        run(case, choice, steps, args.iter().any(|a| a == "--profile"));
     }
 }

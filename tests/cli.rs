@@ -322,7 +322,7 @@ fn bad_settings() {
     bad(&["--memory-gib", "0.001"], "--memory-gib");
     bad(&["--kept-blocks", "99"], "6 blocks");
     bad(&["--init-adapter", &temp.path("none")], "adapter_config.json");
-    bad(&["--init-adapter", &format!("{GOLDEN}/tiny_lora")], "shape");
+    bad(&["--init-adapter", &format!("{GOLDEN}/tiny_lora")], "the adapter was trained on 'tiny'");
     bad(&["--log-json", &temp.path("no/such/log")], "no/such/log");
     refused(&["train", "--model", NANO, "--data", &data, "--out", &format!("{data}/out")], "is a file, not a folder");
     let ran = luthier(&["train", "--model", NANO, "--data", &data, "--out", &data]);

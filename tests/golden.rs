@@ -27,7 +27,7 @@ struct Tolerance {
 }
 
 /// The goldens are f64 rounded to f32, and the learning rate and the rotary table come to the reference in f32.
-const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 1e-6, grads: 1e-6, last: 5e-5 };
+const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 3e-6, grads: 3e-6, last: 5e-5 };
 /// PyTorch in f32 is itself up to 4e-6 (gradients) and 7e-4 (last adapter) from f64: `f32_noise` in the goldens.
 const SINGLE: Tolerance = Tolerance { logits: 1e-5, loss: 1e-4, grads: 3e-5, last: 3e-3 };
 
@@ -90,7 +90,13 @@ impl Errors {
         self.add(kind, allowed, error / largest);
     }
 
-    fn tensors(&mut self, kind: &'static str, allowed: f64, got: &BTreeMap<String, Vec<f64>>, want: &BTreeMap<String, Vec<f64>>) {
+    fn tensors(
+        &mut self,
+        kind: &'static str,
+        allowed: f64,
+        got: &BTreeMap<String, Vec<f64>>,
+        want: &BTreeMap<String, Vec<f64>>,
+    ) {
         assert!(got.keys().eq(want.keys()), "{}: names of {kind}", self.what);
         for (key, want) in want {
             self.tensor(kind, allowed, &got[key], want);

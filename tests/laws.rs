@@ -14,7 +14,7 @@ use luthier::model::generate::{Finish, Generator, Sampling};
 use luthier::model::tensors::{Tensor, hf_name};
 use luthier::plan::Style;
 use luthier::session::Session;
-use luthier::train::{Schedule, TrainOptions};
+use luthier::train::{Schedule, TrainOptions, Trainer};
 use luthier::weights::ModelFiles;
 use pollster::block_on;
 use tiny::{Rig, documents};
@@ -109,18 +109,18 @@ fn micro_batches_are_one_batch() {
     for (device, tolerance) in [(Device::reference as fn() -> Device, 1e-6), (Device::cpu, 1e-4)] {
         let run = |b: usize| {
             let mut base = tiny::base("tiny", device());
-            let adapter = tiny::adapter(&base, 0.0, false);
-            let options = TrainOptions { batch_size: b, ..tiny::options(3) };
-            let mut trainer = tiny::trainer(&mut base, adapter, options);
+            let (lora, flat) = tiny::adapter(&base, 0.0, false);
             let batches = tiny::batches(&documents, b, true);
-            let window: Vec<Batch> = (0..batches.batches_per_epoch()).map(|i| batches.batch(i)).collect();
+            let window = batches.batches_per_epoch() as usize;
+            let options = TrainOptions { batch_size: b, grad_accum: window, ..tiny::options(3) };
+            let mut trainer = block_on(Trainer::new(&mut base, lora, flat, batches, options)).unwrap();
             let mut numbers = Vec::new();
             while !trainer.done() {
-                let reports = block_on(trainer.step_on(&mut base, &window)).unwrap();
+                let reports = block_on(trainer.step(&mut base)).unwrap();
                 numbers.extend(reports.iter().flat_map(|r| [r.loss, r.grad_norm]));
             }
             let last = block_on(trainer.adapter(&mut base)).unwrap();
-            (window.len(), numbers, last.into_iter().map(f64::from).collect::<Vec<_>>())
+            (window, numbers, last.into_iter().map(f64::from).collect::<Vec<_>>())
         };
         let whole = run(tiny::packed(&documents, true).b);
         assert_eq!(whole.0, 1);

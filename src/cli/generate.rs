@@ -148,7 +148,10 @@ fn list(session: &mut Session, prompts: &[Prompt], args: &Args, sampling: &Sampl
         for (prompt, answer) in group.iter().zip(&answers) {
             tokens += answer.tokens;
             exact += usize::from(matches(prompt, answer) == Some(true));
-            bar.suspend(|| say(if args.json { line_json(prompt, answer) } else { line_text(prompt, answer) }));
+            let line = if args.json { line_json(prompt, answer) } else { line_text(prompt, answer) };
+            if !bar.suspend(|| say(line)) {
+                return Ok(tokens); // nobody reads on
+            }
         }
         bar.inc(group.len() as u64);
     }

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 /// Tunes small language models on your own machine with LoRA, on the GPU or the CPU.
 #[derive(Parser)]
-#[command(name = "luthier", version, max_term_width = 100)]
+#[command(name = "luthier", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -1,7 +1,7 @@
 //! `luthier train`: reads data and model, says what is about to happen, trains, and writes the best adapter.
 
 use super::{DataArgs, DeviceArg, ModelArg, count, say, size};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use luthier::adapter::peft;
 use luthier::session::{Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
@@ -13,7 +13,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -106,6 +106,7 @@ fn describe_data(s: &Summary, o: &TrainOptions) -> String {
 
 fn describe_validation(args: &Args, s: &Summary) -> String {
     match (s.validation_examples, &args.eval_data) {
+        (0, None) if args.options.val_fraction == 0.0 => "none (--val-fraction 0)".into(),
         (0, _) => "none: too few records to hold some out; --eval-data gives some".into(),
         (n, Some(file)) => format!("{} of {}", count(n, "example"), file.display()),
         (n, None) => format!("{} held out", count(n, "example")),
@@ -255,48 +256,45 @@ impl Log {
 }
 
 /// Progress on stderr: a bar on a terminal, else a line every ten steps.
-enum View {
-    Bar(ProgressBar),
-    Lines { steps: u64, started: Instant },
+struct View {
+    steps: u64,
+    bar: Option<ProgressBar>,
 }
 
 impl View {
     fn new(steps: u64) -> View {
-        if !std::io::stderr().is_terminal() {
-            return View::Lines { steps, started: Instant::now() };
-        }
-        let style =
-            ProgressStyle::with_template("[{bar:30}] {pos}/{len}  {msg}  {eta} left").expect("a valid template");
-        let bar = ProgressBar::new(steps).with_style(style.progress_chars("=> "));
-        bar.enable_steady_tick(Duration::from_millis(500));
-        View::Bar(bar)
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len}  {msg}").expect("a valid template");
+            ProgressBar::new(steps).with_style(style.progress_chars("=> "))
+        });
+        View { steps, bar }
     }
 
     fn step(&self, r: &StepReport) {
-        let state = format!("loss {:.4}  {:.0} tokens/s", r.loss, r.tokens_per_sec);
-        match self {
-            View::Bar(bar) => {
+        let seconds = (self.steps - r.step) as f64 * r.tokens as f64 / r.tokens_per_sec.max(1e-3);
+        let left = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+        let state = format!("loss {:.4}  {:.0} tokens/s  {left:#} left", r.loss, r.tokens_per_sec);
+        match &self.bar {
+            Some(bar) => {
                 bar.set_message(state);
                 bar.set_position(r.step);
             }
-            View::Lines { steps, started } => {
-                if r.step.is_multiple_of(10) || r.step == 1 || r.step == *steps {
-                    let left = started.elapsed().as_secs_f64() / r.step as f64 * (*steps - r.step) as f64;
-                    eprintln!("step {}/{steps}  {state}  {left:.0} s left", r.step);
-                }
+            None if r.step.is_multiple_of(10) || r.step == 1 || r.step == self.steps => {
+                eprintln!("step {}/{}  {state}", r.step, self.steps);
             }
+            None => {}
         }
     }
 
     fn note(&self, line: &str) {
-        match self {
-            View::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
-            View::Lines { .. } => eprintln!("{line}"),
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 
     fn end(&self) {
-        if let View::Bar(bar) = self {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }

@@ -3,6 +3,7 @@
 use crate::num::Float;
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Call, Elem, Plan, SequenceId, Slot, Step};
+use std::collections::BTreeMap;
 
 enum Store<F> {
     F(Vec<F>),
@@ -39,11 +40,13 @@ pub struct Cpu<F> {
     own: Vec<Option<Store<F>>>,
     slots: Vec<Store<F>>,
     scratch: Vec<F>,
+    /// Runs and milliseconds by kernel, gathered when set: what `benches/steps.rs --profile` prints.
+    pub profile: Option<BTreeMap<String, (u64, f64)>>,
 }
 
 impl<F: Twin> Cpu<F> {
     pub fn new() -> Self {
-        Cpu { memory: Memory::default(), own: Vec::new(), slots: Vec::new(), scratch: Vec::new() }
+        Cpu { memory: Memory::default(), own: Vec::new(), slots: Vec::new(), scratch: Vec::new(), profile: None }
     }
 
     /// Allocates what was added to the plan since the last call.
@@ -111,7 +114,12 @@ impl<F: Twin> Cpu<F> {
     pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
         for step in &plan.sequences[sequence].steps {
             if rows > step.skip_up_to || step.skip_up_to == 0 {
+                let start = crate::clock::Instant::now();
                 self.run_step(plan, step);
+                if let Some(profile) = &mut self.profile {
+                    let (runs, ms) = profile.entry(format!("{:?}", step.kernel)).or_default();
+                    (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
+                }
             }
         }
     }

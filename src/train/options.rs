@@ -10,52 +10,55 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(not(target_arch = "wasm32"), derive(clap::Args))]
 pub struct TrainOptions {
     /// Rank of the low-rank update: more can learn more, and costs more.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 8))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 8))]
     pub rank: usize,
     /// Strength of the update: it is scaled by alpha / rank (rsLoRA: alpha / √rank).
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 16.0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 16.0))]
     pub alpha: f32,
     /// Probability of dropping an input of the update while training.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0.0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.0))]
     pub dropout: f32,
     /// Scale by alpha / √rank.
     #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
     pub rslora: bool,
     /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...).
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value = "all-linear"))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "NAMES", default_value = "all-linear"))]
     pub target_modules: String,
     /// Peak learning rate.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 5e-4))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 5e-4))]
     pub lr: f64,
-    /// How the learning rate goes down after the warm-up.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_enum, default_value_t = Schedule::Linear))]
+    /// How the learning rate goes down after the warm-up: constant, linear or cosine.
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "KIND", value_enum, hide_possible_values = true, default_value_t = Schedule::Linear))]
     pub schedule: Schedule,
     /// Steps over which the learning rate rises.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
     pub warmup_steps: u64,
     /// Decoupled weight decay of AdamW.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0.0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.0))]
     pub weight_decay: f32,
     /// Gradients are scaled down to this global norm; 0 turns it off.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 1.0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 1.0))]
     pub max_grad_norm: f32,
     /// Passes over the data.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 3.0, conflicts_with = "steps"))]
+    #[cfg_attr(
+        not(target_arch = "wasm32"),
+        arg(long, value_name = "N", default_value_t = 3.0, conflicts_with = "steps")
+    )]
     pub epochs: f64,
     /// Optimizer steps, instead of epochs.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N"))]
     pub steps: Option<u64>,
     /// Rows of a micro-batch.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 4))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 4))]
     pub batch_size: usize,
     /// Tokens of a row; longer examples are cut.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 256))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 256))]
     pub seq_len: usize,
     /// Micro-batches of an optimizer step.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 1))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 1))]
     pub grad_accum: usize,
     /// Everything random follows from it.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
     pub seed: u64,
     /// Keep the order of the file.
     #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
@@ -64,16 +67,16 @@ pub struct TrainOptions {
     #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
     pub no_packing: bool,
     /// Steps between evaluations on the validation data; 0 means only at the end.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
     pub eval_every: u64,
     /// Share of the data held out for validation when no validation file is given.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 0.1))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.1))]
     pub val_fraction: f64,
     /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N"))]
     pub kept_blocks: Option<usize>,
     /// GiB the run may use; decides --kept-blocks.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, default_value_t = 4.0))]
+    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 4.0))]
     pub memory_gib: f64,
 }
 
@@ -136,10 +139,18 @@ impl TrainOptions {
             None => positive("epochs", self.epochs, "3 is a good start")?,
         }
         if self.seq_len < 2 {
-            return Err(Error::setting("seq-len", format!("is {}, expected at least 2", self.seq_len), "256 is a good start"));
+            return Err(Error::setting(
+                "seq-len",
+                format!("is {}, expected at least 2", self.seq_len),
+                "256 is a good start",
+            ));
         }
         if !(0.0..0.9).contains(&self.val_fraction) {
-            return Err(Error::setting("val-fraction", format!("is {}, expected 0 to 0.9", self.val_fraction), "0.1 is the default"));
+            return Err(Error::setting(
+                "val-fraction",
+                format!("is {}, expected 0 to 0.9", self.val_fraction),
+                "0.1 is the default",
+            ));
         }
         not_negative("weight-decay", self.weight_decay as f64)?;
         not_negative("max-grad-norm", self.max_grad_norm as f64)

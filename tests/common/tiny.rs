@@ -1,6 +1,7 @@
 //! The golden models, adapters and batches, and a rig that drives the sequences of one shape by hand.
 #![allow(dead_code)]
 
+use ::safetensors::SafeTensors;
 use luthier::adapter::{Lora, LoraConfig, peft};
 use luthier::data::{Batch, Batches, Dataset, Example, IGNORE, PackOptions, Stats};
 use luthier::device::Device;
@@ -13,7 +14,6 @@ use luthier::train::trainer::write_batch;
 use luthier::train::{Schedule, TrainOptions, Trainer};
 use luthier::weights::{ModelFiles, Source, TokenizerFiles, safetensors};
 use pollster::block_on;
-use ::safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -143,9 +143,7 @@ pub fn dataset(documents: &[(Vec<u32>, Vec<bool>)]) -> Dataset {
 
 /// Documents of 5 to 16 random tokens, of which about two thirds are supervised in a ragged way.
 pub fn documents(count: usize, seed: u64) -> Vec<(Vec<u32>, Vec<bool>)> {
-    let draw = |stream: u64, index: u64, below: u64| {
-        (luthier::num::uniform(seed, stream, index) * below as f64) as u64
-    };
+    let draw = |stream: u64, index: u64, below: u64| (luthier::num::uniform(seed, stream, index) * below as f64) as u64;
     let document = |d: u64| {
         let len = 5 + draw(d, 0, 12);
         let ids = (0..len).map(|i| 3 + draw(d, 1 + i, 90) as u32).collect();
@@ -253,7 +251,8 @@ impl Rig {
         let n = batch.ids.len();
         self.run(sequence, &Batch { targets: vec![0; n], supervised: n, ..batch.clone() }, 0);
         let steps = &self.base.plan.sequences[sequence].steps;
-        let mut inputs = steps.iter().filter(|s| format!("{:?}", s.kernel) == "cross_entropy.forward").map(|s| s.bufs[1]);
+        let mut inputs =
+            steps.iter().filter(|s| format!("{:?}", s.kernel) == "cross_entropy.forward").map(|s| s.bufs[1]);
         let logits = inputs.next().unwrap();
         assert!(inputs.next().is_none(), "one chunk of the head holds all rows");
         let (vocab, padded) = (self.base.spec().vocab, self.base.spec().padded_vocab());
