@@ -88,7 +88,13 @@ fn run(case: &Case, choice: DeviceChoice, steps: u64, profile: bool) {
     let config = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, modules: Module::ALL.to_vec() };
     let lora = Lora::new(&case.spec, config).expect("a valid adapter");
     let initial = lora.init(0);
-    let options = TrainOptions { batch_size: case.b, seq_len: case.t, steps: Some(steps), memory_gib: 16.0, ..Default::default() };
+    let options = TrainOptions {
+        batch_size: case.b,
+        seq_len: case.t,
+        steps: Some(steps),
+        memory_gib: 16.0,
+        ..Default::default()
+    };
     let start = Instant::now();
     let batches = batches(case);
     let mut trainer = pollster::block_on(Trainer::new(&mut base, lora, initial, batches, options)).expect("a run");
@@ -104,7 +110,12 @@ fn run(case: &Case, choice: DeviceChoice, steps: u64, profile: bool) {
         times.push(start.elapsed().as_secs_f64() * 1e3);
         losses.extend(reports.iter().map(|r| r.loss));
         if step == 0 {
-            eprintln!("{}: first step {:.0} ms after {:.0} ms of set-up", case.name, times[0], start.elapsed().as_secs_f64() * 1e3);
+            eprintln!(
+                "{}: first step {:.0} ms after {:.0} ms of set-up",
+                case.name,
+                times[0],
+                start.elapsed().as_secs_f64() * 1e3
+            );
         }
     }
     let first = start.elapsed().as_secs_f64() * 1e3 - times[1..].iter().sum::<f64>();

@@ -30,10 +30,15 @@ impl Device {
     pub async fn open(choice: DeviceChoice) -> Result<Device> {
         match choice {
             DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Auto => Ok(gpu::open(false).await.ok().flatten().map_or_else(Device::cpu, |g| Device::Gpu(Box::new(g)))),
+            DeviceChoice::Auto => {
+                Ok(gpu::open(false).await.ok().flatten().map_or_else(Device::cpu, |g| Device::Gpu(Box::new(g))))
+            }
             DeviceChoice::Gpu => match gpu::open(true).await? {
                 Some(gpu) => Ok(Device::Gpu(Box::new(gpu))),
-                None => Err(Error::device("no GPU adapter was found", "install a Vulkan, Metal or DX12 driver, or use --device cpu")),
+                None => Err(Error::device(
+                    "no GPU adapter was found",
+                    "install a Vulkan, Metal or DX12 driver, or use --device cpu",
+                )),
             },
         }
     }

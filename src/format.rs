@@ -30,8 +30,7 @@ pub enum WeightFormat {
 pub const BLOCK: usize = 32;
 
 impl WeightFormat {
-    pub const ALL: [WeightFormat; 6] =
-        [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0, Self::Q4_1];
+    pub const ALL: [WeightFormat; 6] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0, Self::Q4_1];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -5,9 +5,24 @@ use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 pub trait Float:
-    Copy + Default + Debug + Display + PartialOrd + Send + Sync + 'static
-    + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
-    + AddAssign + SubAssign + MulAssign + DivAssign + Sum
+    Copy
+    + Default
+    + Debug
+    + Display
+    + PartialOrd
+    + Send
+    + Sync
+    + 'static
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + SubAssign
+    + MulAssign
+    + DivAssign
+    + Sum
 {
     const ZERO: Self;
     const ONE: Self;
@@ -28,23 +43,41 @@ macro_rules! float {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             #[inline(always)]
-            fn of(x: f64) -> Self { x as $t }
+            fn of(x: f64) -> Self {
+                x as $t
+            }
             #[inline(always)]
-            fn of32(x: f32) -> Self { x as $t }
+            fn of32(x: f32) -> Self {
+                x as $t
+            }
             #[inline(always)]
-            fn to64(self) -> f64 { self as f64 }
+            fn to64(self) -> f64 {
+                self as f64
+            }
             #[inline(always)]
-            fn to32(self) -> f32 { self as f32 }
+            fn to32(self) -> f32 {
+                self as f32
+            }
             #[inline(always)]
-            fn exp(self) -> Self { $exp(self) }
+            fn exp(self) -> Self {
+                $exp(self)
+            }
             #[inline(always)]
-            fn ln(self) -> Self { self.ln() }
+            fn ln(self) -> Self {
+                self.ln()
+            }
             #[inline(always)]
-            fn sqrt(self) -> Self { self.sqrt() }
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
             #[inline(always)]
-            fn max(self, o: Self) -> Self { self.max(o) }
+            fn max(self, o: Self) -> Self {
+                self.max(o)
+            }
             #[inline(always)]
-            fn finite(self) -> bool { self.is_finite() }
+            fn finite(self) -> bool {
+                self.is_finite()
+            }
         }
     };
 }

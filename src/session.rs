@@ -49,14 +49,19 @@ impl Summary {
     pub fn trainable(&self) -> String {
         let all = self.parameters + self.trainable_parameters;
         let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
-        format!("trainable params: {} || all params: {} || trainable%: {percent:.4}", grouped(self.trainable_parameters), grouped(all))
+        format!(
+            "trainable params: {} || all params: {} || trainable%: {percent:.4}",
+            grouped(self.trainable_parameters),
+            grouped(all)
+        )
     }
 }
 
 /// A number for people: 1,369,728.
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
     groups.join(",")
 }
 
@@ -78,11 +83,25 @@ pub const SEQUENCES: usize = 8;
 
 impl Session {
     /// Opens a model on a device. `progress` gets bytes streamed and in all.
-    pub async fn open(files: &ModelFiles, name: &str, device: DeviceChoice, progress: impl FnMut(u64, u64)) -> Result<Session> {
+    pub async fn open(
+        files: &ModelFiles,
+        name: &str,
+        device: DeviceChoice,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Session> {
         let tokenizer = Arc::new(Tokenizer::new(files.tokenizer().clone())?);
         let base = Base::load(files, Device::open(device).await?, progress).await?;
         let name = name.to_string();
-        Ok(Session { tokenizer, name, base, adapter: None, trainer: None, validation: None, generator: None, evaluation: None })
+        Ok(Session {
+            tokenizer,
+            name,
+            base,
+            adapter: None,
+            trainer: None,
+            validation: None,
+            generator: None,
+            evaluation: None,
+        })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -244,7 +263,8 @@ impl Session {
     /// [`Session::evaluate`] of records that are encoded already, to the same `seq_len`.
     pub async fn evaluate_data(&mut self, data: &Dataset, batch_size: usize, seq_len: usize) -> Result<Evaluation> {
         self.check_length(seq_len)?;
-        let batches = Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
+        let batches =
+            Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
         let shape = (batch_size, seq_len);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
             let Base { plan, device, decoder } = &mut self.base;
@@ -305,13 +325,21 @@ impl Session {
         }
         // The adapter may have come after the generator: compare before, train, compare after.
         match (&mut self.generator, &self.adapter) {
-            (Some(generator), Some((_, patches))) if !generator.is_adapted() => generator.adapt(&mut self.base, patches).await,
+            (Some(generator), Some((_, patches))) if !generator.is_adapted() => {
+                generator.adapt(&mut self.base, patches).await
+            }
             _ => Ok(()),
         }
     }
 
     /// [`Session::generate_ids`] for texts.
-    pub async fn generate(&mut self, prompts: &[String], chat: bool, adapted: bool, sampling: &Sampling) -> Result<Vec<Text>> {
+    pub async fn generate(
+        &mut self,
+        prompts: &[String],
+        chat: bool,
+        adapted: bool,
+        sampling: &Sampling,
+    ) -> Result<Vec<Text>> {
         let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
         let generated = self.generate_ids(&ids, adapted, sampling, |_, _| true).await?;
         Ok(generated.iter().map(|g| self.text(g)).collect())

@@ -3,8 +3,8 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use luthier::device::{Device, DeviceChoice};
 use luthier::data::Tokenizer;
+use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
 use luthier::model::generate::{Generator, Sampling};
 use luthier::weights::ModelFiles;
@@ -30,16 +30,29 @@ fn check(folder: &Path, model: &Path, choice: DeviceChoice, tolerance: f64, max_
         if !text.is_empty() && case["prompt_ids"][0] != 1 {
             assert_eq!(tokenizer.encode(text, false).unwrap(), *prompt, "{text:?}");
         }
-        let logits = pollster::block_on(generator.prompt_logits(&mut base, false, std::slice::from_ref(prompt))).unwrap();
+        let logits =
+            pollster::block_on(generator.prompt_logits(&mut base, false, std::slice::from_ref(prompt))).unwrap();
         for top in case["last_logits_top5"].as_array().unwrap() {
             let (id, want) = (top[0].as_u64().unwrap() as usize, top[1].as_f64().unwrap());
             let got = logits[id] as f64;
-            assert!((got - want).abs() <= tolerance * want.abs(), "{}: logit {id}: {got}, reference {want}", folder.display());
+            assert!(
+                (got - want).abs() <= tolerance * want.abs(),
+                "{}: logit {id}: {got}, reference {want}",
+                folder.display()
+            );
         }
     }
     let sampling = Sampling { max_new_tokens: max_new, ..Default::default() };
     let stop = tokenizer.eos_ids().to_vec();
-    let all = pollster::block_on(generator.run(&mut base, false, &prompts[..cases.len().min(4)], &stop, &sampling, |_, _| true)).unwrap();
+    let all = pollster::block_on(generator.run(
+        &mut base,
+        false,
+        &prompts[..cases.len().min(4)],
+        &stop,
+        &sampling,
+        |_, _| true,
+    ))
+    .unwrap();
     for (case, got) in cases.iter().zip(all) {
         let want = ids(&case["greedy_ids"]);
         let n = want.len().min(max_new).min(got.ids.len());

@@ -28,7 +28,10 @@ pub fn target_modules(text: &str) -> Result<Vec<Module>> {
     let names = Module::ALL.map(Module::name).join(", ");
     let unknown: Vec<&str> = wanted.iter().copied().filter(|w| !Module::ALL.iter().any(|m| m.name() == *w)).collect();
     if !unknown.is_empty() || wanted.is_empty() {
-        let what = format!("'{}' matches no linear of the model", if wanted.is_empty() { text.to_string() } else { unknown.join(", ") });
+        let what = format!(
+            "'{}' matches no linear of the model",
+            if wanted.is_empty() { text.to_string() } else { unknown.join(", ") }
+        );
         return Err(Error::setting("target-modules", what, format!("use all-linear, or some of {names}")));
     }
     Ok(Module::ALL.into_iter().filter(|m| wanted.contains(&m.name())).collect())
@@ -42,10 +45,18 @@ impl LoraConfig {
             return Err(Error::setting("rank", what, "8 or 16 is a good start"));
         }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(Error::setting("alpha", format!("alpha is {}, expected more than 0", self.alpha), "twice the rank is a good start"));
+            return Err(Error::setting(
+                "alpha",
+                format!("alpha is {}, expected more than 0", self.alpha),
+                "twice the rank is a good start",
+            ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::setting("dropout", format!("dropout is {}, expected 0 to below 1", self.dropout), "0 or 0.05"));
+            return Err(Error::setting(
+                "dropout",
+                format!("dropout is {}, expected 0 to below 1", self.dropout),
+                "0 or 0.05",
+            ));
         }
         Ok(self)
     }

@@ -110,7 +110,11 @@ fn expect(checkpoint: &Checkpoint, lora: &Lora) -> Result<()> {
     if extra.is_empty() {
         return Ok(());
     }
-    Err(Error::Mismatch { file: checkpoint.name().into(), problems: extra, hint: "only plain LoRA on linear layers is read".into() })
+    Err(Error::Mismatch {
+        file: checkpoint.name().into(),
+        problems: extra,
+        hint: "only plain LoRA on linear layers is read".into(),
+    })
 }
 
 /// Shapes that do not fit mean, nearly always, that this is not the base the adapter was trained on.
@@ -135,7 +139,12 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
         Some("LORA") => {}
         other => return Err(unsupported(config, format!("peft_type is {}", other.unwrap_or("missing")))),
     }
-    for (name, plain) in [("use_dora", json!(false)), ("bias", json!("none")), ("lora_bias", json!(false)), ("modules_to_save", json!([]))] {
+    for (name, plain) in [
+        ("use_dora", json!(false)),
+        ("bias", json!("none")),
+        ("lora_bias", json!(false)),
+        ("modules_to_save", json!([])),
+    ] {
         let given = &v[name];
         if !given.is_null() && *given != plain {
             return Err(unsupported(config, format!("{name} is {given}")));

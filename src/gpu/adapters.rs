@@ -31,7 +31,7 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
     // on the others (measurements: benches/README.md).
     let direct = software || info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
     AdapterFacts {
-        name: if info.name.is_empty() { info.driver.clone() } else { info.name.clone() },
+        name: [&info.name, &info.driver].into_iter().find(|s| !s.is_empty()).map_or("GPU".into(), String::clone),
         backend: info.backend.to_string(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         software,
@@ -87,7 +87,8 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
         return Err(Error::device(what, "use --device cpu"));
     }
-    let desc = wgpu::DeviceDescriptor { label: Some("luthier"), required_limits: adapter.limits(), ..Default::default() };
+    let desc =
+        wgpu::DeviceDescriptor { label: Some("luthier"), required_limits: adapter.limits(), ..Default::default() };
     let (device, queue) = adapter
         .request_device(&desc)
         .await

@@ -202,11 +202,21 @@ impl Gpu {
             layout: &layout,
             entries: &entries,
         });
-        Ok(Dispatch { pipeline, bind_group, groups: groups(step, shader), work: step.work, skip_up_to: step.skip_up_to })
+        Ok(Dispatch {
+            pipeline,
+            bind_group,
+            groups: groups(step, shader),
+            work: step.work,
+            skip_up_to: step.skip_up_to,
+        })
     }
 
     /// The pipeline of a step, shared by all steps with the same source.
-    fn pipeline(&mut self, step: &Step, shader: &crate::plan::Shader) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
+    fn pipeline(
+        &mut self,
+        step: &Step,
+        shader: &crate::plan::Shader,
+    ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
         let source = assemble(shader, step.format, &step.consts, step.workgroup);
         let key = format!("{} {}", step.kernel.entry, source);
         if let Some(found) = self.pipelines.get(&key) {
@@ -222,9 +232,11 @@ impl Gpu {
                 entry(i as u32, wgpu::BufferBindingType::Storage { read_only }, false)
             })
             .collect();
-        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+        let layout =
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
         let label = format!("{:?}", step.kernel);
-        let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let desc =
+            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // SAFETY: the checks left out are bounds, loop and division guards. Every index of our shaders is derived from
         // sizes the plan was built with; GPU tests run each kernel with guards around its buffers.
         let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };

@@ -17,7 +17,12 @@ fn load_w(format: WeightFormat) -> &'static str {
     }
 }
 
-pub fn assemble(shader: &Shader, format: Option<WeightFormat>, consts: &[(&'static str, u32)], workgroup: [u32; 2]) -> String {
+pub fn assemble(
+    shader: &Shader,
+    format: Option<WeightFormat>,
+    consts: &[(&'static str, u32)],
+    workgroup: [u32; 2],
+) -> String {
     let mut source = String::from(PRELUDE);
     for (name, value) in consts {
         source += &format!("const {name}: u32 = {value}u;\n");

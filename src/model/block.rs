@@ -89,7 +89,13 @@ impl Block {
 
     /// Everything after attention: output projection, residual, MLP, residual.
     #[allow(clippy::type_complexity)]
-    fn rest(&self, cx: &mut Build, spec: &ModelSpec, x: Buf, attended: Buf) -> (Saved, Buf, (Buf, Saved), (Buf, Saved), Saved, Buf) {
+    fn rest(
+        &self,
+        cx: &mut Build,
+        spec: &ModelSpec,
+        x: Buf,
+        attended: Buf,
+    ) -> (Saved, Buf, (Buf, Saved), (Buf, Saved), Saved, Buf) {
         let n = cx.n;
         let mid = cx.plan.temp("mid", n * spec.hidden);
         let o = self.o.forward(cx, attended, Some(x), mid);

@@ -26,7 +26,12 @@ pub struct Decoder {
 
 impl Decoder {
     /// Declares the buffers. `format` says how each matrix is stored; matrices over `max_binding` bytes are split by rows.
-    pub fn declare(plan: &mut Plan, spec: &ModelSpec, format: impl Fn(Tensor) -> WeightFormat, max_binding: u64) -> Decoder {
+    pub fn declare(
+        plan: &mut Plan,
+        spec: &ModelSpec,
+        format: impl Fn(Tensor) -> WeightFormat,
+        max_binding: u64,
+    ) -> Decoder {
         let s = spec;
         let vector = |plan: &mut Plan, label: String, len| plan.persistent(label, Elem::Float, len);
         let embed = matrix(plan, "embed_tokens", s.padded_vocab(), s.hidden, format(Tensor::Embed), max_binding);
@@ -191,7 +196,14 @@ pub struct LossSequences {
 impl Decoder {
     /// Appends "evaluate" and, when there are patches to train, "train" with the activations of the upper `kept_blocks`
     /// blocks kept and those of the others recomputed.
-    pub fn loss_sequences(&self, plan: &mut Plan, io: &Inputs, patches: Option<&Patches>, train: bool, kept_blocks: usize) -> LossSequences {
+    pub fn loss_sequences(
+        &self,
+        plan: &mut Plan,
+        io: &Inputs,
+        patches: Option<&Patches>,
+        train: bool,
+        kept_blocks: usize,
+    ) -> LossSequences {
         let evaluate = plan.begin("evaluate");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
@@ -201,7 +213,14 @@ impl Decoder {
         LossSequences { train, evaluate }
     }
 
-    fn build<'a>(&self, plan: &'a mut Plan, n: usize, patches: Option<&'a Patches>, control: Buf, dropout: bool) -> Build<'a> {
+    fn build<'a>(
+        &self,
+        plan: &'a mut Plan,
+        n: usize,
+        patches: Option<&'a Patches>,
+        control: Buf,
+        dropout: bool,
+    ) -> Build<'a> {
         Build { plan, n, patches, control, none: self.none, dropout }
     }
 

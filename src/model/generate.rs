@@ -68,7 +68,12 @@ pub struct Generator {
 }
 
 impl Generator {
-    pub async fn new(base: &mut Base, patches: Option<&Patches>, sequences: usize, capacity: usize) -> Result<Generator> {
+    pub async fn new(
+        base: &mut Base,
+        patches: Option<&Patches>,
+        sequences: usize,
+        capacity: usize,
+    ) -> Result<Generator> {
         let (io, plain) = base.decoder.generation(&mut base.plan, sequences, capacity, CHUNK);
         let spec = base.decoder.spec.clone();
         let mut generator = Generator { io, plain, adapted: None, vocab: spec.vocab, padded: spec.padded_vocab() };
@@ -155,10 +160,19 @@ impl Generator {
     /// Feeds all prompts, CHUNK rows at a time, and returns the logits after each prompt's last token.
     async fn prefill(&self, base: &mut Base, pass: SequenceId, prompts: &[Vec<u32>]) -> Result<Vec<f32>> {
         let mut logits = vec![0.0; self.io.sequences * self.padded];
-        let all: Vec<Row> = prompts.iter().enumerate().flat_map(|(sequence, prompt)| {
-            let row = move |(position, id): (usize, &u32)| Row { id: *id, sequence, position, last: position + 1 == prompt.len() };
-            prompt.iter().enumerate().map(row)
-        }).collect();
+        let all: Vec<Row> = prompts
+            .iter()
+            .enumerate()
+            .flat_map(|(sequence, prompt)| {
+                let row = move |(position, id): (usize, &u32)| Row {
+                    id: *id,
+                    sequence,
+                    position,
+                    last: position + 1 == prompt.len(),
+                };
+                prompt.iter().enumerate().map(row)
+            })
+            .collect();
         for chunk in all.chunks(self.io.chunk) {
             let ends = self.write_rows(base, chunk, self.io.chunk);
             base.device.run(&base.plan, pass, u32::MAX)?;
@@ -197,7 +211,9 @@ impl Generator {
                 logit_rows[row.sequence] = i as u32;
             }
         }
-        for (buf, words) in [(self.io.ids, &ids), (self.io.positions, &positions), (self.io.slots, &slots), (self.io.rows, &logit_rows)] {
+        for (buf, words) in
+            [(self.io.ids, &ids), (self.io.positions, &positions), (self.io.slots, &slots), (self.io.rows, &logit_rows)]
+        {
             base.device.write(buf, 0, words);
         }
         rows.iter().any(|r| r.last)
@@ -253,7 +269,8 @@ fn sample(logits: &[f32], sampling: &Sampling, sequence: u64, step: u64) -> Resu
         order.truncate(sampling.top_k);
     }
     let top = logits[order[0] as usize];
-    let weights: Vec<f64> = order.iter().map(|i| (((logits[*i as usize] - top) / sampling.temperature) as f64).exp()).collect();
+    let weights: Vec<f64> =
+        order.iter().map(|i| (((logits[*i as usize] - top) / sampling.temperature) as f64).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut kept = 0.0;
     let nucleus = weights.iter().position(|w| {

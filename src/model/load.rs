@@ -93,7 +93,12 @@ impl<'a> Opened<'a> {
     }
 
     /// Streams all weights to the device, which has prepared the plan. `progress` gets bytes done and in all.
-    pub async fn stream(&self, decoder: &Decoder, device: &mut Device, mut progress: impl FnMut(u64, u64)) -> Result<()> {
+    pub async fn stream(
+        &self,
+        decoder: &Decoder,
+        device: &mut Device,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<()> {
         let checkpoint = self.files.checkpoint();
         let tensors = self.spec.tensors();
         let size = |t: Tensor| checkpoint.get(&self.name(t)).map_or(0, |i| i.bytes);
@@ -114,7 +119,13 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    async fn stream_matrix(&self, checkpoint: &Checkpoint, decoder: &Decoder, device: &mut Device, tensor: Tensor) -> Result<()> {
+    async fn stream_matrix(
+        &self,
+        checkpoint: &Checkpoint,
+        decoder: &Decoder,
+        device: &mut Device,
+        tensor: Tensor,
+    ) -> Result<()> {
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
         let info = checkpoint.get(&self.name(tensor))?;
         let stride = w.format.words(w.cols);
@@ -131,7 +142,11 @@ impl<'a> Opened<'a> {
             for shard in &w.shards {
                 let (lo, hi) = (row0.max(shard.row0), (row0 + rows).min(shard.row0 + shard.rows));
                 if lo < hi {
-                    device.write(shard.buf, (lo - shard.row0) * stride, &words[(lo - row0) * stride..(hi - row0) * stride]);
+                    device.write(
+                        shard.buf,
+                        (lo - shard.row0) * stride,
+                        &words[(lo - row0) * stride..(hi - row0) * stride],
+                    );
                 }
             }
         }

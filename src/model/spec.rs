@@ -35,9 +35,16 @@ pub struct Rope {
 pub enum RopeScaling {
     None,
     /// Positions divided by a factor.
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
-    Llama3 { factor: f64, low: f64, high: f64, original_context: f64 },
+    Llama3 {
+        factor: f64,
+        low: f64,
+        high: f64,
+        original_context: f64,
+    },
     /// A divisor for each frequency (GGUF's `rope_freqs.weight`).
     Divisors(Vec<f32>),
 }
@@ -116,10 +123,15 @@ impl ModelSpec {
             need((1..=max).contains(&value), format!("{name} is {value}, expected 1 to {max}"));
         }
         if self.kv_heads > 0 {
-            let what = format!("num_attention_heads {} is not a multiple of num_key_value_heads {}", self.heads, self.kv_heads);
+            let what = format!(
+                "num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                self.heads, self.kv_heads
+            );
             need(self.heads.is_multiple_of(self.kv_heads), what);
         }
-        for (name, value) in [("hidden_size", self.hidden), ("head_dim", self.head_dim), ("intermediate_size", self.ffn)] {
+        for (name, value) in
+            [("hidden_size", self.hidden), ("head_dim", self.head_dim), ("intermediate_size", self.ffn)]
+        {
             need(value.is_multiple_of(4), format!("{name} {value} is not a multiple of 4, which the kernels need"));
         }
         need(self.eps > 0.0 && self.eps < 1.0, format!("rms_norm_eps is {}", self.eps));
@@ -127,6 +139,10 @@ impl ModelSpec {
         if problems.is_empty() {
             return Ok(self);
         }
-        Err(Error::Mismatch { file: file.into(), problems, hint: "the file is damaged or not a supported model".into() })
+        Err(Error::Mismatch {
+            file: file.into(),
+            problems,
+            hint: "the file is damaged or not a supported model".into(),
+        })
     }
 }

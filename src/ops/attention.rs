@@ -168,7 +168,16 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
             block.probabilities(rows, keys, |row| stats[((row - rows.0) * heads + head) * 2], &mut s);
             let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
             let s = par::Mat::new(&s, width);
-            par::gemm((rows.1 - rows.0, d, width), &mut o[head * d..], wq, false, s, v, F::ONE, gemm::Parallelism::None);
+            par::gemm(
+                (rows.1 - rows.0, d, width),
+                &mut o[head * d..],
+                wq,
+                false,
+                s,
+                v,
+                F::ONE,
+                gemm::Parallelism::None,
+            );
         }
     });
 }
@@ -198,7 +207,16 @@ fn backward_q_twin<F: Float>(call: &mut Call<F>) {
             block.scores(head, rows, keys, &mut s);
             block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], &mut s);
             let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-            par::gemm((m, width, d), &mut dp, width, false, d_o, par::Mat::t(&v[kv..], wk), F::ONE, gemm::Parallelism::None);
+            par::gemm(
+                (m, width, d),
+                &mut dp,
+                width,
+                false,
+                d_o,
+                par::Mat::t(&v[kv..], wk),
+                F::ONE,
+                gemm::Parallelism::None,
+            );
             score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
             let (ds, k) = (par::Mat::new(&dp, width), par::Mat::new(&block.k[kv..], wk));
             par::gemm((m, d, width), &mut dq[head * d..], wq, false, ds, k, F::of32(p.scale), gemm::Parallelism::None);
@@ -226,10 +244,28 @@ fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
             let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
             let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
             par::gemm((m, width, d), &mut dp, width, false, d_o, v, F::ONE, gemm::Parallelism::None);
-            par::gemm((width, d, m), &mut dv[kv_head * d..], wk, !first, par::Mat::t(&s, width), d_o, F::ONE, gemm::Parallelism::None);
+            par::gemm(
+                (width, d, m),
+                &mut dv[kv_head * d..],
+                wk,
+                !first,
+                par::Mat::t(&s, width),
+                d_o,
+                F::ONE,
+                gemm::Parallelism::None,
+            );
             score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
             let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
-            par::gemm((width, d, m), &mut dk[kv_head * d..], wk, !first, par::Mat::t(&dp, width), q, F::of32(p.scale), gemm::Parallelism::None);
+            par::gemm(
+                (width, d, m),
+                &mut dk[kv_head * d..],
+                wk,
+                !first,
+                par::Mat::t(&dp, width),
+                q,
+                F::of32(p.scale),
+                gemm::Parallelism::None,
+            );
         }
     });
 }

@@ -98,4 +98,3 @@ fn report_twin<F: Float>(call: &mut Call<F>) {
         *out = if control[FIRST] == 1 { sum } else { *out + sum };
     }
 }
-

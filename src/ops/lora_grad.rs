@@ -10,7 +10,18 @@ params!(Params { n: u32, r: u32, w: u32, off: u32, scale: f32, pad: u32 });
 kernel!(ACCUMULATE, "lora_grad", "accumulate", [Read, Read, ReadWrite], Params, [Direct "lora_grad" [8, 128, 1]], twin);
 
 /// `grads[off..] += scale · pᵀ·q` with p:[N,R], q:[N,W].
-pub fn accumulate(plan: &mut Plan, label: &str, n: usize, p: Buf, r: usize, q: Buf, w: usize, scale: f32, grads: Buf, off: usize) {
+pub fn accumulate(
+    plan: &mut Plan,
+    label: &str,
+    n: usize,
+    p: Buf,
+    r: usize,
+    q: Buf,
+    w: usize,
+    scale: f32,
+    grads: Buf,
+    off: usize,
+) {
     let params = Params { n: n as u32, r: r as u32, w: w as u32, off: off as u32, scale, pad: 0 };
     plan.push(&ACCUMULATE, params, &[p, q, grads], [r as u32, w as u32, 1]).label = label.into();
 }

@@ -122,7 +122,17 @@ pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale
 }
 
 /// `dx[N,I] (+)= dy[N,O]·W + low`. A matrix of no rows leaves the low-rank term alone.
-pub fn backward(plan: &mut Plan, label: &str, n: usize, dy: Buf, w: &Matrix, low: Option<LowRank>, accumulate: bool, none: Buf, dx: Buf) {
+pub fn backward(
+    plan: &mut Plan,
+    label: &str,
+    n: usize,
+    dy: Buf,
+    w: &Matrix,
+    low: Option<LowRank>,
+    accumulate: bool,
+    none: Buf,
+    dx: Buf,
+) {
     for (k, shard) in w.shards.iter().enumerate() {
         let low = low.filter(|_| k == 0); // the low-rank term belongs to the sum once
         let params = Params {
@@ -162,7 +172,13 @@ fn finish(step: &mut Step, label: &str, w: &Matrix, n: usize, width: usize, inne
 }
 
 /// Calls `f(first row, rows, values)` for panels of W as floats, unpacked into scratch unless they are floats already.
-fn panels<F: Float>(w: &Slot<F>, p: &Params, format: WeightFormat, scratch: &mut Vec<F>, mut f: impl FnMut(usize, usize, &[F])) {
+fn panels<F: Float>(
+    w: &Slot<F>,
+    p: &Params,
+    format: WeightFormat,
+    scratch: &mut Vec<F>,
+    mut f: impl FnMut(usize, usize, &[F]),
+) {
     let (o, i) = (p.o as usize, p.i as usize);
     match w {
         Slot::F(values) => f(0, o, &values[p.w_off as usize..][..o * i]),
@@ -194,12 +210,30 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let scale = F::of32(p.scale);
     panels(&call.slots[1], &p, call.format.expect("a weight has a format"), call.scratch, |row0, rows, w| {
         let y = &mut y[p.col as usize + row0..];
-        par::gemm((n, rows, i), y, ld, true, par::Mat::new(x, i), par::Mat::t(w, i), scale, par::gemm_parallelism(2 * n * rows * i));
+        par::gemm(
+            (n, rows, i),
+            y,
+            ld,
+            true,
+            par::Mat::new(x, i),
+            par::Mat::t(w, i),
+            scale,
+            par::gemm_parallelism(2 * n * rows * i),
+        );
     });
     if r > 0 {
         let (o, low_ld) = (p.o as usize, p.low_ld as usize);
         let factor = par::Mat::new(&low[p.low_off as usize + p.col as usize..], low_ld);
-        par::gemm((n, o, r), &mut y[p.col as usize..], ld, true, par::Mat::new(t, r), factor, F::of32(p.low_scale), par::gemm_parallelism(2 * n * o * r));
+        par::gemm(
+            (n, o, r),
+            &mut y[p.col as usize..],
+            ld,
+            true,
+            par::Mat::new(t, r),
+            factor,
+            F::of32(p.low_scale),
+            par::gemm_parallelism(2 * n * o * r),
+        );
     }
 }
 
@@ -234,6 +268,15 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     });
     if r > 0 {
         let factor = par::Mat::new(&low[p.low_off as usize..], p.low_ld as usize);
-        par::gemm((n, i, r), dx, i, keep, par::Mat::new(t, r), factor, F::of32(p.low_scale), par::gemm_parallelism(2 * n * i * r));
+        par::gemm(
+            (n, i, r),
+            dx,
+            i,
+            keep,
+            par::Mat::new(t, r),
+            factor,
+            F::of32(p.low_scale),
+            par::gemm_parallelism(2 * n * i * r),
+        );
     }
 }

@@ -118,8 +118,25 @@ pub fn gemm<F: Float>(
     // SAFETY: the three views were checked to lie within their slices, and `out` is borrowed mutably.
     unsafe {
         gemm::gemm(
-            m, n, k, out.as_mut_ptr(), 1, ld as isize, keep, a.data.as_ptr(), a_cs, a_rs, b.data.as_ptr(), b_cs, b_rs,
-            F::ONE, scale, false, false, false, parallelism,
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            ld as isize,
+            keep,
+            a.data.as_ptr(),
+            a_cs,
+            a_rs,
+            b.data.as_ptr(),
+            b_cs,
+            b_rs,
+            F::ONE,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
         );
     }
 }

@@ -16,7 +16,17 @@ pub fn forward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x
 }
 
 /// `dx (+)= rstd · (w∘dy − x · rstd² · ⟨w∘dy, x⟩ / C)`.
-pub fn backward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, dy: Buf, dx: Buf, accumulate: bool) {
+pub fn backward(
+    plan: &mut Plan,
+    label: &str,
+    (n, c): (usize, usize),
+    eps: f32,
+    x: Buf,
+    w: Buf,
+    dy: Buf,
+    dx: Buf,
+    accumulate: bool,
+) {
     let params = Params { n: n as u32, c: c as u32, eps, accumulate: accumulate as u32 };
     let step = plan.push(&BACKWARD, params, &[x, w, dy, dx], [n as u32, 1, 1]);
     step.label = label.into();

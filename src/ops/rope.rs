@@ -22,7 +22,15 @@ pub fn backward(plan: &mut Plan, label: &str, n: usize, heads: usize, d: usize, 
     push(plan, &BACKWARD, label, n, heads, d, [positions, table, dx]);
 }
 
-fn push(plan: &mut Plan, kernel: &'static crate::plan::Kernel, label: &str, n: usize, heads: usize, d: usize, bufs: [Buf; 3]) {
+fn push(
+    plan: &mut Plan,
+    kernel: &'static crate::plan::Kernel,
+    label: &str,
+    n: usize,
+    heads: usize,
+    d: usize,
+    bufs: [Buf; 3],
+) {
     let params = Params { n: n as u32, heads: heads as u32, d: d as u32, pad: 0 };
     plan.push(kernel, params, &bufs, [(n * heads * d / 2) as u32, 1, 1]).label = label.into();
 }

@@ -147,7 +147,13 @@ impl Plan {
     }
 
     /// Appends a step to the sequence begun last.
-    pub fn push<P: bytemuck::Pod>(&mut self, kernel: &'static Kernel, params: P, bufs: &[Buf], grid: [u32; 3]) -> &mut Step {
+    pub fn push<P: bytemuck::Pod>(
+        &mut self,
+        kernel: &'static Kernel,
+        params: P,
+        bufs: &[Buf],
+        grid: [u32; 3],
+    ) -> &mut Step {
         assert_eq!(bufs.len(), kernel.access.len(), "{kernel:?}: bindings");
         assert_eq!(size_of::<P>(), kernel.fields.len() * 4, "{kernel:?}: params");
         let step = Step {

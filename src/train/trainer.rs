@@ -92,7 +92,13 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    pub async fn new(base: &mut Base, lora: Lora, initial: Vec<f32>, batches: Batches, options: TrainOptions) -> Result<Trainer> {
+    pub async fn new(
+        base: &mut Base,
+        lora: Lora,
+        initial: Vec<f32>,
+        batches: Batches,
+        options: TrainOptions,
+    ) -> Result<Trainer> {
         options.check()?;
         let kept = choose_kept_blocks(&base.plan, base, &lora, &options)?;
         let (parts, memory) = plan_memory(base, &lora, &options, kept);
@@ -287,7 +293,8 @@ pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batche
     for group in all.chunks(RING_SLOTS) {
         for (slot, index) in group.iter().enumerate() {
             let batch = batches.batch(*index);
-            let control = Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
+            let control =
+                Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
             write_batch(base, io, &batch, &control);
             base.device.run(&base.plan, sequence, control.rows)?;
             supervised += batch.supervised as u64;
@@ -366,7 +373,11 @@ fn choose_kept_blocks(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOpti
     if least > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(least), gib(budget));
-        return Err(Error::setting("memory-gib", what, "lower --batch-size or --seq-len, or allow more with --memory-gib"));
+        return Err(Error::setting(
+            "memory-gib",
+            what,
+            "lower --batch-size or --seq-len, or allow more with --memory-gib",
+        ));
     }
     let (mut fits, mut too_many) = (0, blocks);
     while too_many - fits > 1 {

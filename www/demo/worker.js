@@ -59,7 +59,7 @@ async function run(device, steps) {
   say({ type: "log", text: "Asking the tuned model" });
   await score(session, heldOut, "after", { ...generation, adapter: true });
 
-  const files = session.adapter_files().map(({ name, bytes }) => ({ name, bytes: bytes.slice() }));
+  const files = (await session.adapter_files()).map(({ name, bytes }) => ({ name, bytes: bytes.slice() }));
   say({ type: "adapter", files }, files.map((file) => file.bytes.buffer));
 }
 
