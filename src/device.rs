@@ -81,10 +81,11 @@ impl Device {
     pub async fn prepare(&mut self, plan: &Plan) -> Result<()> {
         debug_assert_eq!(plan.check(), Vec::<String>::new());
         match self {
-            Device::Gpu(g) => g.prepare(plan).await,
-            Device::Cpu(c) => Ok(c.prepare(plan)),
-            Device::Reference(c) => Ok(c.prepare(plan)),
+            Device::Gpu(g) => g.prepare(plan).await?,
+            Device::Cpu(c) => c.prepare(plan),
+            Device::Reference(c) => c.prepare(plan),
         }
+        Ok(())
     }
 
     /// Bytes of the buffers that exist now.
@@ -135,10 +136,11 @@ impl Device {
     /// Runs a sequence of the plan; steps of chunks beyond `rows` supervised rows are skipped.
     pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) -> Result<()> {
         match self {
-            Device::Gpu(g) => g.run(sequence, rows),
-            Device::Cpu(c) => Ok(c.run(plan, sequence, rows)),
-            Device::Reference(c) => Ok(c.run(plan, sequence, rows)),
+            Device::Gpu(g) => g.run(sequence, rows)?,
+            Device::Cpu(c) => c.run(plan, sequence, rows),
+            Device::Reference(c) => c.run(plan, sequence, rows),
         }
+        Ok(())
     }
 
     /// Reads floats after everything submitted is done.
