@@ -3,7 +3,10 @@
 use crate::shell::{Outcome, cargo, check, root, target_dir};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use wasm_bindgen_cli_support::Bindgen;
+
+const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Builds everything into `target/www/demo` and returns that folder.
 pub fn build() -> Outcome<PathBuf> {
@@ -11,12 +14,24 @@ pub fn build() -> Outcome<PathBuf> {
     if page.exists() {
         fs::remove_dir_all(&page).map_err(|error| format!("cannot clear {}: {error}", page.display()))?;
     }
-    check(&mut cargo(&["build", "--lib", "--target", "wasm32-unknown-unknown", "--profile", "wasm"]))?;
+    add_target()?;
+    check(&mut cargo(&["build", "--lib", "--target", TARGET, "--profile", "wasm"]))?;
     bind(&target_dir().join("wasm32-unknown-unknown/wasm/luthier.wasm"), &page.join("pkg"))?;
     copy_files(&root().join("www/demo"), &page, "")?;
     copy_files(&root().join("models/nano"), &page.join("models/nano"), "")?;
     copy_files(&root().join("demo"), &page.join("demo"), ".jsonl")?;
     Ok(page)
+}
+
+/// rustup adds a missing target to a toolchain that is already there only when asked; other set-ups bring it along.
+fn add_target() -> Outcome {
+    let mut list = Command::new("rustup");
+    match list.args(["target", "list", "--installed"]).current_dir(root()).output() {
+        Ok(installed) if !String::from_utf8_lossy(&installed.stdout).contains(TARGET) => {
+            check(Command::new("rustup").args(["target", "add", TARGET]).current_dir(root()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// wasm-bindgen as a library: its version is then Cargo.lock's, and no program has to be installed.
