@@ -232,7 +232,24 @@ pub fn to_bytes(tensors: &[Named], metadata: &[(&str, &str)]) -> Result<Vec<u8>>
         views.push((name, TensorView::new(Dtype::F32, shape, bytes).map_err(failed)?));
     }
     let pairs = [("format", "pt")].iter().chain(metadata).map(|(k, v)| (k.to_string(), v.to_string()));
-    ::safetensors::serialize(views, Some(pairs.collect::<HashMap<_, _>>())).map_err(failed)
+    let mut file = ::safetensors::serialize(views, Some(pairs.collect::<HashMap<_, _>>())).map_err(failed)?;
+    sort_metadata(&mut file);
+    Ok(file)
+}
+
+/// The crate writes `__metadata__` in the order of a hash map, anew in every process; sorted, the same tensors give the
+/// same bytes. The header keeps its length.
+fn sort_metadata(file: &mut [u8]) {
+    let length: [u8; 8] = file[..8].try_into().expect("a written file has a header");
+    let header = &mut file[8..8 + u64::from_le_bytes(length) as usize];
+    let mut json: serde_json::Value = serde_json::from_slice(header).expect("a written header is JSON");
+    if let Some(metadata) = json["__metadata__"].as_object_mut() {
+        metadata.sort_keys();
+    }
+    let sorted = json.to_string().into_bytes();
+    assert!(sorted.len() <= header.len(), "{} bytes of header became {}", header.len(), sorted.len());
+    header.fill(b' ');
+    header[..sorted.len()].copy_from_slice(&sorted);
 }
 
 /// Writes them to `path`, all or nothing.
