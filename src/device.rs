@@ -2,7 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::gpu::{self, AdapterFacts, Gpu};
+use crate::gpu::{self, Gpu};
 use crate::plan::{Buf, Plan, SequenceId};
 
 /// `--device`
@@ -62,13 +62,6 @@ impl Device {
         }
     }
 
-    pub fn gpu_facts(&self) -> Option<&AdapterFacts> {
-        match self {
-            Device::Gpu(g) => Some(&g.facts),
-            _ => None,
-        }
-    }
-
     /// The largest binding in bytes; larger matrices are split by rows.
     pub fn max_binding(&self) -> u64 {
         match self {
@@ -102,14 +95,6 @@ impl Device {
         match self {
             Device::Gpu(g) => g.step_bytes(plan),
             _ => 0,
-        }
-    }
-
-    pub fn free(&mut self, buf: Buf) {
-        match self {
-            Device::Gpu(g) => g.free(buf),
-            Device::Cpu(c) => c.free(buf),
-            Device::Reference(c) => c.free(buf),
         }
     }
 

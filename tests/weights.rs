@@ -1,5 +1,7 @@
 //! The weights room: hostile files, quantised blocks, tokenizers, folders, downloads.
 
+#[path = "common/mod.rs"]
+mod common;
 #[path = "weights/support.rs"]
 mod support;
 

@@ -69,11 +69,6 @@ impl<F: Twin> Cpu<F> {
         self.own.iter().flatten().chain(&self.slots).map(Store::bytes).sum()
     }
 
-    /// Gives a persistent buffer's memory back; the buffer cannot be used again.
-    pub fn free(&mut self, buf: Buf) {
-        self.own[buf.0 as usize] = None;
-    }
-
     fn store(&self, buf: Buf) -> &Store<F> {
         match self.memory.places[buf.0 as usize] {
             Place::Own => self.own[buf.0 as usize].as_ref().expect("a live buffer"),

@@ -269,13 +269,6 @@ impl Gpu {
         }
     }
 
-    /// Gives a persistent buffer's memory back; the buffer cannot be used again.
-    pub fn free(&mut self, buf: Buf) {
-        if let Some(buffer) = self.own[buf.0 as usize].take() {
-            buffer.destroy();
-        }
-    }
-
     /// Takes effect before the next run.
     pub fn write(&mut self, buf: Buf, offset: usize, words: &[u32]) {
         self.queue.write_buffer(self.buffer_of(buf), offset as u64 * 4, bytemuck::cast_slice(words));
@@ -356,10 +349,6 @@ impl Gpu {
             None => Ok(()),
             Some(what) => Err(lost(what)),
         }
-    }
-
-    pub fn style(&self) -> Style {
-        self.facts.style
     }
 
     /// Overrides the choice of shaders: tests and benches run both families on one adapter.

@@ -100,7 +100,7 @@ impl Trainer {
         options: TrainOptions,
     ) -> Result<Trainer> {
         options.check()?;
-        let kept = choose_kept_blocks(&base.plan, base, &lora, &options)?;
+        let kept = choose_kept_blocks(base, &lora, &options)?;
         let (parts, memory) = plan_memory(base, &lora, &options, kept);
         base.plan = parts.plan;
         base.device.prepare(&base.plan).await?;
@@ -320,8 +320,8 @@ struct Parts {
     update: SequenceId,
 }
 
-fn build(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
-    let mut plan = plan.clone();
+fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
+    let mut plan = base.plan.clone();
     let spec = base.spec();
     let io = Inputs::declare(&mut plan, spec, options.batch_size * options.seq_len, options.seq_len);
     let patches = lora.declare(&mut plan, true);
@@ -337,7 +337,7 @@ fn build(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOptions, kept_blo
 }
 
 fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> (Parts, MemoryPlan) {
-    let parts = build(&base.plan, base, lora, options, kept_blocks);
+    let parts = build(base, lora, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
     let weights = base.plan.persistent_bytes();
@@ -350,7 +350,7 @@ fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: us
 }
 
 /// The most blocks whose activations fit; an error when not even recomputing all of them does.
-fn choose_kept_blocks(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOptions) -> Result<usize> {
+fn choose_kept_blocks(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<usize> {
     let blocks = base.spec().layers;
     if let Some(kept) = options.kept_blocks {
         if kept > blocks {
@@ -362,7 +362,7 @@ fn choose_kept_blocks(plan: &Plan, base: &Base, lora: &Lora, options: &TrainOpti
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
     let bytes = |kept: usize| {
         let mut layout = Memory::default();
-        let parts = build(plan, base, lora, options, kept);
+        let parts = build(base, lora, options, kept);
         layout.extend(&parts.plan);
         layout.bytes(&parts.plan)
     };

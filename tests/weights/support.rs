@@ -8,15 +8,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     pollster::block_on(future)
 }
 
-/// A file beside the crate that is not part of it; prints why a test does nothing without it.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} is not here", path.display());
-    None
-}
+pub use crate::common::shared;
 
 /// A folder that is removed when the test ends.
 pub struct TempDir(pub PathBuf);
