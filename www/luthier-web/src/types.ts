@@ -1,0 +1,316 @@
+/**
+ * The vocabulary of luthier-web: what goes into the engine and what comes out of it. Names are those of the command
+ * line (`--seq-len` is `seq_len`), because the same Rust structures are behind both. Nothing here runs.
+ */
+
+/** Where the engine computes. "auto" takes a real GPU if there is one, else the CPU; "webgpu" takes a software GPU too. */
+export type DeviceChoice = "auto" | "webgpu" | "cpu";
+
+/** A named file; large ones are read by range and are never whole in memory. */
+export interface NamedBlob {
+  name: string;
+  blob: Blob;
+}
+
+/** A model: the files of a Hugging Face folder (config.json, *.safetensors, tokenizer.json …) or one .gguf. */
+export interface ModelFiles {
+  /** What adapters name as their base ("HuggingFaceTB/SmolLM2-135M-Instruct"). */
+  name: string;
+  files: NamedBlob[];
+}
+
+export interface OpenOptions {
+  model: ModelFiles;
+  /** Default "auto". */
+  device?: DeviceChoice;
+  /** Bytes streamed to the device and in all. */
+  onProgress?: (done: number, total: number) => void;
+}
+
+export interface DeviceInfo {
+  kind: "webgpu" | "cpu";
+  /** One line for people: adapter or "CPU (wasm, 1 thread)". */
+  description: string;
+  /** A GPU that is really the CPU (SwiftShader, lavapipe): works, slowly. */
+  software: boolean;
+}
+
+export interface ModelInfo {
+  name: string;
+  family: string;
+  parameters: number;
+  layers: number;
+  hidden: number;
+  heads: number;
+  kv_heads: number;
+  vocab: number;
+  /** Positions the model knows: the largest seq_len. */
+  context: number;
+  /** Storage of the frozen weights: "bf16", "q8_0" … */
+  format: string;
+  chat_template: boolean;
+  /** Values `target_modules` may name. */
+  modules: string[];
+}
+
+/** Data as given: a file's name says what it is (.jsonl, .json, .csv, .tsv, .txt). */
+export interface DataText {
+  name: string;
+  text: string;
+  columns?: Columns;
+}
+
+/** Which columns or keys hold what; left out, they are recognised by their usual names. */
+export interface Columns {
+  prompt?: string;
+  completion?: string;
+  text?: string;
+}
+
+/** One record as the model sees it. `pieces` are tokens in order, decoded one by one. */
+export interface PreviewRecord {
+  /** 1-based line of the file. */
+  line: number;
+  pieces: { text: string; supervised: boolean }[];
+  tokens: number;
+  supervised: number;
+  truncated: boolean;
+}
+
+/** What was found in the data, before anything is trained. */
+export interface Preview {
+  /** "messages", "prompt/completion", "instruction", "conversations", "text". */
+  kind: string;
+  /** Column names of the file, for mapping (CSV/TSV header or the keys of the first JSON record). */
+  columns: string[];
+  /** What each role was mapped to. */
+  mapping: Columns;
+  /** First rows as they are in the file, cell by cell in the order of `columns`. */
+  rows: string[][];
+  records: PreviewRecord[];
+  examples: number;
+  truncated: number;
+  duplicates: number;
+  tokens: number;
+  supervised_tokens: number;
+  longest: number;
+  /** Token lengths: `counts[i]` examples have `edges[i] <= length < edges[i + 1]`. */
+  histogram: { edges: number[]; counts: number[] };
+  /** Records that cannot be used, by line. */
+  problems: { line: number; message: string }[];
+}
+
+/** Bytes of a run, known before anything is allocated. */
+export interface MemoryPlan {
+  weights: number;
+  adapter: number;
+  activations: number;
+  /** Inputs, staging, tables, kernel parameters. */
+  other: number;
+  total: number;
+  kept_blocks: number;
+  blocks: number;
+}
+
+/** What a run is about to do. */
+export interface Summary {
+  device: string;
+  examples: number;
+  validation_examples: number;
+  truncated: number;
+  duplicates: number;
+  tokens: number;
+  supervised_tokens: number;
+  rows: number;
+  steps: number;
+  trainable_parameters: number;
+  parameters: number;
+  memory: MemoryPlan;
+}
+
+/** Flags of `luthier train` in snake_case; see {@link OptionRow} for the table they come from. */
+export type TrainOptions = Partial<{
+  rank: number;
+  alpha: number;
+  dropout: number;
+  rslora: boolean;
+  target_modules: string;
+  lr: number;
+  schedule: "constant" | "linear" | "cosine";
+  warmup_steps: number;
+  weight_decay: number;
+  max_grad_norm: number;
+  epochs: number;
+  steps: number | null;
+  batch_size: number;
+  seq_len: number;
+  grad_accum: number;
+  seed: number;
+  no_shuffle: boolean;
+  no_packing: boolean;
+  eval_every: number;
+  val_fraction: number;
+  kept_blocks: number | null;
+  memory_gib: number;
+}>;
+
+/** One option as the form shows it: the same table that makes the command line's flags. */
+export interface OptionRow {
+  /** snake_case key of {@link TrainOptions}. */
+  name: keyof TrainOptions;
+  /** "--seq-len" */
+  flag: string;
+  help: string;
+  type: "integer" | "number" | "boolean" | "text" | "choice";
+  choices?: string[];
+  default: number | boolean | string | null;
+}
+
+export interface StepReport {
+  step: number;
+  /** Mean negative log-likelihood of the step's supervised tokens, in nats. */
+  loss: number;
+  lr: number;
+  grad_norm: number;
+  tokens: number;
+  supervised_tokens: number;
+  tokens_per_sec: number;
+}
+
+export interface Evaluation {
+  loss: number;
+  perplexity: number;
+  accuracy: number;
+  supervised_tokens: number;
+  tokens: number;
+}
+
+/** What comes out of a run, in order. */
+export type TrainEvent =
+  | { type: "plan"; summary: Summary; /** Steps done before, when the run was resumed. */ step: number }
+  | { type: "step"; report: StepReport }
+  | { type: "validation"; step: number; evaluation: Evaluation; best: boolean }
+  | { type: "probe"; step: number; texts: GeneratedText[] }
+  | { type: "checkpoint"; step: number; bytes: number }
+  | { type: "paused"; step: number }
+  | { type: "end"; step: number; reason: "done" | "stopped"; best: { step: number; loss: number } | null };
+
+export interface SamplingOptions {
+  max_new_tokens?: number;
+  /** 0 is greedy. */
+  temperature?: number;
+  top_p?: number;
+  top_k?: number;
+  seed?: number;
+  /** Use the adapter, if there is one. Default true. */
+  adapter?: boolean;
+  /** Wrap prompts as a user turn of the chat template. Default true. */
+  chat?: boolean;
+}
+
+export interface GeneratedText {
+  text: string;
+  tokens: number;
+  finish: "stop" | "length" | "cancelled";
+}
+
+/** Every error the engine throws. */
+export interface LuthierErrorData {
+  /**
+   * "io", "malformed", "unsupported", "mismatch", "data", "setting", "device", "diverged" as the engine says them;
+   * "device_lost", "out_of_memory", "locked", "storage", "checkpoint", "cancelled", "internal" besides.
+   */
+  code: string;
+  message: string;
+  hint: string;
+}
+
+/** A probe: prompts asked again at each validation, greedily. */
+export interface RunOptions {
+  options?: TrainOptions;
+  validation?: DataText;
+  probes?: string[];
+  /** Keeps checkpoints of the run in this browser's private storage (OPFS), so that it survives the tab. */
+  store?: { id: string; every_seconds?: number };
+  signal?: AbortSignal;
+}
+
+/** A run as the store lists it, newest first. */
+export interface StoredRun {
+  id: string;
+  /** ISO 8601. */
+  created: string;
+  model: string;
+  data_name: string;
+  options: TrainOptions;
+  step: number;
+  steps: number;
+  state: "running" | "interrupted" | "stopped" | "done" | "failed";
+  /** Best validation loss so far and its step. */
+  best: { step: number; loss: number } | null;
+  /** Loss before training, on the validation data. */
+  base_loss: number | null;
+  bytes: number;
+  /** Another tab is at work on it now. */
+  locked: boolean;
+}
+
+/** A model kept in this browser's private storage. */
+export interface StoredModel {
+  name: string;
+  bytes: number;
+  complete: boolean;
+}
+
+/**
+ * The façade (`index.ts` implements it; the application uses nothing else). One instance is one worker with one engine;
+ * `train` on an instance that has trained before starts a fresh worker on the same model by itself.
+ */
+export interface LuthierApi {
+  readonly device: DeviceInfo;
+  readonly model: ModelInfo;
+  /** What the model would see of this data. */
+  preview(data: DataText, options?: { seq_len?: number; limit?: number }): Promise<Preview>;
+  /** The plan of a run, without allocating anything. */
+  estimate(data: DataText, options?: TrainOptions): Promise<Summary>;
+  /** Trains; breaking out of the loop or `stop()` keeps what was learned. */
+  train(data: DataText, run?: RunOptions): AsyncIterable<TrainEvent>;
+  /** Goes on with a stored run, bit-exactly; its data and options are in the store. */
+  resume(id: string, run?: { signal?: AbortSignal }): AsyncIterable<TrainEvent>;
+  pause(): Promise<void>;
+  unpause(): Promise<void>;
+  /** Ends the run after the current step; the adapter (the best one by validation) stays on the model. */
+  stop(): Promise<void>;
+  /** Forgets the adapter: back to the base model. */
+  discard(): Promise<void>;
+  generate(
+    prompts: string[],
+    options?: SamplingOptions,
+    onText?: (prompt: number, piece: string) => void,
+    signal?: AbortSignal,
+  ): Promise<GeneratedText[]>;
+  evaluate(data: DataText, options?: { seq_len?: number; batch_size?: number; adapter?: boolean }): Promise<Evaluation>;
+  /** adapter_config.json and adapter_model.safetensors, as PEFT reads them. */
+  exportPeft(): Promise<NamedBlob[]>;
+  /** The base with the adapter added in, as a Hugging Face folder. */
+  exportMerged(options?: { dtype?: "f32" | "f16" | "bf16" }, onProgress?: (done: number, total: number) => void): Promise<NamedBlob[]>;
+  /** What `luthier train --from run.json` replays. */
+  exportRun(): Promise<string>;
+  importPeft(files: NamedBlob[]): Promise<void>;
+  close(): void;
+}
+
+/** Static side of the façade. */
+export interface LuthierStatic {
+  open(options: OpenOptions): Promise<LuthierApi>;
+  /** Multiply-adds a second of a product the size of this engine's, ×2, in GFLOP/s; takes about two seconds. */
+  benchmark(device?: DeviceChoice): Promise<{ device: DeviceInfo; gflops: number }>;
+  options(): Promise<OptionRow[]>;
+  runs(): Promise<StoredRun[]>;
+  deleteRun(id: string): Promise<void>;
+  models(): Promise<StoredModel[]>;
+  /** Opens a stored model's files. */
+  storedModel(name: string): Promise<ModelFiles>;
+  /** Copies files into the store (a hub download writes there too). */
+  deleteModel(name: string): Promise<void>;
+}
