@@ -1,10 +1,9 @@
 //! Executes a plan with the ops' twins: f32 is the CPU back end, f64 the reference that tests compare with.
 
-use crate::format::WeightFormat;
+use crate::clock::Profile;
 use crate::num::Float;
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Call, Elem, Plan, Scratch, SequenceId, Slot, Step};
-use std::collections::BTreeMap;
 
 enum Store<F> {
     F(Vec<F>),
@@ -41,8 +40,7 @@ pub struct Cpu<F> {
     own: Vec<Option<Store<F>>>,
     slots: Vec<Store<F>>,
     scratch: Scratch<F>,
-    /// Runs and milliseconds by kernel, gathered when set: what `benches/steps.rs --profile` prints.
-    pub profile: Option<BTreeMap<String, (u64, f64)>>,
+    pub profile: Option<Profile>,
 }
 
 impl<F: Twin> Cpu<F> {
@@ -119,8 +117,7 @@ impl<F: Twin> Cpu<F> {
                 let start = crate::clock::Instant::now();
                 self.run_step(plan, step);
                 if let Some(profile) = &mut self.profile {
-                    let format = step.format.map_or("", WeightFormat::name);
-                    let (runs, ms) = profile.entry(format!("{:?} {format}", step.kernel)).or_default();
+                    let (runs, ms) = profile.entry(step.name()).or_default();
                     (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
                 }
             }

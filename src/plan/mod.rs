@@ -116,6 +116,14 @@ pub struct Sequence {
     pub steps: Vec<Step>,
 }
 
+impl Step {
+    /// The kernel, and the format of its weight if it reads one: "matmul.forward q4_1".
+    pub fn name(&self) -> String {
+        let format = self.format.map_or(String::new(), |f| format!(" {}", f.name()));
+        format!("{:?}{format}", self.kernel)
+    }
+}
+
 /// Number of a sequence within its plan.
 pub type SequenceId = usize;
 
