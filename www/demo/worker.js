@@ -45,8 +45,8 @@ async function run(device, steps) {
   const recipe = JSON.parse(await text("recipe.json"));
   const { default: init, Session } = await import("./pkg/luthier.js");
   await init();
-  const session = await Session.create(await Promise.all(recipe.model.map(modelFile)), { device });
-  say({ type: "device", device: session.device() });
+  const session = await Session.create(await Promise.all(recipe.model.map(modelFile)), { device, name: "nano" });
+  say({ type: "device", device: JSON.parse(session.device()).description });
 
   const heldOut = {};
   for (const set of SETS) heldOut[set] = (await text(recipe.data[set])).split("\n").filter(Boolean).map(exchange);
@@ -67,7 +67,9 @@ async function train(session, recipe, steps) {
   const options = { ...recipe.options, ...(steps && { steps }) };
   const data = await text(recipe.data.train);
   const name = recipe.data.train.split("/").pop();
-  say({ type: "plan", summary: JSON.parse(await session.start_training(data, name, JSON.stringify(options))) });
+  const given = JSON.stringify({ name, text: data });
+  const summary = JSON.parse(await session.start_training(given, undefined, JSON.stringify(options)));
+  say({ type: "plan", summary });
   for (let done = false; !done; ) {
     const result = JSON.parse(await session.step());
     for (const report of result.reports) say({ type: "step", steps: options.steps, ...report });
@@ -85,7 +87,7 @@ async function score(session, heldOut, phase, options) {
       const asked = heldOut[set].slice(at, at + PROMPTS);
       const prompts = JSON.stringify(asked.map((row) => row.prompt));
       const answers = JSON.parse(await session.generate(prompts, JSON.stringify(options)));
-      asked.forEach((row, i) => rows.push({ ...row, answer: answers[i] }));
+      asked.forEach((row, i) => rows.push({ ...row, answer: answers[i].text }));
       done += asked.length;
       say({ type: "progress", done, total });
     }
