@@ -1,6 +1,7 @@
 //! The data of the demo and of the page's gallery: a few small sets, each in a file of its own, all composed here.
 //! The same files come out every time.
 
+mod facts;
 mod larder;
 mod random;
 
@@ -35,7 +36,7 @@ struct Part {
 }
 
 fn sets() -> Vec<Set> {
-    vec![larder::set()]
+    vec![larder::set(), facts::set()]
 }
 
 /// Writes all files into `dir`, which is made if it is not there.
@@ -108,6 +109,16 @@ fn choose(phrasing: &str, random: &mut Random) -> String {
     (out + rest).trim_end().to_string()
 }
 
+/// All there is to choose from.
+fn choices(phrasing: &str) -> Vec<String> {
+    let Some((before, (choices, behind))) =
+        phrasing.split_once('[').and_then(|(before, rest)| Some((before, rest.split_once(']')?)))
+    else {
+        return vec![phrasing.to_string()];
+    };
+    choices.split('|').flat_map(|choice| self::choices(&format!("{before}{choice}{behind}"))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +159,10 @@ mod tests {
             }
             assert!((3..=5).contains(&set.probes().len()), "{}", set.id);
         }
+    }
+
+    #[test]
+    fn choices_are_all_taken() {
+        assert_eq!(choices("a [b|c] [d|]"), ["a b d", "a b ", "a c d", "a c "]);
     }
 }
