@@ -4,6 +4,7 @@
 mod facts;
 mod larder;
 mod random;
+mod sentiment;
 
 use random::Random;
 use serde_json::{Value, json};
@@ -36,7 +37,7 @@ struct Part {
 }
 
 fn sets() -> Vec<Set> {
-    vec![larder::set(), facts::set()]
+    vec![larder::set(), facts::set(), sentiment::set()]
 }
 
 /// Writes all files into `dir`, which is made if it is not there.
@@ -117,6 +118,11 @@ fn choices(phrasing: &str) -> Vec<String> {
         return vec![phrasing.to_string()];
     };
     choices.split('|').flat_map(|choice| self::choices(&format!("{before}{choice}{behind}"))).collect()
+}
+
+fn capitalized(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 #[cfg(test)]
