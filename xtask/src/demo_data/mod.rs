@@ -3,6 +3,7 @@
 
 mod facts;
 mod larder;
+mod orders;
 mod random;
 mod sentiment;
 
@@ -37,7 +38,7 @@ struct Part {
 }
 
 fn sets() -> Vec<Set> {
-    vec![larder::set(), facts::set(), sentiment::set()]
+    vec![larder::set(), facts::set(), sentiment::set(), orders::set()]
 }
 
 /// Writes all files into `dir`, which is made if it is not there.
