@@ -2,6 +2,7 @@
 //! The same files come out every time.
 
 mod facts;
+mod german;
 mod larder;
 mod orders;
 mod random;
@@ -38,7 +39,7 @@ struct Part {
 }
 
 fn sets() -> Vec<Set> {
-    vec![larder::set(), facts::set(), sentiment::set(), orders::set()]
+    vec![larder::set(), facts::set(), sentiment::set(), orders::set(), german::set()]
 }
 
 /// Writes all files into `dir`, which is made if it is not there.
