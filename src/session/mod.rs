@@ -7,8 +7,8 @@ pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 
 use crate::adapter::peft::{self, Files};
 use crate::data::{
-    Batches, Dataset, EncodeOptions, Message, PackOptions, Preview, ReadOptions, Records, Split, TextStream, Tokenizer,
-    preview, split,
+    Batches, Dataset, EncodeOptions, Message, PackOptions, Preview, ReadOptions, Records, Split, Stats, TextStream,
+    Tokenizer, preview, split,
 };
 use crate::device::{Device, DeviceChoice};
 use crate::digest::sha256;
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Request, Sampling};
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
 use crate::train::{
-    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, checkpoint, trainer,
+    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, check_tokens, checkpoint, trainer,
 };
 use crate::weights::ModelFiles;
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,10 @@ use std::sync::Arc;
 pub struct Session {
     /// Shared, so that text can be shown while the session is busy.
     pub tokenizer: Arc<Tokenizer>,
-    /// What adapters name as their base.
+    /// What the user calls the model.
     pub name: String,
+    /// What adapters name as their base: where others find it.
+    pub published: String,
     base: Base,
     adapter: Option<(Lora, Patches)>,
     trainer: Option<Trainer>,
@@ -42,6 +44,8 @@ pub struct Session {
 struct Start {
     lora: Lora,
     flat: Vec<f32>,
+    /// Counts of all records, before a part was held out.
+    given: Stats,
     train: Dataset,
     batches: Batches,
     held_out: Option<Dataset>,
@@ -54,7 +58,13 @@ pub struct Summary {
     pub device: String,
     pub examples: usize,
     pub validation_examples: usize,
+    /// Records left out because the reader or the template could not use them, where that was asked for.
+    pub skipped: u64,
     pub truncated: usize,
+    /// Of the truncated, those that lost tokens to be learned.
+    pub lost_targets: usize,
+    /// Examples with nothing to learn, which are passed over.
+    pub without_targets: usize,
     pub duplicates: usize,
     pub tokens: usize,
     pub supervised_tokens: usize,
@@ -134,6 +144,9 @@ pub struct Text {
     pub finish: Finish,
 }
 
+/// The most that the keys and values of generation may take.
+const CACHE_GIB: f64 = 4.0;
+
 /// Sequences decoded together; more prompts go in groups.
 pub const SEQUENCES: usize = 8;
 
@@ -145,12 +158,21 @@ impl Session {
         device: DeviceChoice,
         progress: impl FnMut(u64, u64),
     ) -> Result<Session> {
-        let tokenizer = Arc::new(Tokenizer::new(files.tokenizer().clone())?);
-        let base = Base::load(files, Device::open(device).await?, progress).await?;
-        let name = name.to_string();
-        Ok(Session {
-            tokenizer,
-            name,
+        let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
+        Ok(Session::new(tokenizer, name, Base::load(files, Device::open(device).await?, progress).await?))
+    }
+
+    /// A session that can only estimate: the model's weights are neither read nor given room.
+    pub async fn planned(files: &ModelFiles, name: &str, device: DeviceChoice) -> Result<Session> {
+        let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
+        Ok(Session::new(tokenizer, name, Base::planned(files, Device::open(device).await?).await?))
+    }
+
+    fn new(tokenizer: Tokenizer, name: &str, base: Base) -> Session {
+        Session {
+            tokenizer: Arc::new(tokenizer),
+            name: name.to_string(),
+            published: name.to_string(),
             base,
             adapter: None,
             trainer: None,
@@ -158,7 +180,7 @@ impl Session {
             validation: None,
             generator: None,
             evaluation: None,
-        })
+        }
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -296,7 +318,9 @@ impl Session {
     ) -> Result<Start> {
         options.check()?;
         self.check_length(options.seq_len)?;
+        check_tokens(options.batch_size, options.seq_len)?;
         let all = self.encode(records, options.seq_len)?;
+        let given = all.stats;
         let (train, held_out) = match validation {
             Some(records) => (all, Some(self.encode(records, options.seq_len)?)),
             None if options.val_fraction > 0.0 && all.examples.len() >= 10 => {
@@ -319,17 +343,20 @@ impl Session {
         };
         let batches = packed(&train, !options.no_shuffle)?;
         let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
-        Ok(Start { lora, flat, train, batches, held_out, validation })
+        Ok(Start { lora, flat, given, train, batches, held_out, validation })
     }
 
     fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
-        let stats = &start.train.stats;
+        let (stats, given) = (&start.train.stats, &start.given);
         Summary {
             device: self.describe_device(),
             examples: start.train.examples.len(),
             validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
-            truncated: stats.truncated,
-            duplicates: stats.duplicates,
+            skipped: given.skipped,
+            truncated: given.truncated,
+            lost_targets: given.lost_targets,
+            without_targets: given.without_targets,
+            duplicates: given.duplicates,
             tokens: stats.tokens,
             supervised_tokens: stats.supervised,
             rows: start.batches.rows(),
@@ -441,7 +468,7 @@ impl Session {
             let what = format!("number {i} of the adapter is {}", flat[i]);
             return Err(Error::device(what, "this is a fault of the device or the program; nothing was written"));
         }
-        peft::files(lora, &flat, &self.name)
+        peft::files(lora, &flat, &self.published)
     }
 
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
@@ -453,6 +480,7 @@ impl Session {
         adapted: bool,
     ) -> Result<Evaluation> {
         self.check_length(seq_len)?;
+        check_tokens(batch_size, seq_len)?;
         let batches =
             Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
         let shape = (batch_size, seq_len, adapted);
@@ -491,8 +519,10 @@ impl Session {
             let what = format!("has {longest} tokens, the model knows {} positions", self.spec().context);
             return Err(Error::setting("prompt", what, "shorten it"));
         }
-        let need = (longest + sampling.max_new_tokens).min(self.spec().context);
-        self.prepare_generator(prompts.len().clamp(1, SEQUENCES), need).await?;
+        let need = longest.saturating_add(sampling.max_new_tokens).min(self.spec().context);
+        let sequences = prompts.len().clamp(1, SEQUENCES);
+        self.check_cache(sequences, need)?;
+        self.prepare_generator(sequences, need).await?;
         let adapted = adapted && self.adapter.is_some();
         let generator = self.generator.as_ref().expect("just prepared");
         let stop = self.tokenizer.eos_ids().to_vec();
@@ -504,6 +534,19 @@ impl Session {
             out.extend(generator.run(&mut self.base, request, token).await?);
         }
         Ok(out)
+    }
+
+    /// Refuses a cache of keys and values that no machine would hold.
+    fn check_cache(&self, sequences: usize, positions: usize) -> Result<()> {
+        let spec = self.spec();
+        let floats = 2 * spec.layers as u64 * (spec.kv_heads * spec.head_dim) as u64;
+        let gib = (floats * 4 * (sequences * positions) as u64) as f64 / (1u64 << 30) as f64;
+        if gib <= CACHE_GIB {
+            return Ok(());
+        }
+        let what =
+            format!("the cache for {sequences} x {positions} tokens takes {gib:.1} GiB, allowed are {CACHE_GIB}");
+        Err(Error::setting("max-new-tokens", what, "lower it, or ask fewer prompts at a time"))
     }
 
     /// Makes the cache, or a larger one; room is rounded up so that it seldom grows.
