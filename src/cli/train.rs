@@ -228,8 +228,13 @@ impl Run {
 
     /// Takes the reports of steps that are still under way.
     fn drain(&mut self) -> Result<()> {
-        let reports = block_on(self.session.reports())?;
-        self.report(&reports)
+        loop {
+            let reports = block_on(self.session.reports())?;
+            if reports.is_empty() {
+                return Ok(());
+            }
+            self.report(&reports)?;
+        }
     }
 
     fn report(&mut self, reports: &[StepReport]) -> Result<()> {

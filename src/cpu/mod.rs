@@ -1,10 +1,10 @@
 //! Executes a plan with the ops' twins: f32 is the CPU back end, f64 the reference that tests compare with.
 
+use crate::clock::Profile;
 use crate::error::{Error, Result};
 use crate::num::Float;
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, Call, Elem, Plan, SequenceId, Slot, Step};
-use std::collections::BTreeMap;
+use crate::plan::{Access, Buf, Call, Elem, Plan, Scratch, SequenceId, Slot, Step};
 
 enum Store<F> {
     F(Vec<F>),
@@ -47,14 +47,19 @@ pub struct Cpu<F> {
     memory: Memory,
     own: Vec<Option<Store<F>>>,
     slots: Vec<Store<F>>,
-    scratch: Vec<F>,
-    /// Runs and milliseconds by kernel, gathered when set: what `benches/steps.rs --profile` prints.
-    pub profile: Option<BTreeMap<String, (u64, f64)>>,
+    scratch: Scratch<F>,
+    pub profile: Option<Profile>,
 }
 
 impl<F: Twin> Cpu<F> {
     pub fn new() -> Self {
-        Cpu { memory: Memory::default(), own: Vec::new(), slots: Vec::new(), scratch: Vec::new(), profile: None }
+        Cpu {
+            memory: Memory::default(),
+            own: Vec::new(),
+            slots: Vec::new(),
+            scratch: Scratch::default(),
+            profile: None,
+        }
     }
 
     /// Allocates what was added to the plan since the last call.
@@ -121,7 +126,7 @@ impl<F: Twin> Cpu<F> {
                 let start = crate::clock::Instant::now();
                 self.run_step(plan, step);
                 if let Some(profile) = &mut self.profile {
-                    let (runs, ms) = profile.entry(format!("{:?}", step.kernel)).or_default();
+                    let (runs, ms) = profile.entry(step.name()).or_default();
                     (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
                 }
             }
@@ -136,7 +141,7 @@ impl<F: Twin> Cpu<F> {
                 written.push((i, std::mem::replace(self.store_mut(*buf), Store::W(Vec::new()))));
             }
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let scratch = std::mem::take(&mut self.scratch);
         let mut slots: Vec<Slot<F>> = step.bufs.iter().map(|_| Slot::W(&[])).collect();
         for (i, (buf, access)) in step.bufs.iter().zip(&step.access).enumerate() {
             let len = plan.decl(*buf).len;
@@ -154,7 +159,7 @@ impl<F: Twin> Cpu<F> {
                 Store::W(v) => Slot::WMut(&mut v[..len]),
             };
         }
-        F::twin(step.kernel)(&mut Call { params: &step.params, format: step.format, slots, scratch: &mut scratch });
+        F::twin(step.kernel)(&mut Call { params: &step.params, format: step.format, slots, scratch: &scratch });
         self.scratch = scratch;
         for (i, store) in written {
             *self.store_mut(step.bufs[i]) = store;

@@ -10,6 +10,7 @@ mod shader;
 pub use adapters::{AdapterFacts, list, open};
 pub use shader::{assemble, defaults};
 
+use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Plan, SequenceId, Step, Style};
@@ -62,6 +63,7 @@ fn watch(device: &wgpu::Device) -> Fault {
 }
 
 struct Dispatch {
+    name: String,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
@@ -89,7 +91,9 @@ pub struct Gpu {
     param_stride: usize,
     cut: f64,
     pending_work: f64,
-    pending_since: Option<crate::clock::Instant>,
+    pending_since: Option<Instant>,
+    /// When set (natively), each dispatch is submitted and waited for alone.
+    pub profile: Option<Profile>,
 }
 
 impl Gpu {
@@ -115,6 +119,7 @@ impl Gpu {
             cut: FIRST_CUT,
             pending_work: 0.0,
             pending_since: None,
+            profile: None,
         }
     }
 
@@ -241,6 +246,7 @@ impl Gpu {
             entries: &entries,
         });
         Ok(Dispatch {
+            name: step.name(),
             pipeline,
             bind_group,
             groups: groups(step, shader),
@@ -318,7 +324,7 @@ impl Gpu {
     }
 
     pub fn run(&mut self, sequence: SequenceId, rows: u32) -> Result<()> {
-        self.pending_since.get_or_insert_with(crate::clock::Instant::now);
+        self.pending_since.get_or_insert_with(Instant::now);
         let compiled = &self.compiled[sequence];
         let active = |d: &&Dispatch| rows > d.skip_up_to || d.skip_up_to == 0;
         let stride = self.param_stride as u32;
@@ -327,16 +333,24 @@ impl Gpu {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());
             let mut work = 0.0;
-            while let Some((i, d)) = steps.next_if(|(_, d)| work == 0.0 || work + d.work as f64 <= self.cut) {
+            let cut = if self.profile.is_some() { 0.0 } else { self.cut };
+            let (mut name, start) = (None, Instant::now());
+            while let Some((i, d)) = steps.next_if(|(_, d)| work == 0.0 || work + d.work as f64 <= cut) {
                 pass.set_pipeline(&d.pipeline);
                 pass.set_bind_group(0, &d.bind_group, &[]);
                 pass.set_bind_group(1, &compiled.params_group, &[i as u32 * stride]);
                 pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
-                work += d.work as f64;
+                work += (d.work as f64).max(1.0);
+                name = Some(&d.name);
             }
             drop(pass);
             self.queue.submit([encoder.finish()]);
             self.pending_work += work;
+            if let (Some(profile), Some(name)) = (&mut self.profile, name) {
+                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+                let (runs, ms) = profile.entry(name.clone()).or_default();
+                (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
+            }
         }
         self.check()
     }

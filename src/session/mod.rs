@@ -500,7 +500,7 @@ impl Session {
         for (g, group) in prompts.chunks(generator.sequences()).enumerate() {
             let first = g * generator.sequences();
             let token = |i: usize, id: u32| on_token(first + i, id);
-            out.extend(generator.run(&mut self.base, adapted, group, &stop, sampling, token).await?);
+            out.extend(generator.run(&mut self.base, adapted, group, first, &stop, sampling, token).await?);
         }
         Ok(out)
     }

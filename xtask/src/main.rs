@@ -26,7 +26,7 @@ cargo xtask COMMAND
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
   wasm                    build the page into target/www/demo
-  demo-data               write the demo's data set into demo/
+  demo-data               write the data of the demo and of the page's gallery into demo/
 ";
 
 fn main() -> std::process::ExitCode {

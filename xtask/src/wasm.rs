@@ -20,6 +20,7 @@ pub fn build() -> Outcome<PathBuf> {
     copy_files(&root().join("www/demo"), &page, "")?;
     copy_files(&root().join("models/nano"), &page.join("models/nano"), "")?;
     copy_files(&root().join("demo"), &page.join("demo"), ".jsonl")?;
+    copy_files(&root().join("demo/gallery"), &page.join("demo/gallery"), "")?;
     Ok(page)
 }
 
