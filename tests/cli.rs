@@ -403,8 +403,32 @@ fn an_interrupted_run_is_saved() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("stopped: the adapter of step"), "{said}");
+    assert!(said.contains("stopped: the adapter of step") && said.contains("--resume goes on"), "{said}");
+    assert_eq!(std::fs::read_dir(temp.0.join("a/checkpoints")).unwrap().count(), 1);
     assert!(temp.0.join("a/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn a_merged_model_answers_as_the_adapted_one() {
+    let temp = Temp::new("merge");
+    let (data, out, merged) = (temp.data(), temp.path("a"), temp.path("merged"));
+    train(&data, &out, &["--steps", "20"]);
+    let args = ["--adapter", &out, "--out", &merged];
+    let said = nano(&["merge"], &[&args[..], &["--dtype", "f32"]].concat());
+    assert!(said.contains("the merged model"), "{said}");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&merged).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    assert_eq!(names, [&expected[..], &["tokenizer_config.json"]].concat());
+    let eval = luthier(&["eval", "--model", &merged, "--data", &data, "--device", "cpu", "--json"]);
+    let (alone, adapted) = (json_lines(&eval.stdout)[0]["loss"].as_f64().unwrap(), loss(&data, &["--adapter", &out]));
+    assert!((alone - adapted).abs() < 1e-4 && adapted < 0.5 * loss(&data, &[]), "{alone}, {adapted}");
+
+    let again = luthier(&[&["merge", "--model", NANO], &args[..]].concat());
+    assert!(again.code == Some(1) && again.stderr.contains("is not empty"), "{}", again.stderr);
+    let other = format!("{GOLDEN}/tiny_lora");
+    refused(&["merge", "--model", NANO, "--adapter", &other, "--out", &temp.path("no")], "trained on 'tiny'");
 }
 
 /// Log lines without how fast they were.
@@ -459,10 +483,7 @@ fn a_killed_run_goes_on_as_if_it_had_not_been() {
 
     let ran = luthier(&[&["train", "--model", NANO], &args[..]].concat());
     assert!(ran.code == Some(1) && ran.stderr.contains("--resume"), "not run over: {}", ran.stderr);
-    let ran = luthier(&[&["train", "--model", NANO], &args[..], &["--resume", "--lr", "0.1"]].concat());
-    assert!(ran.code != Some(0), "given twice: {}", ran.stdout);
-    let other = [&["train", "--model", NANO, "--resume", "--seed", "1"], &args[..]].concat();
-    let ran = luthier(&other);
+    let ran = luthier(&[&["train", "--model", NANO, "--resume", "--seed", "1"], &args[..]].concat());
     assert!(ran.code == Some(1) && ran.stderr.contains("--seed: 1, the checkpoint's is 0"), "{}", ran.stderr);
 
     // The newest is torn, as after a power cut: the one before is gone on from.

@@ -1,6 +1,7 @@
 //! Executes a plan with the ops' twins: f32 is the CPU back end, f64 the reference that tests compare with.
 
 use crate::clock::Profile;
+use crate::error::{Error, Result};
 use crate::num::Float;
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Call, Elem, Plan, Scratch, SequenceId, Slot, Step};
@@ -11,10 +12,10 @@ enum Store<F> {
 }
 
 impl<F: Float> Store<F> {
-    fn new(elem: Elem, len: usize) -> Self {
+    fn new(elem: Elem, len: usize) -> Result<Self> {
         match elem {
-            Elem::Float => Store::F(vec![F::ZERO; len]),
-            Elem::Word => Store::W(vec![0; len]),
+            Elem::Float => room::<F>(len).map(|()| Store::F(vec![F::ZERO; len])),
+            Elem::Word => room::<u32>(len).map(|()| Store::W(vec![0; len])),
         }
     }
 
@@ -25,12 +26,19 @@ impl<F: Float> Store<F> {
         }
     }
 
-    fn grow(&mut self, len: usize) {
+    fn grow(&mut self, len: usize) -> Result<()> {
         match self {
-            Store::F(v) => v.resize(len.max(v.len()), F::ZERO),
-            Store::W(v) => v.resize(len.max(v.len()), 0),
+            Store::F(v) => room::<F>(len).map(|()| v.resize(len.max(v.len()), F::ZERO)),
+            Store::W(v) => room::<u32>(len).map(|()| v.resize(len.max(v.len()), 0)),
         }
     }
+}
+
+/// Asks for memory in a way that can be refused, and gives it back: the allocation that follows aborts the program where
+/// there is none (wasm ends at 4 GiB).
+fn room<T>(len: usize) -> Result<()> {
+    let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
+    Vec::<T>::new().try_reserve_exact(len).map_err(|_| Error::out_of_memory("in the memory of the CPU", bytes))
 }
 
 /// Plan buffers as vectors: one for each persistent buffer, one for each shared slot.
@@ -55,18 +63,19 @@ impl<F: Twin> Cpu<F> {
     }
 
     /// Allocates what was added to the plan since the last call.
-    pub fn prepare(&mut self, plan: &Plan) {
+    pub fn prepare(&mut self, plan: &Plan) -> Result<()> {
         let old = self.own.len();
         self.memory.extend(plan);
         for (decl, place) in plan.bufs.iter().zip(&self.memory.places).skip(old) {
-            self.own.push((*place == Place::Own).then(|| Store::new(decl.elem, decl.len)));
+            self.own.push((*place == Place::Own).then(|| Store::new(decl.elem, decl.len)).transpose()?);
         }
         for (i, decl) in self.memory.slots.iter().enumerate() {
             match self.slots.get_mut(i) {
-                Some(slot) => slot.grow(decl.len),
-                None => self.slots.push(Store::new(decl.elem, decl.len)),
+                Some(slot) => slot.grow(decl.len)?,
+                None => self.slots.push(Store::new(decl.elem, decl.len)?),
             }
         }
+        Ok(())
     }
 
     /// Bytes of the buffers that exist, counted from the buffers themselves.

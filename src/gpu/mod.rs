@@ -25,8 +25,45 @@ const FIRST_CUT: f64 = 1e8;
 /// Bytes of the staging buffer that reads share: the report ring's.
 const KEPT_STAGING: u64 = 4096;
 
-/// Errors that arrive outside of any call: uncaptured ones and the loss of the device.
-pub(crate) type Fault = Arc<Mutex<Option<String>>>;
+/// Errors that arrive outside of any call, the first of each kind. A lost device has others in its train.
+#[derive(Default)]
+pub(crate) struct Faults {
+    lost: Option<String>,
+    no_memory: Option<String>,
+    other: Option<String>,
+}
+
+pub(crate) type Fault = Arc<Mutex<Faults>>;
+
+impl Faults {
+    fn check(&self, bytes: u64) -> Result<()> {
+        match self {
+            Faults { lost: Some(what), .. } => Err(Error::device_lost(what)),
+            Faults { no_memory: Some(what), .. } => Err(out_of_memory(bytes, what)),
+            Faults { other: Some(what), .. } => Err(failed(what)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Notes what happens to a device from here on.
+fn watch(device: &wgpu::Device) -> Fault {
+    let fault = Fault::default();
+    let (uncaptured, lost) = (fault.clone(), fault.clone());
+    device.on_uncaptured_error(Arc::new(move |error| {
+        let mut faults = uncaptured.lock().expect("not poisoned");
+        let kind = match error {
+            wgpu::Error::OutOfMemory { .. } => &mut faults.no_memory,
+            _ => &mut faults.other,
+        };
+        kind.get_or_insert(error.to_string());
+    }));
+    device.set_device_lost_callback(move |reason, what| {
+        let what = format!("{reason:?} {what}").trim().to_string();
+        lost.lock().expect("not poisoned").lost.get_or_insert(what);
+    });
+    fault
+}
 
 struct Dispatch {
     name: String,
@@ -64,12 +101,14 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue, fault: Fault) -> Gpu {
+    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue) -> Gpu {
+        let fault = watch(&device);
         let params_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
             facts,
             device,
@@ -85,7 +124,7 @@ impl Gpu {
             cut: FIRST_CUT,
             pending_work: 0.0,
             pending_since: None,
-            staging: None,
+            staging: Some(staging),
             profile: None,
         }
     }
@@ -318,7 +357,7 @@ impl Gpu {
             self.queue.submit([encoder.finish()]);
             self.pending_work += work;
             if let (Some(profile), Some(name)) = (&mut self.profile, name) {
-                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| failed(&e.to_string()))?;
                 let (runs, ms) = profile.entry(name.clone()).or_default();
                 (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
             }
@@ -329,8 +368,10 @@ impl Gpu {
     /// Reads `len` words after everything submitted so far is done.
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
         let size = len as u64 * 4;
-        // Taken, not borrowed: a read that fails leaves a mapped buffer, which must not be used again.
-        let staging = self.staging.take().filter(|b| b.size() >= size).unwrap_or_else(|| self.new_staging(size));
+        // Small reads, every few steps, share a buffer; a whole adapter, read at times, gets one of its own. Taken, not
+        // borrowed: a read that fails leaves it mapped, and then it must not be used again.
+        let kept = if size <= KEPT_STAGING { self.staging.take() } else { None };
+        let staging = kept.unwrap_or_else(|| new_staging(&self.device, size));
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
@@ -339,16 +380,27 @@ impl Gpu {
             let _ = send.send(r);
         });
         #[cfg(not(target_arch = "wasm32"))]
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
-        let mapped = receive.await.map_err(|_| lost("a read was dropped"))?;
+        let mapped = {
+            let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+            self.check()?;
+            polled.map_err(|e| failed(&e.to_string()))?;
+            // Everything submitted is done, so the answer is there; a device that is gone may give none.
+            { receive }.try_recv().ok().flatten()
+        };
+        #[cfg(target_arch = "wasm32")]
+        let mapped = receive.await.ok();
+        // A refused read is told before the loss of the device that is its cause.
+        #[cfg(target_arch = "wasm32")]
+        if !matches!(mapped, Some(Ok(()))) {
+            crate::clock::turn().await;
+        }
         self.check()?;
-        mapped.map_err(|e| lost(&e.to_string()))?;
+        mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
         let words = {
-            let view = staging.slice(..size).get_mapped_range().map_err(|e| lost(&e.to_string()))?;
+            let view = staging.slice(..size).get_mapped_range().map_err(|e| failed(&e.to_string()))?;
             bytemuck::pod_collect_to_vec(&view)
         };
         staging.unmap();
-        // What is read at every few steps is kept; a whole adapter, read at times, is not.
         if size <= KEPT_STAGING {
             self.staging = Some(staging);
         } else {
@@ -356,15 +408,6 @@ impl Gpu {
         }
         self.calibrate();
         Ok(words)
-    }
-
-    fn new_staging(&self, size: u64) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size: size.max(KEPT_STAGING),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
     }
 
     /// Everything submitted is done: the time since the first submit gives the speed, and so the next cut.
@@ -379,16 +422,27 @@ impl Gpu {
     }
 
     fn check(&self) -> Result<()> {
-        match self.fault.lock().expect("not poisoned").as_deref() {
-            None => Ok(()),
-            Some(what) => Err(lost(what)),
-        }
+        self.fault.lock().expect("not poisoned").check(self.allocated())
+    }
+
+    /// Gives the device up, as a driver's reset would: for tests of what happens then.
+    pub fn lose(&self) {
+        self.device.destroy();
     }
 
     /// Overrides the choice of shaders: tests and benches run both families on one adapter.
     pub fn set_style(&mut self, style: Style) {
         self.facts.style = style;
     }
+}
+
+fn new_staging(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("staging"),
+        size: size.max(KEPT_STAGING),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
 }
 
 fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {
@@ -407,11 +461,10 @@ fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
     groups.map(|g| g.min(MAX_GROUPS))
 }
 
-fn lost(what: &str) -> Error {
+fn failed(what: &str) -> Error {
     Error::device(format!("the GPU failed: {what}"), "try again; lower --batch-size or --seq-len, or use --device cpu")
 }
 
 fn out_of_memory(bytes: u64, what: &str) -> Error {
-    let what = format!("the GPU has no room for {:.2} GiB: {what}", bytes as f64 / (1u64 << 30) as f64);
-    Error::device(what, "lower --batch-size, --seq-len or --kept-blocks, or use --device cpu")
+    Error::out_of_memory(&format!("on the GPU: {what}"), bytes)
 }
