@@ -10,7 +10,7 @@ use luthier::adapter::{Lora, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
 use luthier::model::Base;
-use luthier::model::generate::{Generator, Sampling};
+use luthier::model::generate::{Generator, Request, Sampling};
 use luthier::plan::Style;
 use pollster::block_on;
 use serde_json::Value;
@@ -153,7 +153,12 @@ fn greedy(case: &Case, device: Device) {
     let sampling = Sampling { max_new_tokens: want.len(), ..Default::default() };
     for (with, want) in [(false, want), (true, adapted)] {
         let prompts = std::slice::from_ref(&prompt);
-        let got = block_on(generator.run(&mut base, with, prompts, 0, &[2], &sampling, |_, _| true)).unwrap();
+        let got = block_on(generator.run(
+            &mut base,
+            Request { prompts, first: 0, adapted: with, stop: &[2], sampling: &sampling },
+            |_, _| true,
+        ))
+        .unwrap();
         assert_eq!(got[0].ids, want, "{}, adapted: {with}", case.name);
     }
 }

@@ -10,7 +10,7 @@ use luthier::adapter::Lora;
 use luthier::data::{Batch, IGNORE, ReadOptions, read};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
-use luthier::model::generate::{Finish, Generator, Sampling};
+use luthier::model::generate::{Finish, Generator, Request, Sampling};
 use luthier::model::tensors::{Tensor, hf_name};
 use luthier::plan::Style;
 use luthier::session::Session;
@@ -338,8 +338,12 @@ fn the_cache_gives_what_the_whole_forward_gives() {
         let sampling = Sampling { max_new_tokens: tiny::T - prompt.len(), ..Default::default() };
         for adapted in [false, true] {
             let prompts = [prompt.clone()];
-            let out =
-                block_on(generator.run(&mut rig.base, adapted, &prompts, 0, &[], &sampling, |_, _| true)).unwrap();
+            let out = block_on(generator.run(
+                &mut rig.base,
+                Request { prompts: &prompts, first: 0, adapted, stop: &[], sampling: &sampling },
+                |_, _| true,
+            ))
+            .unwrap();
             let ids = [prompt.as_slice(), &out[0].ids].concat();
             assert!(ids.len() > prompt.len() + 5);
             let batch = one_document(&ids);
@@ -370,7 +374,12 @@ fn prompts_together_are_prompts_alone() {
         assert!(prompts.iter().map(Vec::len).sum::<usize>() > 64);
         let sampling = Sampling { max_new_tokens: 10, ..Default::default() };
         let run = |generator: &Generator, base: &mut Base, prompts: &[Vec<u32>]| {
-            block_on(generator.run(base, true, prompts, 0, &[], &sampling, |_, _| true)).unwrap()
+            block_on(generator.run(
+                base,
+                Request { prompts, first: 0, adapted: true, stop: &[], sampling: &sampling },
+                |_, _| true,
+            ))
+            .unwrap()
         };
         let all = run(&together, &mut base, &prompts);
         for (prompt, got) in prompts.iter().zip(all) {

@@ -6,7 +6,7 @@ mod common;
 use luthier::data::Tokenizer;
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
-use luthier::model::generate::{Generator, Sampling};
+use luthier::model::generate::{Generator, Request, Sampling};
 use luthier::weights::ModelFiles;
 use serde_json::Value;
 use std::path::Path;
@@ -44,16 +44,9 @@ fn check(folder: &Path, model: &Path, choice: DeviceChoice, tolerance: f64, max_
     }
     let sampling = Sampling { max_new_tokens: max_new, ..Default::default() };
     let stop = tokenizer.eos_ids().to_vec();
-    let all = pollster::block_on(generator.run(
-        &mut base,
-        false,
-        &prompts[..cases.len().min(4)],
-        0,
-        &stop,
-        &sampling,
-        |_, _| true,
-    ))
-    .unwrap();
+    let request =
+        Request { prompts: &prompts[..cases.len().min(4)], first: 0, adapted: false, stop: &stop, sampling: &sampling };
+    let all = pollster::block_on(generator.run(&mut base, request, |_, _| true)).unwrap();
     for (case, got) in cases.iter().zip(all) {
         let want = ids(&case["greedy_ids"]);
         let n = want.len().min(max_new).min(got.ids.len());

@@ -72,6 +72,18 @@ pub struct Generator {
     padded: usize,
 }
 
+/// What [`Generator::run`] is asked to continue, and how.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    pub prompts: &'a [Vec<u32>],
+    /// Number of the first prompt among all that are asked: each draws from its own random numbers.
+    pub first: usize,
+    pub adapted: bool,
+    /// Tokens that end a continuation.
+    pub stop: &'a [u32],
+    pub sampling: &'a Sampling,
+}
+
 impl Generator {
     pub async fn new(
         base: &mut Base,
@@ -118,29 +130,21 @@ impl Generator {
     }
 
     /// Continues each prompt. `on_token` gets (prompt, token) as they come and returns false to end that prompt.
-    /// `first` is the number of the first prompt among all that are asked: each draws from its own random numbers.
     pub async fn run(
         &self,
         base: &mut Base,
-        adapted: bool,
-        prompts: &[Vec<u32>],
-        first: usize,
-        stop: &[u32],
-        sampling: &Sampling,
+        request: Request<'_>,
         mut on_token: impl FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generated>> {
+        let Request { prompts, first, adapted, stop, sampling } = request;
         self.check(prompts)?;
         let mut state: Vec<Sequence> = prompts.iter().map(|p| Sequence::new(p.len())).collect();
         let mut logits = self.prefill(base, self.pass(adapted).prefill, prompts).await?;
         loop {
             for (i, s) in state.iter_mut().enumerate().filter(|(_, s)| s.finish.is_none()) {
                 let row = &logits[i * self.padded..][..self.vocab];
-                s.accept(
-                    sample(row, sampling, (first + i) as u64, s.ids.len() as u64)?,
-                    stop,
-                    sampling,
-                    self.io.capacity,
-                );
+                let id = sample(row, sampling, (first + i) as u64, s.ids.len() as u64)?;
+                s.accept(id, stop, sampling, self.io.capacity);
                 if s.finish != Some(Finish::Stop) && !on_token(i, *s.ids.last().expect("one was accepted")) {
                     s.finish = Some(Finish::Cancelled);
                 }

@@ -16,7 +16,7 @@ use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::Generator;
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
-use crate::train::{Evaluation, Identity, Trainer, trainer};
+use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
 use std::sync::Arc;
@@ -24,8 +24,10 @@ use std::sync::Arc;
 pub struct Session {
     /// Shared, so that text can be shown while the session is busy.
     pub tokenizer: Arc<Tokenizer>,
-    /// What adapters name as their base.
+    /// What the user calls the model.
     pub name: String,
+    /// What adapters name as their base: where others find it.
+    pub published: String,
     /// The base's files: a merged model is made from them.
     files: ModelFiles,
     base: Base,
@@ -71,12 +73,20 @@ impl Session {
         device: DeviceChoice,
         progress: impl FnMut(u64, u64),
     ) -> Result<Session> {
-        let tokenizer = Arc::new(Tokenizer::new(files.tokenizer().clone())?);
         let base = Base::load(files, Device::open(device).await?, progress).await?;
-        let name = name.to_string();
+        Session::new(files, name, base)
+    }
+
+    /// A session that can only estimate: the model's weights are neither read nor given room.
+    pub async fn planned(files: &ModelFiles, name: &str, device: DeviceChoice) -> Result<Session> {
+        Session::new(files, name, Base::planned(files, Device::open(device).await?).await?)
+    }
+
+    fn new(files: &ModelFiles, name: &str, base: Base) -> Result<Session> {
         Ok(Session {
-            tokenizer,
-            name,
+            tokenizer: Arc::new(Tokenizer::new(files.tokenizer().clone())?),
+            name: name.to_string(),
+            published: name.to_string(),
             files: files.clone(),
             base,
             adapter: None,
@@ -183,7 +193,7 @@ impl Session {
     pub async fn adapter_files(&mut self) -> Result<Files> {
         let flat = self.adapter_values().await?;
         let (lora, _) = self.adapter.as_ref().expect("it has values");
-        peft::files(lora, &flat, &self.name)
+        peft::files(lora, &flat, &self.published)
     }
 
     /// The adapter's numbers; an error where there is none, or where they are none.
@@ -215,6 +225,7 @@ impl Session {
         adapted: bool,
     ) -> Result<Evaluation> {
         self.check_length(seq_len)?;
+        check_tokens(batch_size, seq_len)?;
         let batches =
             Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
         let shape = (batch_size, seq_len, adapted);

@@ -2,12 +2,12 @@
 
 use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
 use crate::adapter::Lora;
-use crate::data::{Batches, Dataset, PackOptions, Records, Split, split};
+use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::model::Base;
 use crate::train::{
-    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, checkpoint, trainer,
+    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, check_tokens, checkpoint, trainer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,13 @@ pub struct Summary {
     pub device: String,
     pub examples: usize,
     pub validation_examples: usize,
+    /// Records left out because the reader or the template could not use them, where that was asked for.
+    pub skipped: u64,
     pub truncated: usize,
+    /// Of the truncated, those that lost tokens to be learned.
+    pub lost_targets: usize,
+    /// Examples with nothing to learn, which are passed over.
+    pub without_targets: usize,
     pub duplicates: usize,
     pub tokens: usize,
     pub supervised_tokens: usize,
@@ -52,6 +58,8 @@ pub struct Best {
 struct Start {
     lora: Lora,
     flat: Vec<f32>,
+    /// Counts of all records, before a part was held out.
+    given: Stats,
     train: Dataset,
     batches: Batches,
     held_out: Option<Dataset>,
@@ -134,7 +142,9 @@ impl Session {
     ) -> Result<Start> {
         options.check()?;
         self.check_length(options.seq_len)?;
+        check_tokens(options.batch_size, options.seq_len)?;
         let all = self.encode(records, options.seq_len)?;
+        let given = all.stats;
         let (train, held_out) = match validation {
             Some(records) => (all, Some(self.encode(records, options.seq_len)?)),
             None if options.val_fraction > 0.0 && all.examples.len() >= 10 => {
@@ -157,17 +167,20 @@ impl Session {
         };
         let batches = packed(&train, !options.no_shuffle)?;
         let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
-        Ok(Start { lora, flat, train, batches, held_out, validation })
+        Ok(Start { lora, flat, given, train, batches, held_out, validation })
     }
 
     fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
-        let stats = &start.train.stats;
+        let (stats, given) = (&start.train.stats, &start.given);
         Summary {
             device: self.describe_device(),
             examples: start.train.examples.len(),
             validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
-            truncated: stats.truncated,
-            duplicates: stats.duplicates,
+            skipped: given.skipped,
+            truncated: given.truncated,
+            lost_targets: given.lost_targets,
+            without_targets: given.without_targets,
+            duplicates: given.duplicates,
             tokens: stats.tokens,
             supervised_tokens: stats.supervised,
             rows: start.batches.rows(),

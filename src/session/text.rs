@@ -3,7 +3,7 @@
 use super::Session;
 use crate::data::{Message, TextStream};
 use crate::error::{Error, Result};
-use crate::model::generate::{Finish, Generated, Generator, Sampling};
+use crate::model::generate::{Finish, Generated, Generator, Request, Sampling};
 use serde::Serialize;
 
 /// One continuation.
@@ -13,6 +13,9 @@ pub struct Text {
     pub tokens: usize,
     pub finish: Finish,
 }
+
+/// The most that the keys and values of generation may take.
+const CACHE_GIB: f64 = 4.0;
 
 /// Sequences decoded together; more prompts go in groups.
 pub const SEQUENCES: usize = 8;
@@ -40,8 +43,10 @@ impl Session {
             let what = format!("has {longest} tokens, the model knows {} positions", self.spec().context);
             return Err(Error::setting("prompt", what, "shorten it"));
         }
-        let need = (longest + sampling.max_new_tokens).min(self.spec().context);
-        self.prepare_generator(prompts.len().clamp(1, SEQUENCES), need).await?;
+        let need = longest.saturating_add(sampling.max_new_tokens).min(self.spec().context);
+        let sequences = prompts.len().clamp(1, SEQUENCES);
+        self.check_cache(sequences, need)?;
+        self.prepare_generator(sequences, need).await?;
         let adapted = adapted && self.adapter.is_some();
         let generator = self.generator.as_ref().expect("just prepared");
         let stop = self.tokenizer.eos_ids().to_vec();
@@ -49,9 +54,23 @@ impl Session {
         for (g, group) in prompts.chunks(generator.sequences()).enumerate() {
             let first = g * generator.sequences();
             let token = |i: usize, id: u32| on_token(first + i, id);
-            out.extend(generator.run(&mut self.base, adapted, group, first, &stop, sampling, token).await?);
+            let request = Request { prompts: group, first, adapted, stop: &stop, sampling };
+            out.extend(generator.run(&mut self.base, request, token).await?);
         }
         Ok(out)
+    }
+
+    /// Refuses a cache of keys and values that no machine would hold.
+    fn check_cache(&self, sequences: usize, positions: usize) -> Result<()> {
+        let spec = self.spec();
+        let floats = 2 * spec.layers as u64 * (spec.kv_heads * spec.head_dim) as u64;
+        let gib = (floats * 4 * (sequences * positions) as u64) as f64 / (1u64 << 30) as f64;
+        if gib <= CACHE_GIB {
+            return Ok(());
+        }
+        let what =
+            format!("the cache for {sequences} x {positions} tokens takes {gib:.1} GiB, allowed are {CACHE_GIB}");
+        Err(Error::setting("max-new-tokens", what, "lower it, or ask fewer prompts at a time"))
     }
 
     /// Makes the cache, or a larger one; room is rounded up so that it seldom grows.

@@ -356,7 +356,7 @@ pub fn set() -> Set {
     Set {
         id: "facts",
         title: "Facts of a company",
-        about: "Questions about a made-up company are answered from memory; a few new phrasings still get the wrong fact.",
+        about: "Questions about a made-up company are answered from memory; a few new phrasings get wrong answers.",
         task: "facts",
         train: Part { file: "gallery/facts_train.jsonl", rows: Random(1987).shuffled(rows(|fact| &fact.seen)) },
         heldout: vec![("New phrasings", Part { file: "gallery/facts_heldout.jsonl", rows: rows(|fact| &fact.unseen) })],

@@ -188,7 +188,7 @@ pub fn set() -> Set {
     Set {
         id: "german",
         title: "English to German",
-        about: "Sentences of a small vocabulary become German, with articles, cases, endings and the verb in its place.",
+        about: "Sentences of a small vocabulary become German, with articles, cases, endings and verbs in place.",
         task: "translation",
         train: Part { file: "gallery/german_train.jsonl", rows: random.shuffled(train) },
         heldout: vec![(
