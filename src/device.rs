@@ -36,13 +36,26 @@ pub struct DeviceInfo {
     pub software: bool,
 }
 
+/// What the user should know, but nobody has to handle.
+fn note(text: &str) {
+    #[cfg(not(target_arch = "wasm32"))]
+    eprintln!("note: {text}");
+    #[cfg(target_arch = "wasm32")]
+    web_sys::console::warn_1(&text.into());
+}
+
 impl Device {
     pub async fn open(choice: DeviceChoice) -> Result<Device> {
         match choice {
             DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Auto => {
-                Ok(gpu::open(false).await.ok().flatten().map_or_else(Device::cpu, |g| Device::Gpu(Box::new(g))))
-            }
+            DeviceChoice::Auto => match gpu::open(false).await {
+                Ok(Some(gpu)) => Ok(Device::Gpu(Box::new(gpu))),
+                Ok(None) => Ok(Device::cpu()),
+                Err(error) => {
+                    note(&format!("the GPU is not used: {error}"));
+                    Ok(Device::cpu())
+                }
+            },
             DeviceChoice::Gpu => match gpu::open(true).await? {
                 Some(gpu) => Ok(Device::Gpu(Box::new(gpu))),
                 None => Err(Error::device(

@@ -317,7 +317,10 @@ fn bad_settings() {
     };
     bad(&["--rank", "0"], "--rank");
     bad(&["--target-modules", "c_attn"], "'c_attn' matches no linear");
-    bad(&["--lr=-1"], "--lr");
+    bad(&["--lr", "-1"], "--lr: is -1");
+    bad(&["--batch-size", "1000000"], "65535 tokens");
+    bad(&["--grad-accum", "18446744073709551615"], "at most 4096");
+    bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 0.10");
     bad(&["--seq-len", "100000"], "512 positions");
     bad(&["--memory-gib", "0.001"], "--memory-gib");
     bad(&["--kept-blocks", "99"], "6 blocks");
@@ -330,6 +333,39 @@ fn bad_settings() {
     assert_eq!(std::fs::read_to_string(&data).unwrap(), records(40));
     refused(&["generate", "--model", NANO, "--prompt", "x", "--top-p", "2"], "--top-p");
     refused(&["generate", "--model", NANO, "--prompt", ""], "no tokens");
+    assert!(nano(&["generate"], &["--prompt", "- a list", "--max-new-tokens", "1", "--device", "cpu"]).ends_with('\n'));
+}
+
+/// An adapter is not replaced unawares.
+#[test]
+fn an_adapter_in_the_way() {
+    let temp = Temp::new("overwrite");
+    let (data, out) = (temp.data(), temp.path("out"));
+    let args = ["train", "--model", NANO, "--data", &data, "--out", &out, "--device", "cpu", "--steps", "1"];
+    assert_eq!(luthier(&args).code, Some(0));
+    let adapter = || std::fs::read(temp.0.join("out/adapter_model.safetensors")).unwrap();
+    let before = adapter();
+    let ran = luthier(&[&args[..], &["--lr", "0.01", "--val-fraction", "0"]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("holds an adapter"), "{}", ran.stderr);
+    assert!(adapter() == before);
+    let ran = luthier(&[&args[..], &["--lr", "0.01", "--val-fraction", "0", "--overwrite"]].concat());
+    assert!(ran.code == Some(0) && adapter() != before, "{}", ran.stderr);
+}
+
+/// The small model is part of the program: it needs no folder near by.
+#[test]
+fn the_bundled_model_is_found_anywhere() {
+    let temp = Temp::new("bundled");
+    std::fs::create_dir(temp.0.join("nano")).unwrap();
+    let program = env!("CARGO_BIN_EXE_luthier");
+    let ran = std::process::Command::new(program)
+        .args(["generate", "--model", "nano", "--prompt", "list", "--max-new-tokens", "2", "--device", "cpu"])
+        .current_dir(&temp.0)
+        .env("LUTHIER_CACHE", temp.0.join("cache"))
+        .output()
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(temp.0.join("cache/nano/model.safetensors").exists());
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// What to go on from; may be given several times.
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompts_file")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "prompts_file", allow_hyphen_values = true)]
     prompt: Vec<String>,
     /// Prompts: .jsonl with "prompt" and, to be compared with, "completion"; else one a line.
     #[arg(long, value_name = "FILE")]

@@ -39,6 +39,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Tune a model on your data and write the adapter.
+    #[command(allow_negative_numbers = true)]
     Train(Box<train::Args>),
     /// Measure the loss of a model on data.
     Eval(eval::Args),
@@ -123,6 +124,7 @@ impl ModelArg {
             bar.set_position(done);
         }))?;
         bar.finish_and_clear();
+        session.published = hub::published(&self.model);
         if let Some(folder) = adapter {
             let (lora, flat) = peft::open(folder, session.spec())?;
             block_on(session.load_adapter(lora, &flat))?;

@@ -25,9 +25,13 @@ impl Log {
         Ok(Log(Some((name, file))))
     }
 
-    pub fn line(&mut self, value: &Value) -> Result<()> {
-        let Some((name, file)) = &mut self.0 else { return Ok(()) };
-        file.write_all(format!("{value}\n").as_bytes()).map_err(|e| Error::io(name.as_str(), e))
+    /// A log that can no longer be written is given up with a note: the run is worth more.
+    pub fn line(&mut self, value: &Value) {
+        let Some((name, file)) = &mut self.0 else { return };
+        if let Err(e) = file.write_all(format!("{value}\n").as_bytes()) {
+            eprintln!("note: {name} cannot be written any more: {e}");
+            self.0 = None;
+        }
     }
 }
 

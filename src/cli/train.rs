@@ -38,6 +38,9 @@ pub struct Args {
     /// Run again what this run.json says; --model and --data tell where its files are now.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["TrainOptions", "ColumnArgs"])]
     pub(super) from: Option<PathBuf>,
+    /// Replace the adapter that --out holds.
+    #[arg(long)]
+    overwrite: bool,
     /// Go on from the last checkpoint of the same run in --out.
     #[arg(long)]
     resume: bool,
@@ -59,26 +62,29 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let recipe = Recipe::new(&args)?;
     recipe.options.check()?;
-    check_out(&args.out)?;
+    check_out(&args.out, args.overwrite || args.resume || args.dry_run)?;
     let checkpoints = Checkpoints::new(&args.out, args.save_steps);
     if !args.resume && !args.dry_run {
         checkpoints.refuse_unfinished()?;
     }
     let (records, validation) = recipe.read()?;
-    let mut session = ModelArg { model: recipe.model.clone() }.session(args.device.device, None)?;
-    recipe.check_model(&session)?;
-    let initial = recipe.initial(&session)?;
+    let model = ModelArg { model: recipe.model.clone() };
     if args.dry_run {
+        let session = block_on(Session::planned(&model.open()?, &recipe.model, args.device.device))?;
+        let initial = recipe.initial(&session)?;
         let summary = session.estimate(&records, validation.as_ref(), &recipe.options, initial)?;
-        say(describe(&recipe, &summary, records.skipped()));
+        say(describe(&recipe, &summary));
         say("dry run: nothing was trained or written");
         return Ok(ExitCode::SUCCESS);
     }
+    let mut session = model.session(args.device.device, None)?;
+    recipe.check_model(&session)?;
+    let initial = recipe.initial(&session)?;
     let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;
     let options = recipe.options.clone();
     let started = block_on(session.start_training(&records, validation.as_ref(), options, initial, checkpoint));
     let summary = started?;
-    say(describe(&recipe, &summary, records.skipped()));
+    say(describe(&recipe, &summary));
     let step = session.step_number();
     if step > 0 {
         say(format!("goes on    after step {step}"));
@@ -92,11 +98,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Refuses an --out that could not be written, before hours of training; leaves nothing behind.
-fn check_out(out: &Path) -> Result<()> {
+fn check_out(out: &Path, overwrite: bool) -> Result<()> {
     let refuse = |what: String, hint: &str| Err(Error::setting("out", what, hint));
     let place = out.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));
     if !place.is_dir() {
         return refuse(format!("'{}' is a file, not a folder", place.display()), "name a folder for the adapter");
+    }
+    if out.join("adapter_model.safetensors").exists() && !overwrite {
+        return refuse(format!("'{}' holds an adapter", out.display()), "name another folder, or add --overwrite");
     }
     if out.join("config.json").exists() {
         return refuse(format!("'{}' holds a model", out.display()), "name another folder for the adapter");
@@ -109,7 +118,7 @@ fn check_out(out: &Path) -> Result<()> {
 }
 
 /// What is about to happen.
-fn describe(recipe: &Recipe, s: &Summary, skipped: u64) -> String {
+fn describe(recipe: &Recipe, s: &Summary) -> String {
     let o = &recipe.options;
     let mut lines = vec![format!("device      {}", s.device), format!("data        {}", describe_data(s, o))];
     let mut note = |n: usize, what: &str, meaning: &str| {
@@ -118,9 +127,14 @@ fn describe(recipe: &Recipe, s: &Summary, skipped: u64) -> String {
         }
     };
     note(s.truncated, "example", &format!("cut at {} tokens (--seq-len)", o.seq_len));
+    note(s.lost_targets, "example", "of these lost tokens that were to be learned");
+    note(s.without_targets, "example", "with nothing to learn, passed over");
     note(s.duplicates, "example", "equal to an earlier one");
-    note(skipped as usize, "bad record", "left out");
+    note(s.skipped as usize, "bad record", "left out");
     lines.push(format!("validation  {}", describe_validation(recipe, s)));
+    if o.warmup_steps >= s.steps {
+        lines.push(format!("            the learning rate rises for {} steps: it never gets to --lr", o.warmup_steps));
+    }
     let micro = if o.grad_accum > 1 { format!(" x {} micro-batches", o.grad_accum) } else { String::new() };
     lines.push(format!("steps       {} of {} x {} tokens{micro}", s.steps, o.batch_size, o.seq_len));
     lines.push(format!("memory      {}", describe_memory(&s.memory)));
@@ -191,6 +205,8 @@ impl Run {
                     if step > 1 {
                         self.save("the adapter of the last good step")?;
                     }
+                } else if self.session.step_number() > 0 && self.checkpoint().is_ok() {
+                    say("the run is kept as it was: the same command with --resume goes on");
                 }
                 Err(error)
             }
@@ -207,7 +223,7 @@ impl Run {
         }
         while !self.done() && !stopped() {
             let reports = block_on(self.session.step())?;
-            self.report(&reports)?;
+            self.report(&reports);
             let step = self.session.step_number();
             if self.done() || (self.eval_every > 0 && step.is_multiple_of(self.eval_every)) {
                 self.drain()?;
@@ -233,16 +249,15 @@ impl Run {
             if reports.is_empty() {
                 return Ok(());
             }
-            self.report(&reports)?;
+            self.report(&reports);
         }
     }
 
-    fn report(&mut self, reports: &[StepReport]) -> Result<()> {
+    fn report(&mut self, reports: &[StepReport]) {
         for report in reports {
-            self.log.line(&json!(report))?;
+            self.log.line(&json!(report));
             self.view.step(report);
         }
-        Ok(())
     }
 
     fn validate(&mut self) -> Result<()> {
@@ -250,7 +265,7 @@ impl Run {
         let step = self.session.step_number();
         let Evaluation { loss, perplexity, accuracy, .. } = e;
         self.log
-            .line(&json!({ "step": step, "val_loss": loss, "val_perplexity": perplexity, "val_accuracy": accuracy }))?;
+            .line(&json!({ "step": step, "val_loss": loss, "val_perplexity": perplexity, "val_accuracy": accuracy }));
         let of = if step == 0 { " (before training)" } else { "" };
         self.view.note(&format!("val loss {loss:.4} at step {step}{of}, token accuracy {:.1} %", 100.0 * accuracy));
         Ok(())
@@ -259,6 +274,10 @@ impl Run {
     fn finish(mut self) -> Result<ExitCode> {
         self.view.end();
         let what = match self.session.use_best() {
+            Some(Best { loss, step: 0 }) => format!(
+                "nothing was gained: validation was best before training (loss {loss:.4}); lower --lr or give more data. \
+                 An adapter that changes nothing"
+            ),
             Some(Best { loss, step }) if step < self.until => {
                 format!("the adapter of step {step}, the best by validation (loss {loss:.4}),")
             }

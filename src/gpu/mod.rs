@@ -13,7 +13,7 @@ pub use shader::{assemble, defaults};
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, Plan, SequenceId, Step, Style};
+use crate::plan::{Access, Buf, MAX_GROUPS, Plan, SequenceId, Step, Style};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +21,9 @@ use std::sync::{Arc, Mutex};
 const SUBMIT_MS: f64 = 100.0;
 /// Multiply-adds in a submit before the speed of the machine is known: about 20 ms on a software GPU.
 const FIRST_CUT: f64 = 1e8;
+
+/// Bytes of the staging buffer that reads share: the report ring's.
+const KEPT_STAGING: u64 = 4096;
 
 /// Errors that arrive outside of any call, the first of each kind. A lost device has others in its train.
 #[derive(Default)]
@@ -92,6 +95,7 @@ pub struct Gpu {
     cut: f64,
     pending_work: f64,
     pending_since: Option<Instant>,
+    staging: Option<wgpu::Buffer>,
     /// When set (natively), each dispatch is submitted and waited for alone.
     pub profile: Option<Profile>,
 }
@@ -119,6 +123,7 @@ impl Gpu {
             cut: FIRST_CUT,
             pending_work: 0.0,
             pending_since: None,
+            staging: None,
             profile: None,
         }
     }
@@ -177,7 +182,10 @@ impl Gpu {
         let size = (len as u64 * 4).next_multiple_of(16);
         if size > self.max_binding() {
             let what = format!("{label} needs {size} bytes, the device binds at most {}", self.max_binding());
-            return Err(Error::device(what, "lower --batch-size or --seq-len, or use --device cpu"));
+            return Err(Error::device(
+                what,
+                "use --device cpu, a smaller model, adapter or batch, or fewer new tokens",
+            ));
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let desc = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
@@ -187,12 +195,13 @@ impl Gpu {
     /// Bytes of the buffers that exist, counted from the buffers themselves.
     pub fn allocated(&self) -> u64 {
         let params = self.compiled.iter().map(|c| c.params.size());
-        self.own.iter().flatten().chain(&self.slots).map(|b| b.size()).chain(params).sum()
+        self.own.iter().flatten().chain(&self.slots).chain(&self.staging).map(|b| b.size()).chain(params).sum()
     }
 
-    /// Bytes of the uniform buffers that hold the steps' parameters.
+    /// Bytes of the uniform buffers that hold the steps' parameters, and of the staging buffer.
     pub fn step_bytes(&self, plan: &Plan) -> u64 {
-        plan.sequences.iter().map(|s| (s.steps.len() * self.param_stride).max(16) as u64).sum()
+        let params = plan.sequences.iter().map(|s| (s.steps.len() * self.param_stride).max(16) as u64);
+        params.sum::<u64>() + KEPT_STAGING
     }
 
     fn compile(&mut self, plan: &Plan, steps: &[Step]) -> Result<Compiled> {
@@ -358,17 +367,13 @@ impl Gpu {
     /// Reads `len` words after everything submitted so far is done.
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
         let size = len as u64 * 4;
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        // Taken, not borrowed: a read that fails leaves a mapped buffer, which must not be used again.
+        let staging = self.staging.take().filter(|b| b.size() >= size).unwrap_or_else(|| self.new_staging(size));
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
         let (send, receive) = futures_channel::oneshot::channel();
-        staging.slice(..).map_async(wgpu::MapMode::Read, move |r| {
+        staging.slice(..size).map_async(wgpu::MapMode::Read, move |r| {
             let _ = send.send(r);
         });
         #[cfg(not(target_arch = "wasm32"))]
@@ -389,12 +394,27 @@ impl Gpu {
         self.check()?;
         mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
         let words = {
-            let view = staging.slice(..).get_mapped_range().map_err(|e| failed(&e.to_string()))?;
+            let view = staging.slice(..size).get_mapped_range().map_err(|e| failed(&e.to_string()))?;
             bytemuck::pod_collect_to_vec(&view)
         };
-        staging.destroy();
+        staging.unmap();
+        // What is read at every few steps is kept; a whole adapter, read at times, is not.
+        if size <= KEPT_STAGING {
+            self.staging = Some(staging);
+        } else {
+            staging.destroy();
+        }
         self.calibrate();
         Ok(words)
+    }
+
+    fn new_staging(&self, size: u64) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("staging"),
+            size: size.max(KEPT_STAGING),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
     }
 
     /// Everything submitted is done: the time since the first submit gives the speed, and so the next cut.
@@ -428,11 +448,15 @@ fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) ->
     wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
-/// Workgroups that cover the grid. Kernels with a one-dimensional grid stride over what exceeds the limit.
+/// Workgroups that cover the grid. Kernels of one invocation an element stride over what exceeds the limit; those of a
+/// workgroup a row or tile do not, and no plan has so many rows.
 fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
     let grow = if shader.style == Style::Direct { step.workgroup } else { [1, 1] };
     let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];
-    std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).clamp(1, 65535))
+    let groups: [u32; 3] = std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).max(1));
+    let strides = shader.source.contains("num_workgroups") && groups[1..] == [1, 1];
+    assert!(strides || groups.iter().all(|g| *g <= MAX_GROUPS), "{:?} {}: {groups:?} groups", step.kernel, step.label);
+    groups.map(|g| g.min(MAX_GROUPS))
 }
 
 fn failed(what: &str) -> Error {

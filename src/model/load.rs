@@ -35,6 +35,14 @@ impl Base {
         Ok(Base { plan, device, decoder, sha256 })
     }
 
+    /// The model as a plan, with nothing allocated and nothing read but its headers: for estimates.
+    pub async fn planned(files: &ModelFiles, device: Device) -> Result<Base> {
+        let opened = Opened::new(files).await?;
+        let mut plan = Plan::default();
+        let decoder = opened.declare(&mut plan, device.max_binding())?;
+        Ok(Base { plan, device, decoder, sha256: String::new() })
+    }
+
     pub fn spec(&self) -> &ModelSpec {
         &self.decoder.spec
     }

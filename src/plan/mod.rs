@@ -87,6 +87,9 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
+/// Workgroups a dispatch may have along a dimension: WebGPU's `maxComputeWorkgroupsPerDimension`.
+pub const MAX_GROUPS: u32 = 65_535;
+
 /// One dispatch: a kernel, what it is bound to, and the size of its problem.
 #[derive(Clone, Debug)]
 pub struct Step {

@@ -6,6 +6,6 @@ pub mod schedule;
 pub mod trainer;
 
 pub use checkpoint::{Checkpoint, Identity};
-pub use options::{TrainOptions, option_table};
+pub use options::{TrainOptions, check_tokens, option_table};
 pub use schedule::Schedule;
 pub use trainer::{Evaluation, MemoryPlan, State, StepReport, Trainer};

@@ -3,6 +3,7 @@
 use super::schedule::Schedule;
 use crate::adapter::{LoraConfig, lora};
 use crate::error::{Error, Result};
+use crate::plan::MAX_GROUPS;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -114,6 +115,20 @@ pub fn option_table() -> Vec<OptionRow> {
     ROWS.iter().map(row).collect()
 }
 
+/// Micro-batches of a step are put together before it starts.
+const GRAD_ACCUM_MAX: usize = 4096;
+
+/// Refuses micro-batches of more tokens than one dispatch can have workgroups along a dimension.
+pub fn check_tokens(batch_size: usize, seq_len: usize) -> Result<()> {
+    match batch_size.checked_mul(seq_len) {
+        Some(tokens) if tokens <= MAX_GROUPS as usize => Ok(()),
+        _ => {
+            let what = format!("{batch_size} rows of {seq_len} tokens are more than {MAX_GROUPS} tokens");
+            Err(Error::setting("batch-size", what, "lower it; --grad-accum makes large batches of small ones"))
+        }
+    }
+}
+
 impl TrainOptions {
     pub fn lora(&self) -> Result<LoraConfig> {
         Ok(LoraConfig {
@@ -138,6 +153,10 @@ impl TrainOptions {
         positive("lr", self.lr, "5e-4 is a good start for LoRA")?;
         positive("batch-size", self.batch_size as f64, "4 is a good start")?;
         positive("grad-accum", self.grad_accum as f64, "1 means a step a batch")?;
+        if self.grad_accum > GRAD_ACCUM_MAX {
+            let what = format!("is {}, expected at most {GRAD_ACCUM_MAX}", self.grad_accum);
+            return Err(Error::setting("grad-accum", what, "8 to 64 are usual"));
+        }
         positive("memory-gib", self.memory_gib, "4 is the default")?;
         match self.steps {
             Some(steps) => positive("steps", steps as f64, "100 is a good start")?,

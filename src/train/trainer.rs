@@ -1,7 +1,8 @@
 //! The trainer: micro-batches through the "train" sequence, one "update" a step, reports from the ring.
 //!
 //! Gradients are normalised by the supervised tokens of the whole accumulation window, so k micro-batches equal one
-//! batch. Losses and norms stay on the device in a ring of slots, read every so often: no step waits for a read.
+//! batch. Losses and norms stay on the device in a ring of slots that is read a few times a second, so that steps
+//! shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
 use crate::adapter::Lora;
@@ -71,7 +72,7 @@ pub struct State {
     pub best: Option<(f64, u64, Vec<f32>)>,
 }
 
-/// Reports are read about this often: seldom enough that no step waits for a read, often enough that little work is
+/// Reports are read about this often: seldom enough that short steps are not held up, often enough that little work is
 /// queued on a slow GPU.
 const READ_EVERY_MS: f64 = 250.0;
 
@@ -108,6 +109,8 @@ pub struct Trainer {
     pending: Vec<Pending>,
     /// The step that was not finite, once the sound ones before it are reported.
     diverged: Option<Error>,
+    /// Reports read before they were asked for.
+    unread: Vec<StepReport>,
     last_read: Instant,
     /// Steps to submit before the next read.
     steps_a_read: usize,
@@ -147,6 +150,7 @@ impl Trainer {
             step: 0,
             pending: Vec::new(),
             diverged: None,
+            unread: Vec::new(),
             last_read: Instant::now(),
             steps_a_read: 1,
             best: None,
@@ -215,8 +219,9 @@ impl Trainer {
         if let Some(error) = self.diverged.take() {
             return Err(error);
         }
+        let mut reports = std::mem::take(&mut self.unread);
         if self.pending.is_empty() {
-            return Ok(Vec::new());
+            return Ok(reports);
         }
         let ring = base.device.read(self.io.ring, 0, RING_SLOTS * REPORT).await?;
         let seconds = (self.last_read.elapsed_ms() / 1e3).max(1e-6);
@@ -225,7 +230,6 @@ impl Trainer {
         let fits = READ_EVERY_MS / 1e3 / seconds * pending.len() as f64;
         self.steps_a_read = (fits as usize).clamp(1, RING_SLOTS.min(2 * pending.len()));
         let speed = pending.iter().map(|p| p.tokens).sum::<u64>() as f64 / seconds;
-        let mut reports = Vec::with_capacity(pending.len());
         for p in pending {
             let (loss, grad_norm) = match p.outcome(&ring) {
                 Ok(outcome) => outcome,
@@ -250,8 +254,11 @@ impl Trainer {
 
     /// Loss and accuracy over all batches, each once. Remembers the adapter when it is the best so far.
     pub async fn evaluate(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
+        // Evaluation writes over the ring: what it still holds of the run is taken out first.
+        self.unread = self.reports(base).await?;
         let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
-        if self.best.as_ref().is_none_or(|(best, ..)| evaluation.loss < *best) {
+        let better = self.best.as_ref().is_none_or(|(best, ..)| evaluation.loss < *best);
+        if better && evaluation.loss.is_finite() {
             self.best = Some((evaluation.loss, self.step, self.adapter(base).await?));
         }
         self.last_read = Instant::now();
@@ -430,32 +437,22 @@ fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: us
 /// The most blocks whose activations fit; an error when not even recomputing all of them does.
 fn choose_kept_blocks(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<usize> {
     let blocks = base.spec().layers;
-    if let Some(kept) = options.kept_blocks {
-        if kept > blocks {
-            let what = format!("is {kept}, the model has {blocks} blocks");
-            return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
-        }
-        return Ok(kept);
+    if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
+        let what = format!("is {kept}, the model has {blocks} blocks");
+        return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
     }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let bytes = |kept: usize| {
-        let mut layout = Memory::default();
-        let parts = build(base, lora, options, kept);
-        layout.extend(&parts.plan);
-        layout.bytes(&parts.plan)
-    };
-    if bytes(blocks) <= budget {
-        return Ok(blocks);
+    let bytes = |kept: usize| plan_memory(base, lora, options, kept).1.total;
+    let (least, most) = (options.kept_blocks.unwrap_or(0), options.kept_blocks.unwrap_or(blocks));
+    if bytes(most) <= budget {
+        return Ok(most);
     }
-    let least = bytes(0);
-    if least > budget {
+    let needed = bytes(least);
+    if needed > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
-        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(least), gib(budget));
-        return Err(Error::setting(
-            "memory-gib",
-            what,
-            "lower --batch-size or --seq-len, or allow more with --memory-gib",
-        ));
+        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(needed), gib(budget));
+        let hint = "lower --batch-size or --seq-len, or allow more with --memory-gib";
+        return Err(Error::setting("memory-gib", what, hint));
     }
     let (mut fits, mut too_many) = (0, blocks);
     while too_many - fits > 1 {

@@ -24,8 +24,8 @@ pub struct Model {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum Place {
-    /// Comes with Luthier, relative to its folder.
-    Local {
+    /// Part of the program; `path` is where the source tree has it.
+    Bundled {
         path: String,
     },
     Hub {
@@ -55,13 +55,15 @@ pub fn registry() -> BTreeMap<String, Model> {
 /// The folder or file of a model: an existing path as it is, else a name of the registry, downloaded if need be.
 pub fn resolve(name_or_path: &str, progress: &mut dyn FnMut(&Progress)) -> Result<PathBuf> {
     let path = PathBuf::from(name_or_path);
-    if path.exists() {
+    let mut registry = registry();
+    let known = registry.remove(name_or_path);
+    // A folder that only happens to be called like a known model does not hide it.
+    if path.is_file() || path.is_dir() && (known.is_none() || path.join("config.json").exists()) {
         return Ok(path);
     }
-    let mut registry = registry();
-    let Some(model) = registry.remove(name_or_path) else { return Err(unknown(name_or_path, &registry)) };
+    let Some(model) = known else { return Err(unknown(name_or_path, &registry)) };
     match model.place {
-        Place::Local { path } => bundled(&path),
+        Place::Bundled { .. } => bundled(name_or_path),
         Place::Hub { repo, revision, files } => {
             let folder = cache_dir()?.join(name_or_path);
             let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
@@ -71,6 +73,14 @@ pub fn resolve(name_or_path: &str, progress: &mut dyn FnMut(&Progress)) -> Resul
             }
             Ok(folder)
         }
+    }
+}
+
+/// The id under which others find a model: its repository on the hub, for names of the registry.
+pub fn published(name: &str) -> String {
+    match registry().remove(name).map(|model| model.place) {
+        Some(Place::Hub { repo, .. }) => repo,
+        _ => name.to_string(),
     }
 }
 
@@ -84,15 +94,28 @@ pub fn cache_dir() -> Result<PathBuf> {
     })
 }
 
-/// A model of the source tree or of an installed package: beside where we are, or above the program itself.
-fn bundled(path: &str) -> Result<PathBuf> {
-    let program = std::env::current_exe().unwrap_or_default();
-    let places = [PathBuf::new()].into_iter().chain(program.ancestors().skip(1).map(Path::to_path_buf));
-    places.map(|place| place.join(path)).find(|found| found.exists()).ok_or_else(|| Error::Io {
-        path: path.into(),
-        what: "is not here".into(),
-        hint: "run from Luthier's folder, or give the model's path".into(),
-    })
+macro_rules! nano {
+    ($($file:literal),*) => {
+        &[$(($file, include_bytes!(concat!("../../models/nano/", $file)))),*]
+    };
+}
+
+/// The small model that is part of the program.
+const NANO: &[(&str, &[u8])] =
+    nano!["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
+/// Puts the model that is part of the program into the cache, where it can be read like any other.
+fn bundled(name: &str) -> Result<PathBuf> {
+    let folder = cache_dir()?.join(name);
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(folder.display().to_string(), e))?;
+    for (file, bytes) in NANO {
+        let path = folder.join(file);
+        if std::fs::read(&path).is_ok_and(|there| there == *bytes) {
+            continue;
+        }
+        super::atomic_write(path, bytes)?;
+    }
+    Ok(folder)
 }
 
 fn unknown(name: &str, registry: &BTreeMap<String, Model>) -> Error {
