@@ -73,21 +73,18 @@ impl Session {
         device: DeviceChoice,
         progress: impl FnMut(u64, u64),
     ) -> Result<Session> {
-        let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
         let base = Base::load(files, Device::open(device).await?, progress).await?;
-        Ok(Session::new(tokenizer, files, name, base))
+        Session::new(files, name, base)
     }
 
     /// A session that can only estimate: the model's weights are neither read nor given room.
     pub async fn planned(files: &ModelFiles, name: &str, device: DeviceChoice) -> Result<Session> {
-        let tokenizer = Tokenizer::new(files.tokenizer().clone())?;
-        let base = Base::planned(files, Device::open(device).await?).await?;
-        Ok(Session::new(tokenizer, files, name, base))
+        Session::new(files, name, Base::planned(files, Device::open(device).await?).await?)
     }
 
-    fn new(tokenizer: Tokenizer, files: &ModelFiles, name: &str, base: Base) -> Session {
-        Session {
-            tokenizer: Arc::new(tokenizer),
+    fn new(files: &ModelFiles, name: &str, base: Base) -> Result<Session> {
+        Ok(Session {
+            tokenizer: Arc::new(Tokenizer::new(files.tokenizer().clone())?),
             name: name.to_string(),
             published: name.to_string(),
             files: files.clone(),
@@ -98,7 +95,7 @@ impl Session {
             validation: None,
             generator: None,
             evaluation: None,
-        }
+        })
     }
 
     pub fn spec(&self) -> &ModelSpec {

@@ -56,16 +56,17 @@ pub fn registry() -> BTreeMap<String, Model> {
 pub fn resolve(name_or_path: &str, progress: &mut dyn FnMut(&Progress)) -> Result<PathBuf> {
     let path = PathBuf::from(name_or_path);
     let mut registry = registry();
-    let known = registry.remove(name_or_path);
+    let name_or_path = name_of(name_or_path, &registry);
+    let known = registry.remove(&name_or_path);
     // A folder that only happens to be called like a known model does not hide it.
     if path.is_file() || path.is_dir() && (known.is_none() || path.join("config.json").exists()) {
         return Ok(path);
     }
-    let Some(model) = known else { return Err(unknown(name_or_path, &registry)) };
+    let Some(model) = known else { return Err(unknown(&name_or_path, &registry)) };
     match model.place {
-        Place::Bundled { .. } => bundled(name_or_path),
+        Place::Bundled { .. } => bundled(&name_or_path),
         Place::Hub { repo, revision, files } => {
-            let folder = cache_dir()?.join(name_or_path);
+            let folder = cache_dir()?.join(&name_or_path);
             let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
             for file in &files {
                 let url = format!("{}/{repo}/resolve/{revision}/{}", endpoint.trim_end_matches('/'), file.name);
@@ -74,6 +75,12 @@ pub fn resolve(name_or_path: &str, progress: &mut dyn FnMut(&Progress)) -> Resul
             Ok(folder)
         }
     }
+}
+
+/// The registry's name of a model that is called by its repository on the hub, as the page does.
+fn name_of(name: &str, registry: &BTreeMap<String, Model>) -> String {
+    let called = |model: &Model| matches!(&model.place, Place::Hub { repo, .. } if repo == name);
+    registry.iter().find(|(_, model)| called(model)).map_or(name, |(known, _)| known).to_string()
 }
 
 /// The id under which others find a model: its repository on the hub, for names of the registry.
@@ -255,4 +262,19 @@ fn hash(path: &Path) -> std::io::Result<String> {
         }
     }
     Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_repository_of_the_registry_has_its_name() {
+        let registry = super::registry();
+        for (name, known) in [
+            ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct"),
+            ("smollm2-135m", "smollm2-135m"),
+            ("some/where", "some/where"),
+        ] {
+            assert_eq!(super::name_of(name, &registry), known);
+        }
+    }
 }

@@ -121,7 +121,13 @@ export interface Summary {
   device: string;
   examples: number;
   validation_examples: number;
+  /** Records left out because they could not be used, where that was asked for. */
+  skipped: number;
   truncated: number;
+  /** Of the truncated, those that lost tokens to be learned. */
+  lost_targets: number;
+  /** Examples with nothing to learn, which are passed over. */
+  without_targets: number;
   duplicates: number;
   tokens: number;
   supervised_tokens: number;
