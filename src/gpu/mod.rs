@@ -291,8 +291,10 @@ impl Gpu {
         let label = format!("{:?}", step.kernel);
         let desc =
             wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: the checks left out are bounds, loop and division guards. Every index of our shaders is derived from
-        // sizes the plan was built with; GPU tests run each kernel with guards around its buffers.
+        // SAFETY: the checks left out are bounds, loop and division guards. An index of our shaders is derived from sizes
+        // the plan was built with, or is one that the host wrote: token ids, which are below the vocabulary (the
+        // tokenizer refuses others, and so does whoever writes them), and rows, slots and spans, which are computed
+        // from the same sizes. GPU tests run each kernel with guards around its buffers.
         let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
