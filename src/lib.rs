@@ -6,6 +6,7 @@
 //! runs it, and [`session`] is the face that the command line and the page drive.
 
 pub mod adapter;
+pub mod benchmark;
 pub mod clock;
 pub mod cpu;
 pub mod data;

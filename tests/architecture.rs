@@ -15,11 +15,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("ops", &["format", "num", "plan"]),
     ("cpu", &["clock", "error", "format", "num", "ops", "plan"]),
     ("gpu", &["clock", "error", "format", "num", "plan"]),
-    ("device", &["cpu", "error", "gpu", "plan"]),
+    ("device", &["clock", "cpu", "error", "gpu", "plan"]),
     ("model", &["device", "error", "format", "num", "ops", "plan", "weights"]),
+    ("benchmark", &["clock", "device", "error", "format", "ops", "plan"]),
     ("adapter", &["error", "model", "num", "ops", "plan", "weights"]),
     ("train", &["adapter", "clock", "data", "device", "error", "model", "ops", "plan"]),
-    ("web", &["adapter", "data", "device", "error", "model", "session", "train", "weights"]),
+    ("web", &["adapter", "benchmark", "data", "device", "error", "model", "session", "train", "weights"]),
 ];
 
 /// Rooms that may import every other: the façade and what stands on it.

@@ -3,7 +3,7 @@
 use super::{DataArgs, DeviceArg, ModelArg, count, say, size};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use luthier::adapter::peft;
-use luthier::session::{Session, Summary, grouped};
+use luthier::session::{Best, Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -198,11 +198,11 @@ impl Run {
 
     fn finish(mut self) -> Result<ExitCode> {
         self.view.end();
-        let what = match self.session.restore_best() {
-            Some((loss, step)) if step < self.steps => {
+        let what = match self.session.use_best() {
+            Some(Best { loss, step }) if step < self.steps => {
                 format!("the adapter of step {step}, the best by validation (loss {loss:.4}),")
             }
-            Some((loss, step)) => {
+            Some(Best { loss, step }) => {
                 format!("the adapter of step {step}, the last and the best by validation (loss {loss:.4}),")
             }
             None => format!("the adapter of step {}", self.steps),

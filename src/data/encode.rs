@@ -17,6 +17,16 @@ pub struct EncodeOptions {
     pub use_template: bool,
 }
 
+impl EncodeOptions {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.seq_len >= 2 {
+            return Ok(());
+        }
+        let what = format!("{} tokens leave nothing to predict", self.seq_len);
+        Err(Error::setting("seq-len", what, "use 2 or more; 256 to 1024 suits most data"))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     pub ids: Vec<u32>,
@@ -65,10 +75,7 @@ pub struct Dataset {
 
 impl Dataset {
     pub fn encode(records: &Records, tokenizer: &Tokenizer, options: &EncodeOptions) -> Result<Dataset> {
-        if options.seq_len < 2 {
-            let what = format!("{} tokens leave nothing to predict", options.seq_len);
-            return Err(Error::setting("seq-len", what, "use 2 or more; 256 to 1024 suits most data"));
-        }
+        options.check()?;
         let mut examples = Vec::with_capacity(records.records.len());
         let mut problems = Problems::default();
         for (line, record) in &records.records {
@@ -122,7 +129,13 @@ impl Dataset {
     }
 }
 
-fn encode_record(tokenizer: &Tokenizer, record: &Record, line: u64, options: &EncodeOptions) -> Result<Vec<Example>> {
+/// The examples a record makes: one, or several where a long text is split.
+pub(super) fn encode_record(
+    tokenizer: &Tokenizer,
+    record: &Record,
+    line: u64,
+    options: &EncodeOptions,
+) -> Result<Vec<Example>> {
     let marked = mark(tokenizer, record, options.use_template)?;
     let (mut ids, mut supervised) = encode_marked(tokenizer, &marked)?;
     if marked.plain {

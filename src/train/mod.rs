@@ -4,6 +4,6 @@ pub mod options;
 pub mod schedule;
 pub mod trainer;
 
-pub use options::TrainOptions;
+pub use options::{TrainOptions, option_table};
 pub use schedule::Schedule;
 pub use trainer::{Evaluation, MemoryPlan, StepReport, Trainer};

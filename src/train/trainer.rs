@@ -108,8 +108,7 @@ impl Trainer {
         let table = spec.rope.table(spec.head_dim, options.seq_len);
         base.device.write_floats(parts.io.rope_table, 0, &table);
         base.device.write_floats(parts.patches.params, 0, &initial);
-        let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
-        let total_steps = options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1));
+        let total_steps = total_steps(&batches, &options);
         Ok(Trainer {
             lora,
             patches: parts.patches,
@@ -334,6 +333,18 @@ fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -
     let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: lora.len };
     adamw::step(&mut plan, adamw, io.control, clip, &state);
     Parts { plan, io, patches, sequences, update }
+}
+
+/// Bytes of a run that was not started.
+pub fn estimate(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<MemoryPlan> {
+    let kept = choose_kept_blocks(base, lora, options)?;
+    Ok(plan_memory(base, lora, options, kept).1)
+}
+
+/// Steps of a run over these batches.
+pub fn total_steps(batches: &Batches, options: &TrainOptions) -> u64 {
+    let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
+    options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1))
 }
 
 fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> (Parts, MemoryPlan) {

@@ -1,14 +1,16 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+use crate::adapter::Lora;
 use crate::adapter::peft::{self, Files};
-use crate::adapter::{Lora, LoraConfig};
-use crate::data::{Batches, Dataset, EncodeOptions, Message, PackOptions, Records, Split, Tokenizer, split};
+use crate::data::{
+    Batches, Dataset, EncodeOptions, Message, PackOptions, Preview, ReadOptions, Records, Split, TextStream, Tokenizer,
+    preview, split,
+};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Sampling};
-use crate::model::{Base, Inputs, ModelSpec, Patches};
-use crate::train::trainer::evaluate;
-use crate::train::{Evaluation, MemoryPlan, StepReport, TrainOptions, Trainer};
+use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
+use crate::train::{Evaluation, MemoryPlan, StepReport, TrainOptions, Trainer, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
 use std::sync::Arc;
@@ -23,8 +25,18 @@ pub struct Session {
     trainer: Option<Trainer>,
     validation: Option<Batches>,
     generator: Option<Generator>,
-    /// Sequence and inputs of evaluation outside a run, with their shape (B, T).
-    evaluation: Option<(Inputs, usize, (usize, usize))>,
+    /// Sequence and inputs of evaluation outside a run, with their shape (B, T) and whether the adapter is used.
+    evaluation: Option<(Inputs, usize, (usize, usize, bool))>,
+}
+
+/// What a run starts from, before anything is allocated.
+struct Start {
+    lora: Lora,
+    flat: Vec<f32>,
+    train: Dataset,
+    batches: Batches,
+    held_out: Option<Dataset>,
+    validation: Option<Batches>,
 }
 
 /// What a run is about to do, for people and programs.
@@ -55,6 +67,32 @@ impl Summary {
             grouped(all)
         )
     }
+}
+
+/// What a base model is, as the page shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelInfo {
+    pub name: String,
+    pub family: String,
+    pub parameters: u64,
+    pub layers: usize,
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub vocab: usize,
+    pub context: usize,
+    /// How most of the weights are stored.
+    pub format: &'static str,
+    pub chat_template: bool,
+    /// What `target_modules` may name.
+    pub modules: [&'static str; 7],
+}
+
+/// The best validation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Best {
+    pub loss: f64,
+    pub step: u64,
 }
 
 /// A number for people: 1,369,728.
@@ -121,18 +159,77 @@ impl Session {
         self.base.device.allocated()
     }
 
-    /// Puts an adapter on the model, for evaluation and generation.
+    /// What the base model is.
+    pub fn info(&self) -> ModelInfo {
+        let spec = self.spec();
+        ModelInfo {
+            name: self.name.clone(),
+            family: spec.family.clone(),
+            parameters: spec.parameters(),
+            layers: spec.layers,
+            hidden: spec.hidden,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            vocab: spec.vocab,
+            context: spec.context,
+            format: self.base.decoder.main_format().name(),
+            chat_template: self.tokenizer.chat_template().is_some(),
+            modules: Module::ALL.map(Module::name),
+        }
+    }
+
+    /// Puts an adapter on the model, for evaluation and generation; it takes the place of the one before, and a run
+    /// that was under way is over.
     pub async fn load_adapter(&mut self, lora: Lora, flat: &[f32]) -> Result<()> {
-        assert!(self.adapter.is_none(), "a session has one adapter");
         let patches = lora.declare(&mut self.base.plan, false);
         self.base.device.prepare(&self.base.plan).await?;
         self.base.device.write_floats(patches.params, 0, flat);
-        self.adapter = Some((lora, patches));
+        (self.trainer, self.validation) = (None, None);
+        self.set_adapter(lora, patches);
         Ok(())
+    }
+
+    /// Sequences built for another adapter are not used again.
+    fn set_adapter(&mut self, lora: Lora, patches: Patches) {
+        self.adapter = Some((lora, patches));
+        self.evaluation = None;
+        if let Some(generator) = &mut self.generator {
+            generator.forget_adapter();
+        }
+    }
+
+    /// Whether there is an adapter, trained or loaded.
+    pub fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
+    /// What the model would see of a file.
+    pub fn preview(
+        &self,
+        name: &str,
+        text: &str,
+        options: &ReadOptions,
+        seq_len: usize,
+        limit: usize,
+    ) -> Result<Preview> {
+        preview(name, text.as_bytes(), options, &self.tokenizer, seq_len, limit)
     }
 
     pub fn encode(&self, records: &Records, seq_len: usize) -> Result<Dataset> {
         encode(records, &self.tokenizer, seq_len)
+    }
+
+    /// What a run would be; nothing is allocated.
+    pub fn estimate(
+        &self,
+        records: &Records,
+        validation: Option<&Records>,
+        options: &TrainOptions,
+        initial: Option<(Lora, Vec<f32>)>,
+    ) -> Result<Summary> {
+        let start = self.prepare_run(records, validation, options, initial)?;
+        let memory = trainer::estimate(&self.base, &start.lora, options)?;
+        Ok(self.summary(&start, options, memory))
     }
 
     /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init.
@@ -143,6 +240,28 @@ impl Session {
         options: TrainOptions,
         initial: Option<(Lora, Vec<f32>)>,
     ) -> Result<Summary> {
+        if self.trainer.is_some() {
+            let hint = "open the model anew for another run";
+            return Err(Error::setting("train", "this session has trained already", hint));
+        }
+        let start = self.prepare_run(records, validation, &options, initial)?;
+        let memory = trainer::estimate(&self.base, &start.lora, &options)?;
+        let summary = self.summary(&start, &options, memory);
+        let Start { lora, flat, batches, validation, .. } = start;
+        let trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
+        self.validation = validation;
+        self.set_adapter(trainer.lora.clone(), trainer.patches.clone());
+        self.trainer = Some(trainer);
+        Ok(summary)
+    }
+
+    fn prepare_run(
+        &self,
+        records: &Records,
+        validation: Option<&Records>,
+        options: &TrainOptions,
+        initial: Option<(Lora, Vec<f32>)>,
+    ) -> Result<Start> {
         options.check()?;
         self.check_length(options.seq_len)?;
         let all = self.encode(records, options.seq_len)?;
@@ -157,7 +276,7 @@ impl Session {
         let (lora, flat) = match initial {
             Some((lora, flat)) => (lora, flat),
             None => {
-                let lora = Lora::new(self.spec(), self.lora_config(&options)?)?;
+                let lora = Lora::new(self.spec(), options.lora()?.check(self.spec())?)?;
                 let flat = lora.init(options.seed);
                 (lora, flat)
             }
@@ -167,31 +286,26 @@ impl Session {
             Batches::new(data, PackOptions { b, t, packing, shuffle, seed: options.seed })
         };
         let batches = packed(&train, !options.no_shuffle)?;
-        let rows = batches.rows();
-        self.validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
-        let trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
-        self.adapter = Some((trainer.lora.clone(), trainer.patches.clone()));
-        let stats = &train.stats;
-        let summary = Summary {
+        let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
+        Ok(Start { lora, flat, train, batches, held_out, validation })
+    }
+
+    fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
+        let stats = &start.train.stats;
+        Summary {
             device: self.describe_device(),
-            examples: train.examples.len(),
-            validation_examples: held_out.map_or(0, |d| d.examples.len()),
+            examples: start.train.examples.len(),
+            validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
             truncated: stats.truncated,
             duplicates: stats.duplicates,
             tokens: stats.tokens,
             supervised_tokens: stats.supervised,
-            rows,
-            steps: trainer.total_steps,
-            trainable_parameters: trainer.lora.parameters(),
+            rows: start.batches.rows(),
+            steps: trainer::total_steps(&start.batches, options),
+            trainable_parameters: start.lora.parameters(),
             parameters: self.spec().parameters(),
-            memory: trainer.memory.clone(),
-        };
-        self.trainer = Some(trainer);
-        Ok(summary)
-    }
-
-    fn lora_config(&self, options: &TrainOptions) -> Result<LoraConfig> {
-        options.lora()?.check(self.spec())
+            memory,
+        }
     }
 
     fn check_length(&self, seq_len: usize) -> Result<()> {
@@ -203,8 +317,11 @@ impl Session {
         Err(Error::setting("seq-len", what, format!("use at most {context}")))
     }
 
-    fn running(&mut self) -> (&mut Base, &mut Trainer) {
-        (&mut self.base, self.trainer.as_mut().expect("training was started"))
+    fn running(&mut self) -> Result<(&mut Base, &mut Trainer)> {
+        match &mut self.trainer {
+            Some(trainer) => Ok((&mut self.base, trainer)),
+            None => Err(Error::setting("train", "no run was started", "start one first")),
+        }
     }
 
     pub fn done(&self) -> bool {
@@ -218,34 +335,42 @@ impl Session {
 
     /// One optimizer step; returns the reports that became known.
     pub async fn step(&mut self) -> Result<Vec<StepReport>> {
-        let (base, trainer) = self.running();
+        let (base, trainer) = self.running()?;
         trainer.step(base).await
     }
 
     /// Reports of the steps whose numbers were not read yet.
     pub async fn reports(&mut self) -> Result<Vec<StepReport>> {
-        let (base, trainer) = self.running();
+        let (base, trainer) = self.running()?;
         trainer.reports(base).await
     }
 
     /// Loss on the validation data, if there is any.
     pub async fn validate(&mut self) -> Result<Option<Evaluation>> {
         let Some(batches) = &self.validation else { return Ok(None) };
-        let trainer = self.trainer.as_mut().expect("training was started");
+        let trainer = self.trainer.as_mut().expect("validation data belong to a run");
         trainer.evaluate(&mut self.base, batches).await.map(Some)
     }
 
-    /// Goes back to the adapter of the best validation loss, if one was measured: (loss, step).
-    pub fn restore_best(&mut self) -> Option<(f64, u64)> {
+    /// The best validation loss so far and its step.
+    pub fn best(&self) -> Option<Best> {
+        let (loss, step, _) = self.trainer.as_ref()?.best()?;
+        Some(Best { loss, step })
+    }
+
+    /// Goes back to the adapter of the best validation loss, if one was measured.
+    pub fn use_best(&mut self) -> Option<Best> {
         let (base, trainer) = (&mut self.base, self.trainer.as_ref()?);
         let (loss, step, flat) = trainer.best()?;
         trainer.set_adapter(base, flat);
-        Some((loss, step))
+        Some(Best { loss, step })
     }
 
     /// The adapter in PEFT's layout.
     pub async fn adapter_files(&mut self) -> Result<Files> {
-        let (lora, patches) = self.adapter.as_ref().expect("there is an adapter");
+        let Some((lora, patches)) = &self.adapter else {
+            return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
+        };
         let flat = self.base.device.read(patches.params, 0, lora.len).await?;
         if let Some(i) = flat.iter().position(|x| !x.is_finite()) {
             let what = format!("number {i} of the adapter is {}", flat[i]);
@@ -254,29 +379,29 @@ impl Session {
         peft::files(lora, &flat, &self.name)
     }
 
-    /// Mean loss, perplexity and accuracy over records, with the adapter if one was loaded.
-    pub async fn evaluate(&mut self, records: &Records, batch_size: usize, seq_len: usize) -> Result<Evaluation> {
-        let data = self.encode(records, seq_len)?;
-        self.evaluate_data(&data, batch_size, seq_len).await
-    }
-
-    /// [`Session::evaluate`] of records that are encoded already, to the same `seq_len`.
-    pub async fn evaluate_data(&mut self, data: &Dataset, batch_size: usize, seq_len: usize) -> Result<Evaluation> {
+    /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
+    pub async fn evaluate(
+        &mut self,
+        data: &Dataset,
+        batch_size: usize,
+        seq_len: usize,
+        adapted: bool,
+    ) -> Result<Evaluation> {
         self.check_length(seq_len)?;
         let batches =
             Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
-        let shape = (batch_size, seq_len);
+        let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
             let Base { plan, device, decoder } = &mut self.base;
             let io = Inputs::declare(plan, &decoder.spec, batch_size * seq_len, seq_len);
-            let patches = self.adapter.as_ref().map(|(_, p)| p);
+            let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
             let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
             device.prepare(plan).await?;
             device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, seq_len));
             self.evaluation = Some((io, sequences.evaluate, shape));
         }
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
-        evaluate(&mut self.base, io, *sequence, &batches).await
+        trainer::evaluate(&mut self.base, io, *sequence, &batches).await
     }
 
     /// A prompt's ids: as a user turn of the chat template, or as plain text.
@@ -345,8 +470,36 @@ impl Session {
         Ok(generated.iter().map(|g| self.text(g)).collect())
     }
 
+    /// [`Session::generate`] that hands text over as it comes: `on_text` gets (prompt, piece), whole characters only,
+    /// and returns false to end that prompt.
+    pub async fn generate_streaming(
+        &mut self,
+        prompts: &[String],
+        chat: bool,
+        adapted: bool,
+        sampling: &Sampling,
+        mut on_text: impl FnMut(usize, &str) -> bool,
+    ) -> Result<Vec<Text>> {
+        let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
+        let mut streams: Vec<TextStream> = ids.iter().map(|_| TextStream::default()).collect();
+        let tokenizer = self.tokenizer.clone();
+        let on_token = |prompt: usize, id: u32| {
+            let piece = streams[prompt].push(&tokenizer, id);
+            piece.is_empty() || on_text(prompt, &piece)
+        };
+        let generated = self.generate_ids(&ids, adapted, sampling, on_token).await?;
+        for (prompt, (stream, g)) in streams.iter_mut().zip(&generated).enumerate() {
+            let rest = stream.finish(&tokenizer);
+            if !rest.is_empty() && g.finish != Finish::Cancelled {
+                on_text(prompt, &rest);
+            }
+        }
+        Ok(generated.iter().map(|g| self.text(g)).collect())
+    }
+
     /// The text of a continuation, without its end token.
     pub fn text(&self, g: &Generated) -> Text {
-        Text { text: self.tokenizer.decode(&g.ids, true), tokens: g.ids.len(), finish: g.finish }
+        let shown = g.ids.len() - usize::from(g.finish == Finish::Stop);
+        Text { text: self.tokenizer.decode(&g.ids[..shown], true), tokens: g.ids.len(), finish: g.finish }
     }
 }
