@@ -65,7 +65,7 @@ fn random_base(case: &Case, mut device: Device) -> Base {
         }
         device.flush();
     }
-    Base { plan, device, decoder }
+    Base { plan, device, decoder, sha256: String::new() }
 }
 
 /// One document a row, every token after the first supervised.

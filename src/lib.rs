@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cpu;
 pub mod data;
 pub mod device;
+pub mod digest;
 pub mod error;
 pub mod format;
 pub mod gpu;

@@ -487,7 +487,7 @@ fn a_tuned_model_gives_its_answers_and_stops() {
         val_fraction: 0.0,
         ..Default::default()
     };
-    block_on(session.start_training(&records, None, options, None)).unwrap();
+    block_on(session.start_training(&records, None, options, None, None)).unwrap();
     while !session.done() {
         block_on(session.step()).unwrap();
     }

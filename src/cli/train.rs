@@ -49,7 +49,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let validation = args.eval_data.as_ref().map(|file| args.data.columns.read(file)).transpose()?;
     let mut session = args.model.session(args.device.device, None)?;
     let initial = args.init_adapter.as_ref().map(|folder| peft::open(folder, session.spec())).transpose()?;
-    let started = session.start_training(&records, validation.as_ref(), args.options.clone(), initial);
+    let started = session.start_training(&records, validation.as_ref(), args.options.clone(), initial, None);
     let summary = block_on(started)?;
     say(describe(&args, &summary, records.skipped()));
     if args.dry_run {

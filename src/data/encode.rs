@@ -5,6 +5,7 @@ use super::problems::Problems;
 use super::read::Records;
 use super::record::Record;
 use super::tokenizer::Tokenizer;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -107,6 +108,18 @@ impl Dataset {
             stats.longest = stats.longest.max(example.full_len);
         }
         Dataset { file, examples: Arc::new(examples), stats }
+    }
+
+    /// What a run sees of the data: their tokens and which of them are learned.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        for example in self.examples.iter() {
+            digest.add(&(example.ids.len() as u64).to_le_bytes());
+            for (id, supervised) in example.ids.iter().zip(&example.supervised) {
+                digest.add(&(u64::from(*id) << 1 | u64::from(*supervised)).to_le_bytes());
+            }
+        }
+        digest.hex()
     }
 
     /// Training on nothing looks like training: the loss is a number and the model does not change.

@@ -3,6 +3,7 @@
 
 use super::problems::Problems;
 use super::record::{ColumnMap, Record};
+use crate::digest::sha256;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -40,6 +41,10 @@ pub struct Records {
     pub file: String,
     pub records: Vec<(u64, Record)>,
     pub skip_bad: bool,
+    /// Which columns were asked for.
+    pub columns: ColumnMap,
+    /// Of the file as it was read.
+    pub sha256: String,
     pub(super) problems: Problems,
     pub(super) unit: &'static str,
 }
@@ -85,10 +90,12 @@ pub fn read(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> 
 
 /// What can be read of a file: an error only where the file as a whole is none of ours.
 pub(super) fn read_any(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> {
+    let sha256 = sha256(bytes);
     let (format, bytes) = open(name, bytes, options)?;
     let unit = if format == Format::Json { "record" } else { "line" };
-    let (file, skip_bad) = (name.to_string(), options.skip_bad);
-    let mut into = Records { file, records: Vec::new(), skip_bad, problems: Problems::default(), unit };
+    let (file, skip_bad, columns) = (name.to_string(), options.skip_bad, options.columns.clone());
+    let problems = Problems::default();
+    let mut into = Records { file, records: Vec::new(), skip_bad, columns, sha256, problems, unit };
     match format {
         Format::Jsonl => read_jsonl(bytes, options, &mut into),
         Format::Json => read_json(bytes, options, &mut into)?,

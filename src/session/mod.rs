@@ -1,6 +1,10 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
 use crate::adapter::Lora;
+mod record;
+
+pub use record::{DataRecord, ModelRecord, Results, RunRecord};
+
 use crate::adapter::peft::{self, Files};
 use crate::data::{
     Batches, Dataset, EncodeOptions, Message, PackOptions, Preview, ReadOptions, Records, Split, TextStream, Tokenizer,
@@ -10,9 +14,11 @@ use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Sampling};
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
-use crate::train::{Evaluation, MemoryPlan, StepReport, TrainOptions, Trainer, trainer};
+use crate::train::{
+    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, checkpoint, trainer,
+};
 use crate::weights::ModelFiles;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 pub struct Session {
@@ -23,6 +29,8 @@ pub struct Session {
     base: Base,
     adapter: Option<(Lora, Patches)>,
     trainer: Option<Trainer>,
+    /// The run that was started last: what its checkpoints are checked against, and what is written about it.
+    run: Option<(Identity, RunRecord)>,
     validation: Option<Batches>,
     generator: Option<Generator>,
     /// Sequence and inputs of evaluation outside a run, with their shape (B, T) and whether the adapter is used.
@@ -89,7 +97,7 @@ pub struct ModelInfo {
 }
 
 /// The best validation of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     pub loss: f64,
     pub step: u64,
@@ -101,6 +109,10 @@ pub fn grouped(n: u64) -> String {
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
     groups.join(",")
+}
+
+fn no_run() -> Error {
+    Error::setting("train", "no run was started", "start one first")
 }
 
 /// Records as training sees them: whoever shows or measures data goes through here.
@@ -136,6 +148,7 @@ impl Session {
             base,
             adapter: None,
             trainer: None,
+            run: None,
             validation: None,
             generator: None,
             evaluation: None,
@@ -232,23 +245,34 @@ impl Session {
         Ok(self.summary(&start, options, memory))
     }
 
-    /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init.
+    /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init;
+    /// a checkpoint of this very run goes on where that one was.
     pub async fn start_training(
         &mut self,
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
         initial: Option<(Lora, Vec<f32>)>,
+        checkpoint: Option<Checkpoint>,
     ) -> Result<Summary> {
         if self.trainer.is_some() {
             let hint = "open the model anew for another run";
             return Err(Error::setting("train", "this session has trained already", hint));
         }
         let start = self.prepare_run(records, validation, &options, initial)?;
+        let examples = [Some(&start.train), start.held_out.as_ref()];
+        let layout = format!("{:?}", start.lora.config);
+        let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
+        checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
         let memory = trainer::estimate(&self.base, &start.lora, &options)?;
         let summary = self.summary(&start, &options, memory);
+        let record = self.record(records, validation, &options);
         let Start { lora, flat, batches, validation, .. } = start;
-        let trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
+        let mut trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
+        if let Some(checkpoint) = checkpoint {
+            trainer.restore(&mut self.base, checkpoint.state);
+        }
+        self.run = Some((identity, record));
         self.validation = validation;
         self.set_adapter(trainer.lora.clone(), trainer.patches.clone());
         self.trainer = Some(trainer);
@@ -308,6 +332,39 @@ impl Session {
         }
     }
 
+    /// The run before its first step.
+    fn record(&self, records: &Records, validation: Option<&Records>, options: &TrainOptions) -> RunRecord {
+        RunRecord {
+            luthier: env!("CARGO_PKG_VERSION").into(),
+            model: ModelRecord { name: self.name.clone(), sha256: self.base.sha256.clone() },
+            data: DataRecord::new(records),
+            validation: validation.map(DataRecord::new),
+            init_adapter: None,
+            device: self.describe_device(),
+            options: options.clone(),
+            results: Results { step: 0, steps: 0, best: None },
+        }
+    }
+
+    /// What `luthier train --from` replays: the run that was started last, as far as it came.
+    pub fn run_record(&self) -> Result<RunRecord> {
+        let (Some((_, record)), Some(trainer)) = (&self.run, &self.trainer) else { return Err(no_run()) };
+        let results = Results { step: trainer.step_number(), steps: trainer.total_steps, best: self.best() };
+        Ok(RunRecord { results, ..record.clone() })
+    }
+
+    /// SHA-256 of the base model.
+    pub fn base_sha256(&self) -> &str {
+        &self.base.sha256
+    }
+
+    /// The run as it stands, as the bytes of a file. Read [`Session::reports`] before: those still under way are lost
+    /// with the session.
+    pub async fn checkpoint(&mut self) -> Result<Vec<u8>> {
+        let (Some((identity, _)), Some(trainer)) = (&self.run, &self.trainer) else { return Err(no_run()) };
+        checkpoint::to_bytes(&trainer.state(&mut self.base).await?, identity)
+    }
+
     fn check_length(&self, seq_len: usize) -> Result<()> {
         let context = self.spec().context;
         if seq_len <= context {
@@ -320,7 +377,7 @@ impl Session {
     fn running(&mut self) -> Result<(&mut Base, &mut Trainer)> {
         match &mut self.trainer {
             Some(trainer) => Ok((&mut self.base, trainer)),
-            None => Err(Error::setting("train", "no run was started", "start one first")),
+            None => Err(no_run()),
         }
     }
 
@@ -392,7 +449,7 @@ impl Session {
             Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
         let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
-            let Base { plan, device, decoder } = &mut self.base;
+            let Base { plan, device, decoder, .. } = &mut self.base;
             let io = Inputs::declare(plan, &decoder.spec, batch_size * seq_len, seq_len);
             let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
             let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);

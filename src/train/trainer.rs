@@ -16,7 +16,7 @@ use crate::ops::dropout::hash;
 use crate::ops::gather::NONE;
 use crate::ops::sum_squares;
 use crate::plan::memory::Memory;
-use crate::plan::{Elem, Plan, SequenceId};
+use crate::plan::{Buf, Elem, Plan, SequenceId};
 use serde::Serialize;
 
 /// One optimizer step, as `--log-json` writes it.
@@ -60,6 +60,17 @@ pub struct MemoryPlan {
     pub blocks: usize,
 }
 
+/// What a run has become after a number of steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub step: u64,
+    pub adapter: Vec<f32>,
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
+    /// Best validation loss so far, its step, and the adapter then.
+    pub best: Option<(f64, u64, Vec<f32>)>,
+}
+
 /// Reports are read about this often: seldom enough that no step waits for a read, often enough that little work is
 /// queued on a slow GPU.
 const READ_EVERY_MS: f64 = 250.0;
@@ -81,6 +92,8 @@ pub struct Trainer {
     io: Inputs,
     sequences: LossSequences,
     update: SequenceId,
+    /// AdamW's first and second moment.
+    moments: [Buf; 2],
     batches: Batches,
     step: u64,
     pending: Vec<Pending>,
@@ -118,6 +131,7 @@ impl Trainer {
             io: parts.io,
             sequences: parts.sequences,
             update: parts.update,
+            moments: parts.moments,
             batches,
             step: 0,
             pending: Vec::new(),
@@ -227,6 +241,28 @@ impl Trainer {
         base.device.read(self.patches.params, 0, self.lora.len).await
     }
 
+    /// All that the run has become, between two steps. Reports that were not read are not part of it.
+    pub async fn state(&self, base: &mut Base) -> Result<State> {
+        let [m, v] = self.moments;
+        Ok(State {
+            step: self.step,
+            adapter: self.adapter(base).await?,
+            m: base.device.read(m, 0, self.lora.len).await?,
+            v: base.device.read(v, 0, self.lora.len).await?,
+            best: self.best.clone(),
+        })
+    }
+
+    /// Goes on from a state of the same run. Batches, dropout and learning rates follow from the step's number.
+    pub fn restore(&mut self, base: &mut Base, state: State) {
+        let buffers = [(self.patches.params, &state.adapter), (self.moments[0], &state.m), (self.moments[1], &state.v)];
+        for (buf, values) in buffers {
+            assert_eq!(values.len(), self.lora.len, "a state of another adapter");
+            base.device.write_floats(buf, 0, values);
+        }
+        (self.step, self.best) = (state.step, state.best);
+    }
+
     /// The best validation loss, its step and adapter.
     pub fn best(&self) -> Option<(f64, u64, &[f32])> {
         self.best.as_ref().map(|(loss, step, adapter)| (*loss, *step, adapter.as_slice()))
@@ -317,6 +353,7 @@ struct Parts {
     patches: Patches,
     sequences: LossSequences,
     update: SequenceId,
+    moments: [Buf; 2],
 }
 
 fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
@@ -332,7 +369,7 @@ fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -
     let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
     let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: lora.len };
     adamw::step(&mut plan, adamw, io.control, clip, &state);
-    Parts { plan, io, patches, sequences, update }
+    Parts { plan, io, patches, sequences, update, moments: [m, v] }
 }
 
 /// Bytes of a run that was not started.

@@ -7,7 +7,7 @@ use crate::device::DeviceChoice;
 use crate::error::Error;
 use crate::model::generate::Sampling;
 use crate::session;
-use crate::train::TrainOptions;
+use crate::train::{Checkpoint, TrainOptions};
 use crate::weights::{ModelFiles, Source};
 use js_sys::{Array, Function};
 use serde::Deserialize;
@@ -141,14 +141,15 @@ impl Session {
         options: String,
         checkpoint: Option<Vec<u8>>,
     ) -> Outcome<String> {
-        if checkpoint.is_some() {
-            let hint = "start the run anew";
-            return Err(thrown(Error::setting("checkpoint", "this engine cannot go on from a checkpoint", hint)));
-        }
         let records = parse::<DataText>("data", &data)?.read()?;
         let validation = validation.map(|v| parse::<DataText>("validation", &v)?.read()).transpose()?;
         let options: TrainOptions = parse("options", &options)?;
-        let summary = self.0.start_training(&records, validation.as_ref(), options, None).await.map_err(thrown)?;
+        let checkpoint = match checkpoint {
+            Some(bytes) => Some(Checkpoint::read("checkpoint", bytes).await.map_err(thrown)?),
+            None => None,
+        };
+        let started = self.0.start_training(&records, validation.as_ref(), options, None, checkpoint);
+        let summary = started.await.map_err(thrown)?;
         let mut out = serde_json::to_value(&summary).expect("plain data");
         out["step"] = self.0.step_number().into();
         Ok(out.to_string())
@@ -171,6 +172,16 @@ impl Session {
         let mut out = serde_json::to_value(&evaluation).expect("plain data");
         out["best"] = self.0.best().is_some_and(|best| best.step == self.0.step_number()).into();
         Ok(out.to_string())
+    }
+
+    /// The run as it stands, to go on from in another session. Call `reports` before: those still under way are lost.
+    pub async fn checkpoint(&mut self) -> Outcome<Vec<u8>> {
+        self.0.checkpoint().await.map_err(thrown)
+    }
+
+    /// `run.json`: what `luthier train --from` replays.
+    pub fn run_json(&self) -> Outcome<String> {
+        Ok(self.0.run_record().map_err(thrown)?.to_json())
     }
 
     /// Goes back to the adapter of the best validation: `{ loss, step }`, or null.
