@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything around the crate that is not the crate: the wasm build, the demo in a browser or
-//! through the command line, and the tests with the tools they need. Nothing has to be installed beforehand but rustup, and Node.js for the page.
+//! through the command line, and the tests with the tools they need. Nothing has to be installed beforehand but rustup,
+//! and Node.js for the page.
 
 mod browser;
 mod demo;
@@ -26,14 +27,9 @@ cargo xtask COMMAND
        --port P             serve from this port
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
-<<<<<<< HEAD
   page                    build the page into www/dist, for any static host
   wasm                    build the engine for the page into www/luthier-web/pkg
-  demo-data               write the demo's data set into demo/
-=======
-  wasm                    build the page into target/www/demo
   demo-data               write the data of the demo and of the page's gallery into demo/
->>>>>>> gallery
 ";
 
 fn main() -> std::process::ExitCode {

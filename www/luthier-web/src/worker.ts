@@ -9,7 +9,7 @@ import { Run } from "./trainer.js";
 import type { OptionRow } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
-const module = engineModule as unknown as EngineModule;
+const module: EngineModule = engineModule;
 
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
 
