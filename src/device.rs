@@ -94,10 +94,21 @@ impl Device {
         debug_assert_eq!(plan.check(), Vec::<String>::new());
         match self {
             Device::Gpu(g) => g.prepare(plan).await?,
-            Device::Cpu(c) => c.prepare(plan),
-            Device::Reference(c) => c.prepare(plan),
+            Device::Cpu(c) => c.prepare(plan)?,
+            Device::Reference(c) => c.prepare(plan)?,
         }
         Ok(())
+    }
+
+    /// Loses the GPU, as a driver's reset would; false where there is none to lose. For tests.
+    pub fn lose(&self) -> bool {
+        match self {
+            Device::Gpu(g) => {
+                g.lose();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Bytes of the buffers that exist now.

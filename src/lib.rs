@@ -20,6 +20,7 @@ pub mod num;
 pub mod ops;
 pub mod plan;
 pub mod session;
+pub(crate) mod simd;
 pub mod train;
 #[cfg(target_arch = "wasm32")]
 pub mod web;

@@ -53,8 +53,8 @@ fn reorders(c: char) -> bool {
 pub fn summary(data: &Dataset) -> String {
     let Stats { records, examples, tokens, supervised, longest, seq_len, .. } = data.stats;
     let mut out = format!(
-        "{}: {records} records, {examples} examples, {tokens} tokens, {supervised} of them learned; longest example \
-         {longest} of {seq_len} tokens\n",
+        "{}: {records} records, {examples} examples, {tokens} tokens, {supervised} of them learned; the longest example \
+         has {longest} tokens, {seq_len} fit\n",
         data.file
     );
     let mut note = |count: u64, what: &str| {

@@ -118,11 +118,13 @@ impl Generator {
     }
 
     /// Continues each prompt. `on_token` gets (prompt, token) as they come and returns false to end that prompt.
+    /// `first` is the number of the first prompt among all that are asked: each draws from its own random numbers.
     pub async fn run(
         &self,
         base: &mut Base,
         adapted: bool,
         prompts: &[Vec<u32>],
+        first: usize,
         stop: &[u32],
         sampling: &Sampling,
         mut on_token: impl FnMut(usize, u32) -> bool,
@@ -133,7 +135,12 @@ impl Generator {
         loop {
             for (i, s) in state.iter_mut().enumerate().filter(|(_, s)| s.finish.is_none()) {
                 let row = &logits[i * self.padded..][..self.vocab];
-                s.accept(sample(row, sampling, i as u64, s.ids.len() as u64)?, stop, sampling, self.io.capacity);
+                s.accept(
+                    sample(row, sampling, (first + i) as u64, s.ids.len() as u64)?,
+                    stop,
+                    sampling,
+                    self.io.capacity,
+                );
                 if s.finish != Some(Finish::Stop) && !on_token(i, *s.ids.last().expect("one was accepted")) {
                     s.finish = Some(Finish::Cancelled);
                 }

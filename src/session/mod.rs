@@ -11,6 +11,7 @@ use crate::data::{
     preview, split,
 };
 use crate::device::{Device, DeviceChoice};
+use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Sampling};
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
@@ -109,6 +110,11 @@ pub fn grouped(n: u64) -> String {
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
     groups.join(",")
+}
+
+/// SHA-256 of an adapter's numbers.
+pub fn flat_sha256(flat: &[f32]) -> String {
+    sha256(bytemuck::cast_slice(flat))
 }
 
 fn no_run() -> Error {
@@ -259,6 +265,7 @@ impl Session {
             let hint = "open the model anew for another run";
             return Err(Error::setting("train", "this session has trained already", hint));
         }
+        let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, &options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
         let layout = format!("{:?}", start.lora.config);
@@ -266,7 +273,8 @@ impl Session {
         checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
         let memory = trainer::estimate(&self.base, &start.lora, &options)?;
         let summary = self.summary(&start, &options, memory);
-        let record = self.record(records, validation, &options);
+        let mut record = self.record(records, validation, &options);
+        record.init_adapter = continued.map(|sha256| ModelRecord { name: "adapter".into(), sha256 });
         let Start { lora, flat, batches, validation, .. } = start;
         let mut trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
         if let Some(checkpoint) = checkpoint {
@@ -492,7 +500,7 @@ impl Session {
         for (g, group) in prompts.chunks(generator.sequences()).enumerate() {
             let first = g * generator.sequences();
             let token = |i: usize, id: u32| on_token(first + i, id);
-            out.extend(generator.run(&mut self.base, adapted, group, &stop, sampling, token).await?);
+            out.extend(generator.run(&mut self.base, adapted, group, first, &stop, sampling, token).await?);
         }
         Ok(out)
     }

@@ -16,16 +16,17 @@ pub struct RunRecord {
     pub validation: Option<DataRecord>,
     /// The adapter it went on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub init_adapter: Option<String>,
+    pub init_adapter: Option<ModelRecord>,
     pub device: String,
     pub options: TrainOptions,
     pub results: Results,
 }
 
+/// A model or an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
     pub name: String,
-    /// Of the configuration and all weights, as they lie on the device.
+    /// Of the configuration and all weights as they lie on the device; of an adapter's numbers.
     pub sha256: String,
 }
 
@@ -56,7 +57,7 @@ impl DataRecord {
 impl ModelRecord {
     /// Refuses another model than the run's; `sha256` is that of the model at hand.
     pub fn check(&self, name: &str, sha256: &str) -> Result<()> {
-        let what = format!("the model has sha256 {sha256}, the run's ({}) has {}", self.name, self.sha256);
+        let what = format!("has sha256 {sha256}, the run's ({}) has {}", self.name, self.sha256);
         same(name, sha256, &self.sha256, what)
     }
 }

@@ -97,6 +97,8 @@ pub struct Trainer {
     batches: Batches,
     step: u64,
     pending: Vec<Pending>,
+    /// The step that was not finite, once the sound ones before it are reported.
+    diverged: Option<Error>,
     last_read: Instant,
     /// Steps to submit before the next read.
     steps_a_read: usize,
@@ -135,6 +137,7 @@ impl Trainer {
             batches,
             step: 0,
             pending: Vec::new(),
+            diverged: None,
             last_read: Instant::now(),
             steps_a_read: 1,
             best: None,
@@ -145,12 +148,16 @@ impl Trainer {
         self.step
     }
 
+    /// All steps were taken, and none is known that was not finite.
     pub fn done(&self) -> bool {
-        self.step >= self.total_steps
+        self.step >= self.total_steps && self.diverged.is_none()
     }
 
     /// Submits one optimizer step. Returns the reports that became known, oldest first; they may lag behind.
     pub async fn step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        if let Some(error) = self.diverged.take() {
+            return Err(error);
+        }
         let accum = self.options.grad_accum as u64;
         let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
         self.step_on(base, &window).await
@@ -194,8 +201,11 @@ impl Trainer {
     }
 
     /// Reads the reports of all steps submitted so far. An error says which step was not finite; the adapter is then
-    /// still the one before that step.
+    /// still the one before that step. It comes after the sound reports, by a call of its own.
     pub async fn reports(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        if let Some(error) = self.diverged.take() {
+            return Err(error);
+        }
         if self.pending.is_empty() {
             return Ok(Vec::new());
         }
@@ -211,7 +221,12 @@ impl Trainer {
             let [loss, _, grad_norm, applied] = ring[p.slot as usize * REPORT..][..REPORT] else { unreachable!() };
             let loss = loss as f64 / p.supervised.max(1) as f64;
             if applied != 1.0 {
-                return Err(diverged(p.step, loss, grad_norm));
+                let error = diverged(p.step, loss, grad_norm);
+                if reports.is_empty() {
+                    return Err(error);
+                }
+                self.diverged = Some(error);
+                break;
             }
             reports.push(StepReport {
                 step: p.step,

@@ -184,6 +184,11 @@ impl Session {
         Ok(self.0.run_record().map_err(thrown)?.to_json())
     }
 
+    /// Loses the GPU, as a driver's reset would; false on the CPU. For tests of what happens then.
+    pub fn lose_device(&self) -> bool {
+        self.0.device().lose()
+    }
+
     /// Goes back to the adapter of the best validation: `{ loss, step }`, or null.
     pub fn use_best(&mut self) -> String {
         json(&self.0.use_best())
