@@ -1,5 +1,6 @@
 //! The executors behind one face: a real or software GPU, the CPU in f32, or the CPU in f64 as reference.
 
+use crate::clock;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
@@ -24,6 +25,15 @@ pub enum Device {
     Cpu(Cpu<f32>),
     /// f64 everywhere: tests only.
     Reference(Cpu<f64>),
+}
+
+/// What runs are computed on, for people and programs.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DeviceInfo {
+    pub kind: &'static str,
+    pub description: String,
+    /// A GPU whose driver computes on the CPU.
+    pub software: bool,
 }
 
 impl Device {
@@ -57,9 +67,18 @@ impl Device {
                 let soft = if g.facts.software { ", software" } else { "" };
                 format!("{} ({}{soft})", g.facts.name, g.facts.backend)
             }
+            Device::Cpu(_) if cfg!(target_arch = "wasm32") => "CPU (wasm, 1 thread)".into(),
             Device::Cpu(_) => format!("CPU ({} threads, f32)", threads()),
             Device::Reference(_) => "CPU (f64 reference)".into(),
         }
+    }
+
+    pub fn info(&self) -> DeviceInfo {
+        let (kind, software) = match self {
+            Device::Gpu(g) => ("webgpu", g.facts.software),
+            _ => ("cpu", false),
+        };
+        DeviceInfo { kind, description: self.describe(), software }
     }
 
     /// The largest binding in bytes; larger matrices are split by rows.
@@ -75,10 +94,21 @@ impl Device {
         debug_assert_eq!(plan.check(), Vec::<String>::new());
         match self {
             Device::Gpu(g) => g.prepare(plan).await?,
-            Device::Cpu(c) => c.prepare(plan),
-            Device::Reference(c) => c.prepare(plan),
+            Device::Cpu(c) => c.prepare(plan)?,
+            Device::Reference(c) => c.prepare(plan)?,
         }
         Ok(())
+    }
+
+    /// Loses the GPU, as a driver's reset would; false where there is none to lose. For tests.
+    pub fn lose(&self) -> bool {
+        match self {
+            Device::Gpu(g) => {
+                g.lose();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Bytes of the buffers that exist now.
@@ -130,6 +160,7 @@ impl Device {
 
     /// Reads floats after everything submitted is done.
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<f32>> {
+        clock::breathe().await;
         match self {
             Device::Gpu(g) => Ok(bytemuck::cast_vec(g.read(buf, offset, len).await?)),
             Device::Cpu(c) => Ok(c.read(buf, offset, len).to_vec()),

@@ -31,9 +31,17 @@ pub enum Error {
     #[error("--{flag}: {what}")]
     Setting { flag: String, what: String, hint: String },
 
-    /// The device is missing, too small or lost.
+    /// The device is missing, too small or broken.
     #[error("{what}")]
     Device { what: String, hint: String },
+
+    /// The device was there and is gone: a driver was reset, the machine slept, the browser took it away.
+    #[error("the GPU was lost: {what}")]
+    DeviceLost { what: String, hint: String },
+
+    /// The device has no room for what is needed.
+    #[error("{what}")]
+    OutOfMemory { what: String, hint: String },
 
     /// Loss or gradient stopped being finite. The state before `step` is kept.
     #[error("step {step}: {what}")]
@@ -61,6 +69,8 @@ impl Error {
             Error::Data { .. } => "data",
             Error::Setting { .. } => "setting",
             Error::Device { .. } => "device",
+            Error::DeviceLost { .. } => "device_lost",
+            Error::OutOfMemory { .. } => "out_of_memory",
             Error::Diverged { .. } => "diverged",
         }
     }
@@ -75,6 +85,8 @@ impl Error {
             | Error::Data { hint, .. }
             | Error::Setting { hint, .. }
             | Error::Device { hint, .. }
+            | Error::DeviceLost { hint, .. }
+            | Error::OutOfMemory { hint, .. }
             | Error::Diverged { hint, .. } => hint,
         }
     }
@@ -91,6 +103,19 @@ impl Error {
 
     pub fn setting(flag: &str, what: impl Into<String>, hint: impl Into<String>) -> Error {
         Error::Setting { flag: flag.into(), what: what.into(), hint: hint.into() }
+    }
+
+    pub fn device_lost(what: impl Into<String>) -> Error {
+        let hint = "go on from the last checkpoint; if it happens again, lower --batch-size or --seq-len, or use \
+                    --device cpu";
+        Error::DeviceLost { what: what.into(), hint: hint.into() }
+    }
+
+    /// `bytes` are what was asked for; `what` says where and, if the system says so, why.
+    pub fn out_of_memory(what: &str, bytes: u64) -> Error {
+        let what = format!("there is no room for {:.2} GiB {what}", bytes as f64 / (1u64 << 30) as f64);
+        let hint = "lower --batch-size, --seq-len or --kept-blocks, or take a smaller model";
+        Error::OutOfMemory { what, hint: hint.into() }
     }
 
     pub fn device(what: impl Into<String>, hint: impl Into<String>) -> Error {

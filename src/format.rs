@@ -13,6 +13,7 @@
 //! nibble value j + 16. `shaders/load_w/NAME.wgsl` reads the same layout; a test compares the two.
 
 use crate::num::Float;
+use crate::simd::simd;
 use half::{bf16, f16};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,6 +68,7 @@ fn half_of(word: u32, shift: u32) -> f32 {
     f16::from_bits((word >> shift) as u16).to_f32()
 }
 
+simd! {
 /// Unpacks whole rows: `out.len()` values from as many words as they need.
 pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
     match format {
@@ -112,6 +114,7 @@ pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
             }
         }
     }
+}
 }
 
 /// Packs values (whole rows) into `format`, rounding to nearest; quantised formats as ggml's reference encoders do.

@@ -6,10 +6,12 @@
 //! runs it, and [`session`] is the face that the command line and the page drive.
 
 pub mod adapter;
+pub mod benchmark;
 pub mod clock;
 pub mod cpu;
 pub mod data;
 pub mod device;
+pub mod digest;
 pub mod error;
 pub mod format;
 pub mod gpu;
@@ -18,6 +20,7 @@ pub mod num;
 pub mod ops;
 pub mod plan;
 pub mod session;
+pub(crate) mod simd;
 pub mod train;
 #[cfg(target_arch = "wasm32")]
 pub mod web;

@@ -6,20 +6,23 @@ use std::path::{Path, PathBuf};
 /// A room (a folder or file of `src/`) and the rooms it may import, besides itself; lower rooms first.
 const ARROWS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("digest", &[]),
     ("error", &[]),
     ("num", &[]),
-    ("format", &["num"]),
+    ("simd", &["num"]),
+    ("format", &["num", "simd"]),
     ("weights", &["error", "format", "num"]),
-    ("data", &["error", "num", "weights"]),
+    ("data", &["digest", "error", "num", "weights"]),
     ("plan", &["format", "num"]),
-    ("ops", &["format", "num", "plan"]),
+    ("ops", &["format", "num", "plan", "simd"]),
     ("cpu", &["clock", "error", "format", "num", "ops", "plan"]),
     ("gpu", &["clock", "error", "format", "num", "plan"]),
-    ("device", &["cpu", "error", "gpu", "plan"]),
-    ("model", &["device", "error", "format", "num", "ops", "plan", "weights"]),
+    ("device", &["clock", "cpu", "error", "gpu", "plan"]),
+    ("model", &["device", "digest", "error", "format", "num", "ops", "plan", "weights"]),
+    ("benchmark", &["clock", "device", "error", "format", "ops", "plan"]),
     ("adapter", &["error", "model", "num", "ops", "plan", "weights"]),
-    ("train", &["adapter", "clock", "data", "device", "error", "model", "ops", "plan"]),
-    ("web", &["adapter", "data", "device", "error", "model", "session", "train", "weights"]),
+    ("train", &["adapter", "clock", "data", "device", "digest", "error", "model", "ops", "plan", "weights"]),
+    ("web", &["adapter", "benchmark", "data", "device", "error", "model", "session", "train", "weights"]),
 ];
 
 /// Rooms that may import every other: the façade and what stands on it.

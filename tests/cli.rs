@@ -367,6 +367,125 @@ fn an_interrupted_run_is_saved() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("stopped: the adapter of step"), "{said}");
+    assert!(said.contains("stopped: the adapter of step") && said.contains("--resume goes on"), "{said}");
+    assert_eq!(std::fs::read_dir(temp.0.join("a/checkpoints")).unwrap().count(), 1);
     assert!(temp.0.join("a/adapter_model.safetensors").exists());
+}
+
+/// Log lines without how fast they were.
+fn log_lines(path: &str) -> Vec<Value> {
+    let mut lines = json_lines(&std::fs::read_to_string(path).unwrap());
+    for line in &mut lines {
+        line.as_object_mut().unwrap().remove("tokens_per_sec");
+    }
+    lines
+}
+
+const KILLED: [&str; 12] = [
+    "--steps",
+    "40",
+    "--eval-every",
+    "9",
+    "--save-steps",
+    "5",
+    "--dropout",
+    "0.1",
+    "--grad-accum",
+    "2",
+    "--warmup-steps",
+    "4",
+];
+
+/// Starts a run and kills it as soon as it has a checkpoint, as a crash would.
+fn killed(args: &[&str], checkpoints: &Path) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_luthier"))
+        .args(args)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !checkpoints.join("checkpoint-10.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_run_goes_on_as_if_it_had_not_been() {
+    let temp = Temp::new("kill");
+    let (data, log_a, log_b) = (temp.data(), temp.path("a.jsonl"), temp.path("b.jsonl"));
+    train(&data, &temp.path("a"), &[&KILLED[..], &["--log-json", &log_a]].concat());
+    let out = temp.path("b");
+    let args = [&["--data", &data, "--out", &out, "--log-json", &log_b], &QUICK[..], &KILLED].concat();
+    let checkpoints = temp.0.join("b/checkpoints");
+    killed(&[&["train", "--model", NANO], &args[..]].concat(), &checkpoints);
+
+    let ran = luthier(&[&["train", "--model", NANO], &args[..]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("--resume"), "not run over: {}", ran.stderr);
+    let ran = luthier(&[&["train", "--model", NANO, "--resume", "--seed", "1"], &args[..]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("--seed: 1, the checkpoint's is 0"), "{}", ran.stderr);
+
+    // The newest is torn, as after a power cut: the one before is gone on from.
+    let mut names: Vec<_> = std::fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+    assert_eq!(names.len(), 2, "{names:?}");
+    names
+        .sort_by_key(|path| path.file_stem().unwrap().to_str().unwrap()["checkpoint-".len()..].parse::<u64>().unwrap());
+    let bytes = std::fs::read(&names[1]).unwrap();
+    std::fs::write(&names[1], &bytes[..bytes.len() / 2]).unwrap();
+    let said = nano(&["train"], &[&args[..], &["--resume"]].concat());
+    assert!(said.contains("goes on    after step"), "{said}");
+    for file in ["adapter_model.safetensors", "run.json"] {
+        let [a, b] = ["a", "b"].map(|run| std::fs::read(temp.0.join(run).join(file)).unwrap());
+        assert!(a == b, "{file} is another");
+    }
+    assert_eq!(log_lines(&log_b), log_lines(&log_a));
+    assert!(!checkpoints.exists(), "a finished run needs none");
+    let ran = luthier(&[&["train", "--model", NANO], &args[..], &["--resume"]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("there is no checkpoint in"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_finished_run_can_be_run_again() {
+    let temp = Temp::new("replay");
+    let data = temp.write("some.jsonl", records(40) + "nonsense\n");
+    let adapter = |name: &str| std::fs::read(temp.0.join(name).join("adapter_model.safetensors")).unwrap();
+    train(&data, &temp.path("a"), &["--steps", "6", "--eval-every", "2", "--dropout", "0.1", "--skip-bad-records"]);
+    let run = temp.path("a/run.json");
+    let record: Value = serde_json::from_slice(&std::fs::read(&run).unwrap()).unwrap();
+    assert_eq!((&record["data"]["name"], &record["options"]["steps"]), (&data.as_str().into(), &6.into()));
+    assert_eq!(record["results"]["best"]["step"].as_u64(), Some(6), "{record}");
+    let again = |out: &str, more: &[&str]| {
+        let out = temp.path(out);
+        luthier(&[&["train", "--from", &run, "--device", "cpu", "--out", &out], more].concat())
+    };
+    let ran = again("b", &[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(adapter("b") == adapter("a"));
+
+    // As the page writes it: names that say nothing here, and a run that was stopped after its fourth step.
+    let page = |step: u64| {
+        let mut page = record.clone();
+        page["model"]["name"] = "a/model-of-the-hub".into();
+        page["data"]["name"] = "pasted.jsonl".into();
+        page["results"]["step"] = step.into();
+        temp.write("a/run.json", page.to_string());
+    };
+    page(6);
+    let ran = again("c", &["--model", NANO]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("--data: the run's file 'pasted.jsonl'"), "{}", ran.stderr);
+    let ran = again("c", &["--model", NANO, "--data", &data]);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(adapter("c") == adapter("a"));
+    page(4);
+    let ran = again("d", &["--model", NANO, "--data", &data]);
+    assert!(ran.code == Some(0) && ran.stdout.contains("step 4"), "{} {}", ran.stdout, ran.stderr);
+    let ran = again("e", &["--model", NANO, "--data", &temp.data()]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("sha256"), "other data: {}", ran.stderr);
+    let ran = again("e", &["--model", NANO, "--data", &data, "--lr", "1"]);
+    assert_eq!(ran.code, Some(2), "options are the run's: {}", ran.stderr);
+    let ran = luthier(&["train", "--from", &data, "--out", &temp.path("e")]);
+    assert!(ran.code == Some(1) && ran.stderr.contains("no record of a run"), "{}", ran.stderr);
 }

@@ -153,7 +153,7 @@ fn greedy(case: &Case, device: Device) {
     let sampling = Sampling { max_new_tokens: want.len(), ..Default::default() };
     for (with, want) in [(false, want), (true, adapted)] {
         let prompts = std::slice::from_ref(&prompt);
-        let got = block_on(generator.run(&mut base, with, prompts, &[2], &sampling, |_, _| true)).unwrap();
+        let got = block_on(generator.run(&mut base, with, prompts, 0, &[2], &sampling, |_, _| true)).unwrap();
         assert_eq!(got[0].ids, want, "{}, adapted: {with}", case.name);
     }
 }

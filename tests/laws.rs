@@ -338,7 +338,8 @@ fn the_cache_gives_what_the_whole_forward_gives() {
         let sampling = Sampling { max_new_tokens: tiny::T - prompt.len(), ..Default::default() };
         for adapted in [false, true] {
             let prompts = [prompt.clone()];
-            let out = block_on(generator.run(&mut rig.base, adapted, &prompts, &[], &sampling, |_, _| true)).unwrap();
+            let out =
+                block_on(generator.run(&mut rig.base, adapted, &prompts, 0, &[], &sampling, |_, _| true)).unwrap();
             let ids = [prompt.as_slice(), &out[0].ids].concat();
             assert!(ids.len() > prompt.len() + 5);
             let batch = one_document(&ids);
@@ -369,7 +370,7 @@ fn prompts_together_are_prompts_alone() {
         assert!(prompts.iter().map(Vec::len).sum::<usize>() > 64);
         let sampling = Sampling { max_new_tokens: 10, ..Default::default() };
         let run = |generator: &Generator, base: &mut Base, prompts: &[Vec<u32>]| {
-            block_on(generator.run(base, true, prompts, &[], &sampling, |_, _| true)).unwrap()
+            block_on(generator.run(base, true, prompts, 0, &[], &sampling, |_, _| true)).unwrap()
         };
         let all = run(&together, &mut base, &prompts);
         for (prompt, got) in prompts.iter().zip(all) {
@@ -420,13 +421,18 @@ fn a_run_that_diverges_stops_with_its_last_good_adapter() {
             flat[3] = poison.unwrap_or(flat[3]);
             let options = TrainOptions { lr, max_grad_norm: 0.0, ..tiny::options(20) };
             let mut trainer = tiny::trainer(&mut base, (lora, flat.clone()), options);
+            let mut reported = 0;
             let error = loop {
                 match block_on(trainer.step(&mut base)) {
-                    Ok(_) => assert!(!trainer.done(), "{name}: lr {lr}, poison {poison:?} did not stop"),
+                    Ok(reports) => {
+                        reported += reports.len() as u64;
+                        assert!(!trainer.done(), "{name}: lr {lr}, poison {poison:?} did not stop");
+                    }
                     Err(error) => break error,
                 }
             };
             let Error::Diverged { step, .. } = &error else { panic!("{name}: {error}") };
+            assert_eq!(reported, step - 1, "{name}: the sound steps are reported first");
             assert!(error.to_string().starts_with(&format!("step {step}: the loss is")) && !error.hint().is_empty());
             (*step, flat, block_on(trainer.adapter(&mut base)).unwrap())
         };
@@ -487,7 +493,7 @@ fn a_tuned_model_gives_its_answers_and_stops() {
         val_fraction: 0.0,
         ..Default::default()
     };
-    block_on(session.start_training(&records, None, options, None)).unwrap();
+    block_on(session.start_training(&records, None, options, None, None)).unwrap();
     while !session.done() {
         block_on(session.step()).unwrap();
     }

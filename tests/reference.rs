@@ -48,6 +48,7 @@ fn check(folder: &Path, model: &Path, choice: DeviceChoice, tolerance: f64, max_
         &mut base,
         false,
         &prompts[..cases.len().min(4)],
+        0,
         &stop,
         &sampling,
         |_, _| true,

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { basename, extname, resolve } from "node:path";
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig, type Plugin } from "vite";
+import { offline } from "./offline/plugin.ts";
 
 const here = import.meta.dirname;
 const MIME: Record<string, string> = { ".json": "application/json", ".jsonl": "application/jsonl" };
@@ -43,15 +44,31 @@ function bundled(): Plugin {
   };
 }
 
+/** Where the page of models may go beside its own server: that of the registry, and the hosts to which it redirects. */
+const HUB = "https://huggingface.co https://*.hf.co";
+
 /** The policy of csp.txt as <meta>, for hosts that set no headers. Vite's development client could not live under it. */
 function policy(): Plugin {
-  const content = readFileSync(resolve(here, "csp.txt"), "utf8").trim();
-  const meta = { tag: "meta", attrs: { "http-equiv": "Content-Security-Policy", content }, injectTo: "head-prepend" as const };
-  return { name: "luthier-csp", apply: "build", transformIndexHtml: () => [meta] };
+  const own = readFileSync(resolve(here, "csp.txt"), "utf8").trim();
+  const withHub = own.replace("connect-src 'self'", `connect-src 'self' ${HUB}`);
+  return {
+    name: "luthier-csp",
+    apply: "build",
+    transformIndexHtml(html, { filename }) {
+      const content = basename(filename) === "models.html" ? withHub : own;
+      // As it is written and first of all: servers may read it, and nothing may load before it.
+      return html.replace("<head>", `<head>\n    <meta http-equiv="Content-Security-Policy" content="${content}" />`);
+    },
+  };
 }
 
 export default defineConfig({
   base: "./",
-  plugins: [svelte(), bundled(), policy()],
-  build: { target: "es2023", assetsInlineLimit: 0, modulePreload: { polyfill: false } },
+  plugins: [svelte(), bundled(), policy(), offline()],
+  build: {
+    target: "es2023",
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    rolldownOptions: { input: ["index.html", "models.html"].map((name) => resolve(here, name)) },
+  },
 });

@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let records = args.data.read()?;
     let mut session = args.model.session(args.device.device, args.adapter.as_deref())?;
     let data = session.encode(&records, args.seq_len)?;
-    let e = block_on(session.evaluate_data(&data, args.batch_size, args.seq_len))?;
+    let e = block_on(session.evaluate(&data, args.batch_size, args.seq_len, true))?;
     let stats = &data.stats;
     if args.json {
         say(json!({

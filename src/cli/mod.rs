@@ -4,10 +4,13 @@
 //! Results go to stdout; progress, notes and errors to stderr. A command ends with 0, with 1 after an error, and with
 //! 2 (clap's) where the command line itself cannot be read.
 
+mod checkpoints;
 mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod progress;
+mod recipe;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -166,12 +169,16 @@ struct ColumnArgs {
 
 impl ColumnArgs {
     fn read(&self, file: &Path) -> Result<Records> {
+        read_file(file, &self.options())
+    }
+
+    fn options(&self) -> ReadOptions {
         let columns = ColumnMap {
             prompt: self.prompt_column.clone(),
             completion: self.completion_column.clone(),
             text: self.text_column.clone(),
         };
-        read_file(file, &ReadOptions { columns, skip_bad: self.skip_bad_records, ..Default::default() })
+        ReadOptions { columns, skip_bad: self.skip_bad_records, ..Default::default() }
     }
 }
 

@@ -1,35 +1,49 @@
 //! `luthier train`: reads data and model, says what is about to happen, trains, and writes the best adapter.
 
-use super::{DataArgs, DeviceArg, ModelArg, count, say, size};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use super::checkpoints::Checkpoints;
+use super::progress::{Log, View};
+use super::recipe::{RUN, Recipe};
+use super::{ColumnArgs, DeviceArg, ModelArg, count, say, size};
 use luthier::adapter::peft;
-use luthier::session::{Session, Summary, grouped};
+use luthier::session::{Best, Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
+use luthier::weights::atomic_write;
 use luthier::{Error, Result};
 use pollster::block_on;
 use serde_json::json;
 use std::fs::File;
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// A model's folder, a .gguf file, or a name (nano, smollm2-135m-instruct ...).
+    #[arg(long, value_name = "MODEL", required_unless_present = "from")]
+    pub(super) model: Option<String>,
+    /// Records: .jsonl, .json, .csv, .tsv or .txt.
+    #[arg(long, value_name = "FILE", required_unless_present = "from")]
+    pub(super) data: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelArg,
-    #[command(flatten)]
-    data: DataArgs,
+    pub(super) columns: ColumnArgs,
     /// Folder for the adapter, in PEFT's layout.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Validation records; without them a part of the data is held out (--val-fraction).
     #[arg(long, value_name = "FILE")]
-    eval_data: Option<PathBuf>,
+    pub(super) eval_data: Option<PathBuf>,
     /// Go on from this adapter, with its rank, alpha and modules.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "dropout", "rslora", "target_modules"])]
-    init_adapter: Option<PathBuf>,
+    pub(super) init_adapter: Option<PathBuf>,
+    /// Run again what this run.json says; --model and --data tell where its files are now.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["TrainOptions", "ColumnArgs"])]
+    pub(super) from: Option<PathBuf>,
+    /// Go on from the last checkpoint of the same run in --out.
+    #[arg(long)]
+    resume: bool,
+    /// Steps between checkpoints, 0 for none but at Ctrl-C; without it one a minute.
+    #[arg(long, value_name = "N")]
+    save_steps: Option<u64>,
     /// Write a JSON object a step, and one a validation.
     #[arg(long, value_name = "FILE")]
     log_json: Option<PathBuf>,
@@ -39,26 +53,42 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArg,
     #[command(flatten, next_help_heading = "Training")]
-    options: TrainOptions,
+    pub(super) options: TrainOptions,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    args.options.check()?;
+    let recipe = Recipe::new(&args)?;
+    recipe.options.check()?;
     check_out(&args.out)?;
-    let records = args.data.read()?;
-    let validation = args.eval_data.as_ref().map(|file| args.data.columns.read(file)).transpose()?;
-    let mut session = args.model.session(args.device.device, None)?;
-    let initial = args.init_adapter.as_ref().map(|folder| peft::open(folder, session.spec())).transpose()?;
-    let started = session.start_training(&records, validation.as_ref(), args.options.clone(), initial);
-    let summary = block_on(started)?;
-    say(describe(&args, &summary, records.skipped()));
+    let checkpoints = Checkpoints::new(&args.out, args.save_steps);
+    if !args.resume && !args.dry_run {
+        checkpoints.refuse_unfinished()?;
+    }
+    let (records, validation) = recipe.read()?;
+    let mut session = ModelArg { model: recipe.model.clone() }.session(args.device.device, None)?;
+    recipe.check_model(&session)?;
+    let initial = recipe.initial(&session)?;
     if args.dry_run {
+        let summary = session.estimate(&records, validation.as_ref(), &recipe.options, initial)?;
+        say(describe(&recipe, &summary, records.skipped()));
         say("dry run: nothing was trained or written");
         return Ok(ExitCode::SUCCESS);
     }
-    let log = Log::create(args.log_json.as_deref())?;
+    let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;
+    let options = recipe.options.clone();
+    let started = block_on(session.start_training(&records, validation.as_ref(), options, initial, checkpoint));
+    let summary = started?;
+    say(describe(&recipe, &summary, records.skipped()));
+    let step = session.step_number();
+    if step > 0 {
+        say(format!("goes on    after step {step}"));
+    }
+    let log = Log::create(args.log_json.as_deref(), step)?;
     let view = View::new(summary.steps);
-    Run { session, log, view, out: args.out, eval_every: args.options.eval_every, steps: summary.steps }.run()
+    let until = recipe.until.unwrap_or(summary.steps);
+    let eval_every = recipe.options.eval_every;
+    let init_adapter = recipe.init_adapter.map(|folder| folder.display().to_string());
+    Run { session, log, view, checkpoints, out: args.out, eval_every, steps: summary.steps, until, init_adapter }.run()
 }
 
 /// Refuses an --out that could not be written, before hours of training; leaves nothing behind.
@@ -79,8 +109,8 @@ fn check_out(out: &Path) -> Result<()> {
 }
 
 /// What is about to happen.
-fn describe(args: &Args, s: &Summary, skipped: u64) -> String {
-    let o = &args.options;
+fn describe(recipe: &Recipe, s: &Summary, skipped: u64) -> String {
+    let o = &recipe.options;
     let mut lines = vec![format!("device      {}", s.device), format!("data        {}", describe_data(s, o))];
     let mut note = |n: usize, what: &str, meaning: &str| {
         if n > 0 {
@@ -90,7 +120,7 @@ fn describe(args: &Args, s: &Summary, skipped: u64) -> String {
     note(s.truncated, "example", &format!("cut at {} tokens (--seq-len)", o.seq_len));
     note(s.duplicates, "example", "equal to an earlier one");
     note(skipped as usize, "bad record", "left out");
-    lines.push(format!("validation  {}", describe_validation(args, s)));
+    lines.push(format!("validation  {}", describe_validation(recipe, s)));
     let micro = if o.grad_accum > 1 { format!(" x {} micro-batches", o.grad_accum) } else { String::new() };
     lines.push(format!("steps       {} of {} x {} tokens{micro}", s.steps, o.batch_size, o.seq_len));
     lines.push(format!("memory      {}", describe_memory(&s.memory)));
@@ -104,9 +134,9 @@ fn describe_data(s: &Summary, o: &TrainOptions) -> String {
     format!("{}: {tokens} tokens, {learned} of them learned; {rows} of {}", count(s.examples, "example"), o.seq_len)
 }
 
-fn describe_validation(args: &Args, s: &Summary) -> String {
-    match (s.validation_examples, &args.eval_data) {
-        (0, None) if args.options.val_fraction == 0.0 => "none (--val-fraction 0)".into(),
+fn describe_validation(recipe: &Recipe, s: &Summary) -> String {
+    match (s.validation_examples, &recipe.eval_data) {
+        (0, None) if recipe.options.val_fraction == 0.0 => "none (--val-fraction 0)".into(),
         (0, _) => "none: too few records to hold some out; --eval-data gives some".into(),
         (n, Some(file)) => format!("{} of {}", count(n, "example"), file.display()),
         (n, None) => format!("{} held out", count(n, "example")),
@@ -130,51 +160,81 @@ struct Run {
     session: Session,
     log: Log,
     view: View,
+    checkpoints: Checkpoints,
     out: PathBuf,
     eval_every: u64,
+    /// Steps the schedule was made for, and the last to be done: a replayed run may have been stopped.
     steps: u64,
+    until: u64,
+    init_adapter: Option<String>,
 }
 
 impl Run {
     fn run(mut self) -> Result<ExitCode> {
         catch_ctrl_c();
         match self.train() {
-            Ok(()) if stopped() => {
+            Ok(()) if stopped() && !self.done() => {
                 let step = self.session.step_number();
                 self.view.end();
+                self.checkpoint()?;
                 self.save(&format!("stopped: the adapter of step {step} of {}", self.steps))?;
+                say("the same command with --resume goes on");
                 Ok(ExitCode::from(130))
             }
             Ok(()) => self.finish(),
             Err(error) => {
                 self.view.end();
-                // The device kept the numbers of the last step that was sound.
-                if let Error::Diverged { step: 2.., .. } = error {
-                    self.save("the adapter of the last good step")?;
+                if let Error::Diverged { step, .. } = error {
+                    // It would do so again.
+                    self.checkpoints.clear();
+                    // The device kept the numbers of the last step that was sound.
+                    if step > 1 {
+                        self.save("the adapter of the last good step")?;
+                    }
                 }
                 Err(error)
             }
         }
     }
 
+    fn done(&self) -> bool {
+        self.session.step_number() >= self.until
+    }
+
     fn train(&mut self) -> Result<()> {
-        self.validate()?;
-        while !self.session.done() && !stopped() {
+        if self.session.step_number() == 0 {
+            self.validate()?;
+        }
+        while !self.done() && !stopped() {
             let reports = block_on(self.session.step())?;
             self.report(&reports)?;
             let step = self.session.step_number();
-            if self.session.done() || (self.eval_every > 0 && step.is_multiple_of(self.eval_every)) {
+            if self.done() || (self.eval_every > 0 && step.is_multiple_of(self.eval_every)) {
                 self.drain()?;
                 self.validate()?;
+            }
+            if !self.done() && self.checkpoints.due(step) {
+                self.drain()?;
+                self.checkpoint()?;
             }
         }
         self.drain()
     }
 
+    fn checkpoint(&mut self) -> Result<()> {
+        let bytes = block_on(self.session.checkpoint())?;
+        self.checkpoints.write(self.session.step_number(), &bytes)
+    }
+
     /// Takes the reports of steps that are still under way.
     fn drain(&mut self) -> Result<()> {
-        let reports = block_on(self.session.reports())?;
-        self.report(&reports)
+        loop {
+            let reports = block_on(self.session.reports())?;
+            if reports.is_empty() {
+                return Ok(());
+            }
+            self.report(&reports)?;
+        }
     }
 
     fn report(&mut self, reports: &[StepReport]) -> Result<()> {
@@ -198,16 +258,22 @@ impl Run {
 
     fn finish(mut self) -> Result<ExitCode> {
         self.view.end();
-        let what = match self.session.restore_best() {
-            Some((loss, step)) if step < self.steps => {
+        let what = match self.session.use_best() {
+            Some(Best { loss, step }) if step < self.until => {
                 format!("the adapter of step {step}, the best by validation (loss {loss:.4}),")
             }
-            Some((loss, step)) => {
+            Some(Best { loss, step }) => {
                 format!("the adapter of step {step}, the last and the best by validation (loss {loss:.4}),")
             }
-            None => format!("the adapter of step {}", self.steps),
+            None => format!("the adapter of step {}", self.until),
         };
         self.save(&what)?;
+        let mut record = self.session.run_record()?;
+        if let (Some(adapter), Some(name)) = (&mut record.init_adapter, self.init_adapter.take()) {
+            adapter.name = name;
+        }
+        atomic_write(self.out.join(RUN), record.to_json().as_bytes())?;
+        self.checkpoints.clear();
         Ok(ExitCode::SUCCESS)
     }
 
@@ -234,68 +300,4 @@ fn catch_ctrl_c() {
     };
     // Where no handler can be set, Ctrl-C ends the program as it always did.
     let _ = ctrlc::set_handler(handler);
-}
-
-/// `--log-json`: every line is written whole, at once.
-struct Log(Option<(String, File)>);
-
-impl Log {
-    fn create(path: Option<&Path>) -> Result<Log> {
-        let Some(path) = path else { return Ok(Log(None)) };
-        let name = path.display().to_string();
-        match File::create(path) {
-            Ok(file) => Ok(Log(Some((name, file)))),
-            Err(e) => Err(Error::io(name, e)),
-        }
-    }
-
-    fn line(&mut self, value: &serde_json::Value) -> Result<()> {
-        let Some((name, file)) = &mut self.0 else { return Ok(()) };
-        file.write_all(format!("{value}\n").as_bytes()).map_err(|e| Error::io(name.as_str(), e))
-    }
-}
-
-/// Progress on stderr: a bar on a terminal, else a line every ten steps.
-struct View {
-    steps: u64,
-    bar: Option<ProgressBar>,
-}
-
-impl View {
-    fn new(steps: u64) -> View {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len}  {msg}").expect("a valid template");
-            ProgressBar::new(steps).with_style(style.progress_chars("=> "))
-        });
-        View { steps, bar }
-    }
-
-    fn step(&self, r: &StepReport) {
-        let seconds = (self.steps - r.step) as f64 * r.tokens as f64 / r.tokens_per_sec.max(1e-3);
-        let left = HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
-        let state = format!("loss {:.4}  {:.0} tokens/s  {left:#} left", r.loss, r.tokens_per_sec);
-        match &self.bar {
-            Some(bar) => {
-                bar.set_message(state);
-                bar.set_position(r.step);
-            }
-            None if r.step.is_multiple_of(10) || r.step == 1 || r.step == self.steps => {
-                eprintln!("step {}/{}  {state}", r.step, self.steps);
-            }
-            None => {}
-        }
-    }
-
-    fn note(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -1,9 +1,10 @@
 //! Executes a plan with the ops' twins: f32 is the CPU back end, f64 the reference that tests compare with.
 
+use crate::clock::Profile;
+use crate::error::{Error, Result};
 use crate::num::Float;
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, Call, Elem, Plan, SequenceId, Slot, Step};
-use std::collections::BTreeMap;
+use crate::plan::{Access, Buf, Call, Elem, Plan, Scratch, SequenceId, Slot, Step};
 
 enum Store<F> {
     F(Vec<F>),
@@ -11,10 +12,10 @@ enum Store<F> {
 }
 
 impl<F: Float> Store<F> {
-    fn new(elem: Elem, len: usize) -> Self {
+    fn new(elem: Elem, len: usize) -> Result<Self> {
         match elem {
-            Elem::Float => Store::F(vec![F::ZERO; len]),
-            Elem::Word => Store::W(vec![0; len]),
+            Elem::Float => room::<F>(len).map(|()| Store::F(vec![F::ZERO; len])),
+            Elem::Word => room::<u32>(len).map(|()| Store::W(vec![0; len])),
         }
     }
 
@@ -25,12 +26,19 @@ impl<F: Float> Store<F> {
         }
     }
 
-    fn grow(&mut self, len: usize) {
+    fn grow(&mut self, len: usize) -> Result<()> {
         match self {
-            Store::F(v) => v.resize(len.max(v.len()), F::ZERO),
-            Store::W(v) => v.resize(len.max(v.len()), 0),
+            Store::F(v) => room::<F>(len).map(|()| v.resize(len.max(v.len()), F::ZERO)),
+            Store::W(v) => room::<u32>(len).map(|()| v.resize(len.max(v.len()), 0)),
         }
     }
+}
+
+/// Asks for memory in a way that can be refused, and gives it back: the allocation that follows aborts the program where
+/// there is none (wasm ends at 4 GiB).
+fn room<T>(len: usize) -> Result<()> {
+    let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
+    Vec::<T>::new().try_reserve_exact(len).map_err(|_| Error::out_of_memory("in the memory of the CPU", bytes))
 }
 
 /// Plan buffers as vectors: one for each persistent buffer, one for each shared slot.
@@ -39,29 +47,35 @@ pub struct Cpu<F> {
     memory: Memory,
     own: Vec<Option<Store<F>>>,
     slots: Vec<Store<F>>,
-    scratch: Vec<F>,
-    /// Runs and milliseconds by kernel, gathered when set: what `benches/steps.rs --profile` prints.
-    pub profile: Option<BTreeMap<String, (u64, f64)>>,
+    scratch: Scratch<F>,
+    pub profile: Option<Profile>,
 }
 
 impl<F: Twin> Cpu<F> {
     pub fn new() -> Self {
-        Cpu { memory: Memory::default(), own: Vec::new(), slots: Vec::new(), scratch: Vec::new(), profile: None }
+        Cpu {
+            memory: Memory::default(),
+            own: Vec::new(),
+            slots: Vec::new(),
+            scratch: Scratch::default(),
+            profile: None,
+        }
     }
 
     /// Allocates what was added to the plan since the last call.
-    pub fn prepare(&mut self, plan: &Plan) {
+    pub fn prepare(&mut self, plan: &Plan) -> Result<()> {
         let old = self.own.len();
         self.memory.extend(plan);
         for (decl, place) in plan.bufs.iter().zip(&self.memory.places).skip(old) {
-            self.own.push((*place == Place::Own).then(|| Store::new(decl.elem, decl.len)));
+            self.own.push((*place == Place::Own).then(|| Store::new(decl.elem, decl.len)).transpose()?);
         }
         for (i, decl) in self.memory.slots.iter().enumerate() {
             match self.slots.get_mut(i) {
-                Some(slot) => slot.grow(decl.len),
-                None => self.slots.push(Store::new(decl.elem, decl.len)),
+                Some(slot) => slot.grow(decl.len)?,
+                None => self.slots.push(Store::new(decl.elem, decl.len)?),
             }
         }
+        Ok(())
     }
 
     /// Bytes of the buffers that exist, counted from the buffers themselves.
@@ -112,7 +126,7 @@ impl<F: Twin> Cpu<F> {
                 let start = crate::clock::Instant::now();
                 self.run_step(plan, step);
                 if let Some(profile) = &mut self.profile {
-                    let (runs, ms) = profile.entry(format!("{:?}", step.kernel)).or_default();
+                    let (runs, ms) = profile.entry(step.name()).or_default();
                     (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
                 }
             }
@@ -127,7 +141,7 @@ impl<F: Twin> Cpu<F> {
                 written.push((i, std::mem::replace(self.store_mut(*buf), Store::W(Vec::new()))));
             }
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let scratch = std::mem::take(&mut self.scratch);
         let mut slots: Vec<Slot<F>> = step.bufs.iter().map(|_| Slot::W(&[])).collect();
         for (i, (buf, access)) in step.bufs.iter().zip(&step.access).enumerate() {
             let len = plan.decl(*buf).len;
@@ -145,7 +159,7 @@ impl<F: Twin> Cpu<F> {
                 Store::W(v) => Slot::WMut(&mut v[..len]),
             };
         }
-        F::twin(step.kernel)(&mut Call { params: &step.params, format: step.format, slots, scratch: &mut scratch });
+        F::twin(step.kernel)(&mut Call { params: &step.params, format: step.format, slots, scratch: &scratch });
         self.scratch = scratch;
         for (i, store) in written {
             *self.store_mut(step.bufs[i]) = store;

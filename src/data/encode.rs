@@ -5,6 +5,7 @@ use super::problems::Problems;
 use super::read::Records;
 use super::record::Record;
 use super::tokenizer::Tokenizer;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,6 +16,16 @@ pub struct EncodeOptions {
     pub seq_len: usize,
     /// Put prompt/completion and instruction records through the model's chat template, where it has one.
     pub use_template: bool,
+}
+
+impl EncodeOptions {
+    pub(super) fn check(&self) -> Result<()> {
+        if self.seq_len >= 2 {
+            return Ok(());
+        }
+        let what = format!("{} tokens leave nothing to predict", self.seq_len);
+        Err(Error::setting("seq-len", what, "use 2 or more; 256 to 1024 suits most data"))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -65,10 +76,7 @@ pub struct Dataset {
 
 impl Dataset {
     pub fn encode(records: &Records, tokenizer: &Tokenizer, options: &EncodeOptions) -> Result<Dataset> {
-        if options.seq_len < 2 {
-            let what = format!("{} tokens leave nothing to predict", options.seq_len);
-            return Err(Error::setting("seq-len", what, "use 2 or more; 256 to 1024 suits most data"));
-        }
+        options.check()?;
         let mut examples = Vec::with_capacity(records.records.len());
         let mut problems = Problems::default();
         for (line, record) in &records.records {
@@ -102,6 +110,18 @@ impl Dataset {
         Dataset { file, examples: Arc::new(examples), stats }
     }
 
+    /// What a run sees of the data: their tokens and which of them are learned.
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::default();
+        for example in self.examples.iter() {
+            digest.add(&(example.ids.len() as u64).to_le_bytes());
+            for (id, supervised) in example.ids.iter().zip(&example.supervised) {
+                digest.add(&(u64::from(*id) << 1 | u64::from(*supervised)).to_le_bytes());
+            }
+        }
+        digest.hex()
+    }
+
     /// Training on nothing looks like training: the loss is a number and the model does not change.
     fn check(&self) -> Result<()> {
         if self.stats.supervised > 0 {
@@ -122,7 +142,13 @@ impl Dataset {
     }
 }
 
-fn encode_record(tokenizer: &Tokenizer, record: &Record, line: u64, options: &EncodeOptions) -> Result<Vec<Example>> {
+/// The examples a record makes: one, or several where a long text is split.
+pub(super) fn encode_record(
+    tokenizer: &Tokenizer,
+    record: &Record,
+    line: u64,
+    options: &EncodeOptions,
+) -> Result<Vec<Example>> {
     let marked = mark(tokenizer, record, options.use_template)?;
     let (mut ids, mut supervised) = encode_marked(tokenizer, &marked)?;
     if marked.plain {

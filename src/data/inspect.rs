@@ -2,6 +2,7 @@
 
 use super::encode::{Dataset, Example, Stats};
 use super::tokenizer::Tokenizer;
+use serde::Serialize;
 use serde_json::json;
 
 /// An example as one line of JSON.
@@ -29,7 +30,8 @@ pub fn example_text(tokenizer: &Tokenizer, example: &Example, color: bool) -> St
     format!("line {}: {targets} of {tokens} tokens learned{cut}\n{out}\n", example.line)
 }
 
-fn visible(text: &str) -> String {
+/// Line ends, tabs, control characters and those that reorder others, as something that shows.
+pub(super) fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -51,8 +53,8 @@ fn reorders(c: char) -> bool {
 pub fn summary(data: &Dataset) -> String {
     let Stats { records, examples, tokens, supervised, longest, seq_len, .. } = data.stats;
     let mut out = format!(
-        "{}: {records} records, {examples} examples, {tokens} tokens, {supervised} of them learned; longest example \
-         {longest} of {seq_len} tokens\n",
+        "{}: {records} records, {examples} examples, {tokens} tokens, {supervised} of them learned; the longest example \
+         has {longest} tokens, {seq_len} fit\n",
         data.file
     );
     let mut note = |count: u64, what: &str| {
@@ -70,18 +72,32 @@ pub fn summary(data: &Dataset) -> String {
 
 /// Lengths before truncation, in tokens, as bars.
 pub fn histogram(data: &Dataset) -> String {
-    const BARS: usize = 12;
     const WIDTH: usize = 40;
-    let longest = data.stats.longest.max(1);
-    let step = longest.div_ceil(BARS);
-    let mut counts = vec![0usize; longest.div_ceil(step)];
-    for example in data.examples.iter() {
-        counts[example.full_len.saturating_sub(1) / step] += 1;
-    }
+    let Lengths { edges, counts } = Lengths::new(data);
     let most = counts.iter().copied().max().unwrap_or(0).max(1);
-    let bar = |(i, count): (usize, &usize)| {
-        let (from, to) = (i * step + 1, (i + 1) * step);
+    let bar = |(edges, count): (&[usize], &usize)| {
+        let (from, to) = (edges[0], edges[1] - 1);
         format!("{from:>6}-{to:<6} {:<WIDTH$} {count}\n", "█".repeat((count * WIDTH).div_ceil(most)))
     };
-    counts.iter().enumerate().map(bar).collect()
+    edges.windows(2).zip(&counts).map(bar).collect()
+}
+
+/// Examples by their length before truncation: `counts[i]` have `edges[i] <= length < edges[i + 1]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lengths {
+    pub edges: Vec<usize>,
+    pub counts: Vec<usize>,
+}
+
+impl Lengths {
+    pub fn new(data: &Dataset) -> Lengths {
+        const BINS: usize = 12;
+        let longest = data.stats.longest.max(1);
+        let step = longest.div_ceil(BINS);
+        let mut counts = vec![0; longest.div_ceil(step)];
+        for example in data.examples.iter() {
+            counts[example.full_len.saturating_sub(1) / step] += 1;
+        }
+        Lengths { edges: (0..=counts.len()).map(|i| i * step + 1).collect(), counts }
+    }
 }

@@ -12,11 +12,13 @@
 //! * `encode`     record -> example, truncation, statistics
 //! * `pack`       examples -> batches, a pure function of (seed, index); also the validation split
 //! * `inspect`    shows all of it to a person (terminal) or a program (JSON lines)
+//! * `preview`    the same before anything is decided: what a file holds, what the model would see, what is wrong
 
 mod encode;
 mod inspect;
 mod mask;
 mod pack;
+mod preview;
 mod problems;
 mod read;
 mod record;
@@ -24,12 +26,13 @@ mod template;
 mod tokenizer;
 
 pub use encode::{Dataset, EncodeOptions, Example, Stats};
-pub use inspect::{example_json, example_text, histogram, summary};
+pub use inspect::{Lengths, example_json, example_text, histogram, summary};
 pub use mask::Piece;
 pub use pack::{Batch, Batches, IGNORE, PackOptions, Split, split};
+pub use preview::{Preview, preview};
 #[cfg(not(target_arch = "wasm32"))]
 pub use read::read_file;
 pub use read::{Format, ReadOptions, Records, read};
-pub use record::{ColumnMap, Message, Record, Turns};
+pub use record::{ColumnMap, Kind, Message, Record, Turns};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -3,6 +3,7 @@
 
 use super::problems::Problems;
 use super::record::{ColumnMap, Record};
+use crate::digest::sha256;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -40,6 +41,10 @@ pub struct Records {
     pub file: String,
     pub records: Vec<(u64, Record)>,
     pub skip_bad: bool,
+    /// Which columns were asked for.
+    pub columns: ColumnMap,
+    /// Of the file as it was read.
+    pub sha256: String,
     pub(super) problems: Problems,
     pub(super) unit: &'static str,
 }
@@ -67,15 +72,30 @@ pub fn read_file(path: &std::path::Path, options: &ReadOptions) -> Result<Record
 
 /// Reads the file called `name`, whose content is `bytes`.
 pub fn read(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> {
-    refuse_binary(name, bytes)?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let format = match options.format {
-        Some(format) => format,
-        None => format_of(name, bytes)?,
-    };
+    let records = read_any(name, bytes, options)?;
+    let (unit, problems) = (records.unit, &records.problems);
+    let seen = records.records.len() as u64 + problems.count();
+    if !problems.is_empty() && !records.skip_bad {
+        return Err(problems.error(name, unit, seen));
+    }
+    if records.records.is_empty() {
+        let what = match seen {
+            0 => "there is no record in this file".to_string(),
+            _ => format!("none of the {seen} records can be used\n  {}", problems.list(unit)),
+        };
+        return Err(data(name, what, "a record is one line of JSON, one row of CSV, or a paragraph of text"));
+    }
+    Ok(records)
+}
+
+/// What can be read of a file: an error only where the file as a whole is none of ours.
+pub(super) fn read_any(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> {
+    let sha256 = sha256(bytes);
+    let (format, bytes) = open(name, bytes, options)?;
     let unit = if format == Format::Json { "record" } else { "line" };
-    let (file, skip_bad) = (name.to_string(), options.skip_bad);
-    let mut into = Records { file, records: Vec::new(), skip_bad, problems: Problems::default(), unit };
+    let (file, skip_bad, columns) = (name.to_string(), options.skip_bad, options.columns.clone());
+    let problems = Problems::default();
+    let mut into = Records { file, records: Vec::new(), skip_bad, columns, sha256, problems, unit };
     match format {
         Format::Jsonl => read_jsonl(bytes, options, &mut into),
         Format::Json => read_json(bytes, options, &mut into)?,
@@ -83,18 +103,76 @@ pub fn read(name: &str, bytes: &[u8], options: &ReadOptions) -> Result<Records> 
         Format::Tsv => read_table(bytes, b'\t', options, &mut into)?,
         Format::Text => read_text(bytes, &mut into)?,
     }
-    let seen = into.records.len() as u64 + into.problems.count();
-    if !into.problems.is_empty() && !into.skip_bad {
-        return Err(into.problems.error(name, unit, seen));
-    }
-    if into.records.is_empty() {
-        let what = match seen {
-            0 => "there is no record in this file".to_string(),
-            _ => format!("none of the {seen} records can be used\n  {}", into.problems.list(unit)),
-        };
-        return Err(data(name, what, "a record is one line of JSON, one row of CSV, or a paragraph of text"));
-    }
     Ok(into)
+}
+
+/// The format of a file that is text, and its content without the byte order mark.
+fn open<'a>(name: &str, bytes: &'a [u8], options: &ReadOptions) -> Result<(Format, &'a [u8])> {
+    refuse_binary(name, bytes)?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let format = options.format.map_or_else(|| format_of(name, bytes), Ok)?;
+    Ok((format, bytes))
+}
+
+/// The first rows of a file as they stand in it: the names of its columns and, under them, cells. JSON's columns are
+/// the keys of the first object; a text has none.
+pub(super) fn first_rows(name: &str, bytes: &[u8], options: &ReadOptions, limit: usize) -> Result<Rows> {
+    let (format, bytes) = open(name, bytes, options)?;
+    match format {
+        Format::Jsonl => {
+            let lines = bytes.split(|byte| *byte == b'\n').filter(|line| line.len() <= MAX_LINE);
+            Ok(Rows::of_objects(lines.filter_map(|line| serde_json::from_slice(line).ok()), limit))
+        }
+        Format::Json => {
+            let list: Vec<Value> = serde_json::from_slice(bytes).unwrap_or_default();
+            Ok(Rows::of_objects(list.into_iter(), limit))
+        }
+        Format::Csv | Format::Tsv => {
+            let delimiter = if format == Format::Csv { b',' } else { b'\t' };
+            let mut reader = table(bytes, delimiter);
+            let mut columns = Columns::new(options);
+            let mut rows = Vec::new();
+            for row in reader.byte_records().filter_map(|row| row.ok()).take(limit + 1) {
+                let first = columns.names.is_empty();
+                if first {
+                    columns.name(&row, name)?;
+                }
+                if !first || !columns.from_header {
+                    rows.push(row.iter().map(cell).collect());
+                }
+            }
+            rows.truncate(limit);
+            Ok(Rows { columns: columns.names, rows })
+        }
+        Format::Text => Ok(Rows::default()),
+    }
+}
+
+/// Cells of the first rows, in the order of the columns.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Rows {
+    fn of_objects(values: impl Iterator<Item = Value>, limit: usize) -> Rows {
+        let objects = values.filter_map(|value| if let Value::Object(fields) = value { Some(fields) } else { None });
+        let mut out = Rows::default();
+        for fields in objects.take(limit.max(1)) {
+            if out.columns.is_empty() {
+                out.columns = fields.keys().cloned().collect();
+            }
+            let shown = |name: &String| match fields.get(name) {
+                None => String::new(),
+                Some(Value::String(text)) => text.clone(),
+                Some(value) => value.to_string(),
+            };
+            out.rows.push(out.columns.iter().map(shown).collect());
+        }
+        out.rows.truncate(limit);
+        out
+    }
 }
 
 fn data(file: &str, what: impl Into<String>, hint: &str) -> Error {
@@ -177,11 +255,8 @@ fn read_json(bytes: &[u8], options: &ReadOptions, into: &mut Records) -> Result<
 }
 
 fn read_table(bytes: &[u8], delimiter: u8, options: &ReadOptions, into: &mut Records) -> Result<()> {
-    let mut builder = csv::ReaderBuilder::new();
-    let quoted = delimiter == b',';
-    let mut reader = builder.delimiter(delimiter).quoting(quoted).has_headers(false).flexible(true).from_reader(bytes);
-    let by_number = options.columns.names().next().is_some() && options.columns.names().all(is_number);
-    let mut columns = Columns { names: Vec::new(), from_header: options.header.unwrap_or(!by_number) };
+    let mut reader = table(bytes, delimiter);
+    let mut columns = Columns::new(options);
     let mut row = csv::ByteRecord::new();
     loop {
         let more = reader.read_byte_record(&mut row).map_err(|err| data(&into.file, err.to_string(), ""))?;
@@ -200,6 +275,12 @@ fn read_table(bytes: &[u8], delimiter: u8, options: &ReadOptions, into: &mut Rec
             Ok(_) => into.push(number, columns.record(&row, options)),
         }
     }
+}
+
+fn table(bytes: &[u8], delimiter: u8) -> csv::Reader<&[u8]> {
+    let mut builder = csv::ReaderBuilder::new();
+    let quoted = delimiter == b',';
+    builder.delimiter(delimiter).quoting(quoted).has_headers(false).flexible(true).from_reader(bytes)
 }
 
 /// The line a row begins on. The reader remembers where it stood before it passed over empty lines, and over the
@@ -221,6 +302,11 @@ struct Columns {
 }
 
 impl Columns {
+    fn new(options: &ReadOptions) -> Columns {
+        let by_number = options.columns.names().next().is_some() && options.columns.names().all(is_number);
+        Columns { names: Vec::new(), from_header: options.header.unwrap_or(!by_number) }
+    }
+
     fn name(&mut self, first: &csv::ByteRecord, file: &str) -> Result<()> {
         for (field, number) in first.iter().zip(1..) {
             let name = if self.from_header { cell(field).trim().to_string() } else { number.to_string() };

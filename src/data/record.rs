@@ -10,7 +10,7 @@
 //!
 //! `ColumnMap` gives other names to `prompt`, `completion` and `text`; it goes before all of these.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -63,10 +63,14 @@ impl Message {
 
 /// Names of the columns to use where they are not the usual ones. In a file without a header, columns are named
 /// by their number, counting from 1.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ColumnMap {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub completion: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
@@ -78,35 +82,79 @@ impl ColumnMap {
 
 /// Why a record cannot be used.
 type Reason = String;
-type Fields = Map<String, Value>;
+pub(super) type Fields = Map<String, Value>;
+
+/// What a record is, told from the names of its fields and the columns asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Messages,
+    Conversations,
+    Pair,
+    Instruction,
+    Text,
+}
+
+impl Kind {
+    pub fn of(fields: &Fields, map: &ColumnMap) -> Option<Kind> {
+        let has = |name: &str| fields.contains_key(name);
+        if map.text.is_some() {
+            return Some(Kind::Text);
+        }
+        if map.prompt.is_some() || map.completion.is_some() {
+            return Some(Kind::Pair);
+        }
+        match () {
+            () if has("messages") => Some(Kind::Messages),
+            () if has("conversations") => Some(Kind::Conversations),
+            () if has("prompt") && has("completion") => Some(Kind::Pair),
+            () if has("instruction") && has("output") => Some(Kind::Instruction),
+            () if has("text") => Some(Kind::Text),
+            () => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Messages => "messages",
+            Kind::Conversations => "conversations",
+            Kind::Pair => "prompt/completion",
+            Kind::Instruction => "instruction",
+            Kind::Text => "text",
+        }
+    }
+
+    /// The fields that a record of this kind is made of; none where a list of messages holds everything.
+    pub fn mapping(self, map: &ColumnMap) -> ColumnMap {
+        let or = |given: &Option<String>, usual: &str| Some(given.clone().unwrap_or(usual.into()));
+        let none = ColumnMap::default();
+        match self {
+            Kind::Messages | Kind::Conversations => none,
+            Kind::Pair => {
+                ColumnMap { prompt: or(&map.prompt, "prompt"), completion: or(&map.completion, "completion"), ..none }
+            }
+            Kind::Instruction => {
+                ColumnMap { prompt: or(&None, "instruction"), completion: or(&None, "output"), ..none }
+            }
+            Kind::Text => ColumnMap { text: or(&map.text, "text"), ..none },
+        }
+    }
+}
 
 impl Record {
     pub fn from_fields(fields: &Fields, map: &ColumnMap) -> Result<Record, Reason> {
-        let has = |name: &str| fields.contains_key(name);
-        if let Some(name) = &map.text {
-            return Ok(Record::Text { text: filled(fields, name)?, splits: false });
-        }
-        if map.prompt.is_some() || map.completion.is_some() {
-            let prompt = map.prompt.as_deref().unwrap_or("prompt");
-            return pair(fields, prompt, map.completion.as_deref().unwrap_or("completion"));
-        }
-        if has("messages") {
-            chat(fields, "messages", openai_message)
-        } else if has("conversations") {
-            chat(fields, "conversations", sharegpt_message)
-        } else if has("prompt") && has("completion") {
-            pair(fields, "prompt", "completion")
-        } else if has("instruction") && has("output") {
-            let input = if has("input") { text(fields, "input")? } else { String::new() };
-            Ok(Record::Instruction {
-                instruction: filled(fields, "instruction")?,
-                input,
-                output: filled(fields, "output")?,
-            })
-        } else if has("text") {
-            Ok(Record::Text { text: filled(fields, "text")?, splits: false })
-        } else {
-            Err(unrecognised(fields))
+        let kind = Kind::of(fields, map).ok_or_else(|| unrecognised(fields))?;
+        let ColumnMap { prompt, completion, text: whole } = kind.mapping(map);
+        let name = |column: Option<String>| column.expect("the mapping of its kind");
+        match kind {
+            Kind::Messages => chat(fields, "messages", openai_message),
+            Kind::Conversations => chat(fields, "conversations", sharegpt_message),
+            Kind::Pair => pair(fields, &name(prompt), &name(completion)),
+            Kind::Instruction => Ok(Record::Instruction {
+                instruction: filled(fields, &name(prompt))?,
+                input: if fields.contains_key("input") { text(fields, "input")? } else { String::new() },
+                output: filled(fields, &name(completion))?,
+            }),
+            Kind::Text => Ok(Record::Text { text: filled(fields, &name(whole))?, splits: false }),
         }
     }
 
@@ -159,7 +207,7 @@ type ReadMessage = fn(&Fields) -> Result<Message, Reason>;
 
 fn chat(fields: &Fields, name: &str, read: ReadMessage) -> Result<Record, Reason> {
     let Value::Array(list) = get(fields, name)? else {
-        return Err(format!("`{name}` is {}, not a list of messages", kind(&fields[name])));
+        return Err(format!("`{name}` is {}, not a list of messages", described(&fields[name])));
     };
     let mut messages = messages(list, name, read)?;
     if let (Some(Value::String(system)), "conversations") = (fields.get("system"), name)
@@ -176,7 +224,7 @@ fn messages(list: &[Value], name: &str, read: ReadMessage) -> Result<Vec<Message
     }
     let one = |(i, value): (usize, &Value)| match value {
         Value::Object(message) => read(message).map_err(|reason| format!("{name}[{i}]: {reason}")),
-        other => Err(format!("{name}[{i}] is {}, not a message", kind(other))),
+        other => Err(format!("{name}[{i}] is {}, not a message", described(other))),
     };
     list.iter().enumerate().map(one).collect()
 }
@@ -242,7 +290,7 @@ fn text(fields: &Fields, name: &str) -> Result<String, Reason> {
     match get(fields, name)? {
         Value::String(text) => Ok(text.clone()),
         value @ (Value::Number(_) | Value::Bool(_)) => Ok(value.to_string()),
-        other => Err(format!("`{name}` is {}, not text", kind(other))),
+        other => Err(format!("`{name}` is {}, not text", described(other))),
     }
 }
 
@@ -253,7 +301,7 @@ fn filled(fields: &Fields, name: &str) -> Result<String, Reason> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+fn described(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",

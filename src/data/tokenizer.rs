@@ -156,9 +156,16 @@ pub struct TextStream {
     /// a text differently (SentencePiece drops its space).
     context: usize,
     done: usize,
+    /// Special tokens are shown, too.
+    special: bool,
 }
 
 impl TextStream {
+    /// A stream that spells special tokens out.
+    pub fn with_special() -> TextStream {
+        TextStream { special: true, ..TextStream::default() }
+    }
+
     /// No character has more tokens than this; beyond it the bytes are not UTF-8 and are shown as U+FFFD.
     const LONGEST: usize = 8;
 
@@ -173,8 +180,8 @@ impl TextStream {
     }
 
     fn emit(&mut self, tokenizer: &Tokenizer, even_if_broken: bool) -> String {
-        let shown = tokenizer.decode(&self.ids[self.context..self.done], true);
-        let whole = tokenizer.decode(&self.ids[self.context..], true);
+        let decode = |ids: &[u32]| tokenizer.decode(ids, !self.special);
+        let (shown, whole) = (decode(&self.ids[self.context..self.done]), decode(&self.ids[self.context..]));
         if whole.ends_with('\u{FFFD}') && !even_if_broken {
             return String::new();
         }

@@ -1,9 +1,8 @@
 //! Adapters: what there is, what each can do, and which one to open.
 
-use super::{Fault, Gpu};
+use super::Gpu;
 use crate::error::{Error, Result};
 use crate::plan::Style;
-use std::sync::{Arc, Mutex};
 
 /// What `luthier devices` and the page's device card show.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -93,15 +92,7 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         .request_device(&desc)
         .await
         .map_err(|e| Error::device(format!("{}: {e}", facts.name), "update the driver, or use --device cpu"))?;
-    let fault: Fault = Arc::new(Mutex::new(None));
-    let (uncaptured, lost) = (fault.clone(), fault.clone());
-    device.on_uncaptured_error(Arc::new(move |e| {
-        uncaptured.lock().expect("not poisoned").get_or_insert(e.to_string());
-    }));
-    device.set_device_lost_callback(move |reason, what| {
-        lost.lock().expect("not poisoned").get_or_insert(format!("device lost ({reason:?}): {what}"));
-    });
-    Ok(Some(Gpu::new(facts, device, queue, fault)))
+    Ok(Some(Gpu::new(facts, device, queue)))
 }
 
 /// Storage buffers of the widest kernel (attention's backward by keys): WebGPU's guaranteed minimum.

@@ -10,6 +10,7 @@ mod shader;
 pub use adapters::{AdapterFacts, list, open};
 pub use shader::{assemble, defaults};
 
+use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Plan, SequenceId, Step, Style};
@@ -21,10 +22,48 @@ const SUBMIT_MS: f64 = 100.0;
 /// Multiply-adds in a submit before the speed of the machine is known: about 20 ms on a software GPU.
 const FIRST_CUT: f64 = 1e8;
 
-/// Errors that arrive outside of any call: uncaptured ones and the loss of the device.
-pub(crate) type Fault = Arc<Mutex<Option<String>>>;
+/// Errors that arrive outside of any call, the first of each kind. A lost device has others in its train.
+#[derive(Default)]
+pub(crate) struct Faults {
+    lost: Option<String>,
+    no_memory: Option<String>,
+    other: Option<String>,
+}
+
+pub(crate) type Fault = Arc<Mutex<Faults>>;
+
+impl Faults {
+    fn check(&self, bytes: u64) -> Result<()> {
+        match self {
+            Faults { lost: Some(what), .. } => Err(Error::device_lost(what)),
+            Faults { no_memory: Some(what), .. } => Err(out_of_memory(bytes, what)),
+            Faults { other: Some(what), .. } => Err(failed(what)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Notes what happens to a device from here on.
+fn watch(device: &wgpu::Device) -> Fault {
+    let fault = Fault::default();
+    let (uncaptured, lost) = (fault.clone(), fault.clone());
+    device.on_uncaptured_error(Arc::new(move |error| {
+        let mut faults = uncaptured.lock().expect("not poisoned");
+        let kind = match error {
+            wgpu::Error::OutOfMemory { .. } => &mut faults.no_memory,
+            _ => &mut faults.other,
+        };
+        kind.get_or_insert(error.to_string());
+    }));
+    device.set_device_lost_callback(move |reason, what| {
+        let what = format!("{reason:?} {what}").trim().to_string();
+        lost.lock().expect("not poisoned").lost.get_or_insert(what);
+    });
+    fault
+}
 
 struct Dispatch {
+    name: String,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
@@ -52,11 +91,14 @@ pub struct Gpu {
     param_stride: usize,
     cut: f64,
     pending_work: f64,
-    pending_since: Option<crate::clock::Instant>,
+    pending_since: Option<Instant>,
+    /// When set (natively), each dispatch is submitted and waited for alone.
+    pub profile: Option<Profile>,
 }
 
 impl Gpu {
-    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue, fault: Fault) -> Gpu {
+    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue) -> Gpu {
+        let fault = watch(&device);
         let params_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
@@ -77,6 +119,7 @@ impl Gpu {
             cut: FIRST_CUT,
             pending_work: 0.0,
             pending_since: None,
+            profile: None,
         }
     }
 
@@ -203,6 +246,7 @@ impl Gpu {
             entries: &entries,
         });
         Ok(Dispatch {
+            name: step.name(),
             pipeline,
             bind_group,
             groups: groups(step, shader),
@@ -280,7 +324,7 @@ impl Gpu {
     }
 
     pub fn run(&mut self, sequence: SequenceId, rows: u32) -> Result<()> {
-        self.pending_since.get_or_insert_with(crate::clock::Instant::now);
+        self.pending_since.get_or_insert_with(Instant::now);
         let compiled = &self.compiled[sequence];
         let active = |d: &&Dispatch| rows > d.skip_up_to || d.skip_up_to == 0;
         let stride = self.param_stride as u32;
@@ -289,16 +333,24 @@ impl Gpu {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             let mut pass = encoder.begin_compute_pass(&Default::default());
             let mut work = 0.0;
-            while let Some((i, d)) = steps.next_if(|(_, d)| work == 0.0 || work + d.work as f64 <= self.cut) {
+            let cut = if self.profile.is_some() { 0.0 } else { self.cut };
+            let (mut name, start) = (None, Instant::now());
+            while let Some((i, d)) = steps.next_if(|(_, d)| work == 0.0 || work + d.work as f64 <= cut) {
                 pass.set_pipeline(&d.pipeline);
                 pass.set_bind_group(0, &d.bind_group, &[]);
                 pass.set_bind_group(1, &compiled.params_group, &[i as u32 * stride]);
                 pass.dispatch_workgroups(d.groups[0], d.groups[1], d.groups[2]);
-                work += d.work as f64;
+                work += (d.work as f64).max(1.0);
+                name = Some(&d.name);
             }
             drop(pass);
             self.queue.submit([encoder.finish()]);
             self.pending_work += work;
+            if let (Some(profile), Some(name)) = (&mut self.profile, name) {
+                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+                let (runs, ms) = profile.entry(name.clone()).or_default();
+                (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
+            }
         }
         self.check()
     }
@@ -320,12 +372,19 @@ impl Gpu {
             let _ = send.send(r);
         });
         #[cfg(not(target_arch = "wasm32"))]
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
-        let mapped = receive.await.map_err(|_| lost("a read was dropped"))?;
+        let mapped = {
+            let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+            self.check()?;
+            polled.map_err(|e| failed(&e.to_string()))?;
+            // Everything submitted is done, so the answer is there; a device that is gone may give none.
+            { receive }.try_recv().ok().flatten()
+        };
+        #[cfg(target_arch = "wasm32")]
+        let mapped = receive.await.ok();
         self.check()?;
-        mapped.map_err(|e| lost(&e.to_string()))?;
+        mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
         let words = {
-            let view = staging.slice(..).get_mapped_range().map_err(|e| lost(&e.to_string()))?;
+            let view = staging.slice(..).get_mapped_range().map_err(|e| failed(&e.to_string()))?;
             bytemuck::pod_collect_to_vec(&view)
         };
         staging.destroy();
@@ -345,10 +404,12 @@ impl Gpu {
     }
 
     fn check(&self) -> Result<()> {
-        match self.fault.lock().expect("not poisoned").as_deref() {
-            None => Ok(()),
-            Some(what) => Err(lost(what)),
-        }
+        self.fault.lock().expect("not poisoned").check(self.allocated())
+    }
+
+    /// Gives the device up, as a driver's reset would: for tests of what happens then.
+    pub fn lose(&self) {
+        self.device.destroy();
     }
 
     /// Overrides the choice of shaders: tests and benches run both families on one adapter.
@@ -369,11 +430,10 @@ fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
     std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).clamp(1, 65535))
 }
 
-fn lost(what: &str) -> Error {
+fn failed(what: &str) -> Error {
     Error::device(format!("the GPU failed: {what}"), "try again; lower --batch-size or --seq-len, or use --device cpu")
 }
 
 fn out_of_memory(bytes: u64, what: &str) -> Error {
-    let what = format!("the GPU has no room for {:.2} GiB: {what}", bytes as f64 / (1u64 << 30) as f64);
-    Error::device(what, "lower --batch-size, --seq-len or --kept-blocks, or use --device cpu")
+    Error::out_of_memory(&format!("on the GPU: {what}"), bytes)
 }

@@ -66,6 +66,16 @@ impl Decoder {
         Decoder { spec: spec.clone(), embed, head, norm, blocks, none }
     }
 
+    /// How most of the weights are stored.
+    pub fn main_format(&self) -> WeightFormat {
+        let mut shares = std::collections::BTreeMap::new();
+        let linears = self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down]);
+        for w in linears.map(|l| &l.w).chain([&self.embed]) {
+            *shares.entry(w.format).or_insert(0) += w.rows * w.cols;
+        }
+        shares.into_iter().max_by_key(|(_, size)| *size).expect("a model has an embedding").0
+    }
+
     /// The matrix a tensor is stored in; norms and biases are vectors.
     pub fn matrix(&self, tensor: Tensor) -> Option<&Matrix> {
         match tensor {

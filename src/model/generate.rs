@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::ops::gather::NONE;
 use crate::plan::SequenceId;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default)]
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
@@ -45,8 +46,12 @@ impl Sampling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
+    /// The end token came.
     Stop,
+    /// There was no more room, or no more was wanted.
     Length,
+    /// Whoever read it had enough.
+    Cancelled,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +96,11 @@ impl Generator {
         base.device.prepare(&base.plan).await
     }
 
+    /// The adapter is another one now, or none: what was built for it is not used again.
+    pub fn forget_adapter(&mut self) {
+        self.adapted = None;
+    }
+
     pub fn is_adapted(&self) -> bool {
         self.adapted.is_some()
     }
@@ -107,12 +117,14 @@ impl Generator {
         if adapted { self.adapted.expect("a generator made with an adapter") } else { self.plain }
     }
 
-    /// Continues each prompt. `on_token` gets (prompt, token) as they come and returns false to stop everything.
+    /// Continues each prompt. `on_token` gets (prompt, token) as they come and returns false to end that prompt.
+    /// `first` is the number of the first prompt among all that are asked: each draws from its own random numbers.
     pub async fn run(
         &self,
         base: &mut Base,
         adapted: bool,
         prompts: &[Vec<u32>],
+        first: usize,
         stop: &[u32],
         sampling: &Sampling,
         mut on_token: impl FnMut(usize, u32) -> bool,
@@ -123,9 +135,14 @@ impl Generator {
         loop {
             for (i, s) in state.iter_mut().enumerate().filter(|(_, s)| s.finish.is_none()) {
                 let row = &logits[i * self.padded..][..self.vocab];
-                s.accept(sample(row, sampling, i as u64, s.ids.len() as u64)?, stop, sampling, self.io.capacity);
+                s.accept(
+                    sample(row, sampling, (first + i) as u64, s.ids.len() as u64)?,
+                    stop,
+                    sampling,
+                    self.io.capacity,
+                );
                 if s.finish != Some(Finish::Stop) && !on_token(i, *s.ids.last().expect("one was accepted")) {
-                    return Ok(finish(state));
+                    s.finish = Some(Finish::Cancelled);
                 }
             }
             if state.iter().all(|s| s.finish.is_some()) {

@@ -6,6 +6,7 @@ use super::seam::Module;
 use super::spec::{ModelSpec, RopeScaling};
 use super::tensors::{Tensor, gguf_name, hf_name};
 use crate::device::Device;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::format::WeightFormat;
 use crate::plan::Plan;
@@ -19,6 +20,8 @@ pub struct Base {
     pub plan: Plan,
     pub device: Device,
     pub decoder: Decoder,
+    /// SHA-256 of the configuration and of all weights as they lie on the device.
+    pub sha256: String,
 }
 
 impl Base {
@@ -28,8 +31,8 @@ impl Base {
         let mut plan = Plan::default();
         let decoder = opened.declare(&mut plan, device.max_binding())?;
         device.prepare(&plan).await?;
-        opened.stream(&decoder, &mut device, progress).await?;
-        Ok(Base { plan, device, decoder })
+        let sha256 = opened.stream(&decoder, &mut device, progress).await?;
+        Ok(Base { plan, device, decoder, sha256 })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -92,31 +95,37 @@ impl<'a> Opened<'a> {
         Ok(Decoder::declare(plan, &self.spec, |t| self.format(t), max_binding))
     }
 
-    /// Streams all weights to the device, which has prepared the plan. `progress` gets bytes done and in all.
+    /// Streams all weights to the device, which has prepared the plan. `progress` gets bytes done and in all. Returns
+    /// the base's SHA-256.
     pub async fn stream(
         &self,
         decoder: &Decoder,
         device: &mut Device,
         mut progress: impl FnMut(u64, u64),
-    ) -> Result<()> {
+    ) -> Result<String> {
+        let mut digest = Digest::default();
+        digest.add(format!("{:?}", self.spec).as_bytes());
         let checkpoint = self.files.checkpoint();
         let tensors = self.spec.tensors();
         let size = |t: Tensor| checkpoint.get(&self.name(t)).map_or(0, |i| i.bytes);
         let total = tensors.iter().map(|(t, _)| size(*t)).sum();
         let mut done = 0;
-        for (tensor, _) in tensors {
+        for (tensor, shape) in tensors {
+            digest.add(format!("{} {shape:?} {}", hf_name(tensor), self.format(tensor).name()).as_bytes());
             match decoder.vector(tensor) {
                 Some(buf) => {
                     let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
-                    device.write_floats(buf, 0, &self.arranged(tensor, values));
+                    let values = self.arranged(tensor, values);
+                    digest.add(bytemuck::cast_slice(&values));
+                    device.write_floats(buf, 0, &values);
                 }
-                None => self.stream_matrix(checkpoint, decoder, device, tensor).await?,
+                None => self.stream_matrix(checkpoint, decoder, device, tensor, &mut digest).await?,
             }
             device.flush();
             done += size(tensor);
             progress(done, total);
         }
-        Ok(())
+        Ok(digest.hex())
     }
 
     async fn stream_matrix(
@@ -125,6 +134,7 @@ impl<'a> Opened<'a> {
         decoder: &Decoder,
         device: &mut Device,
         tensor: Tensor,
+        digest: &mut Digest,
     ) -> Result<()> {
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
         let info = checkpoint.get(&self.name(tensor))?;
@@ -139,6 +149,7 @@ impl<'a> Opened<'a> {
                 Some(head_dim) => half_split(&words, stride, head_dim),
                 None => words,
             };
+            digest.add(bytemuck::cast_slice(&words));
             for shard in &w.shards {
                 let (lo, hi) = (row0.max(shard.row0), (row0 + rows).min(shard.row0 + shard.rows));
                 if lo < hi {

@@ -5,6 +5,7 @@ use super::control::{BIAS1, BIAS2, LR};
 use super::{kernel, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
+use crate::simd::simd;
 
 params!(Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, pad0: u32, pad1: u32, pad2: u32 });
 
@@ -51,14 +52,37 @@ fn twin<F: Float>(call: &mut Call<F>) {
         grads[..len].fill(F::ZERO);
         return;
     }
-    let (beta1, beta2) = (F::of32(p.beta1), F::of32(p.beta2));
-    let decay = F::ONE - lr * F::of32(p.weight_decay);
-    for i in 0..len {
-        let g = grads[i] * clip[0];
-        m[i] = beta1 * m[i] + (F::ONE - beta1) * g;
-        v[i] = beta2 * v[i] + (F::ONE - beta2) * g * g;
-        let denominator = (v[i] / bias2).sqrt() + F::of32(p.eps);
-        params[i] = params[i] * decay - lr / bias1 * m[i] / denominator;
-        grads[i] = F::ZERO;
+    let rates = Rates {
+        clip: clip[0],
+        beta1: F::of32(p.beta1),
+        beta2: F::of32(p.beta2),
+        bias2,
+        eps: F::of32(p.eps),
+        decay: F::ONE - lr * F::of32(p.weight_decay),
+        lr: lr / bias1,
+    };
+    update(&mut params[..len], &mut grads[..len], &mut m[..len], &mut v[..len], rates);
+}
+
+struct Rates<F> {
+    clip: F,
+    beta1: F,
+    beta2: F,
+    bias2: F,
+    eps: F,
+    decay: F,
+    /// Learning rate over the first moment's bias correction.
+    lr: F,
+}
+
+simd! {
+    fn update<F: Float>(params: &mut [F], grads: &mut [F], m: &mut [F], v: &mut [F], r: Rates<F>) {
+        for (((p, grad), m), v) in params.iter_mut().zip(grads).zip(m).zip(v) {
+            let g = *grad * r.clip;
+            *m = r.beta1 * *m + (F::ONE - r.beta1) * g;
+            *v = r.beta2 * *v + (F::ONE - r.beta2) * g * g;
+            *p = *p * r.decay - r.lr * *m / ((*v / r.bias2).sqrt() + r.eps);
+            *grad = F::ZERO;
+        }
     }
 }

@@ -9,6 +9,7 @@
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan, Step};
+use crate::simd::{self, simd};
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 });
 
@@ -122,7 +123,7 @@ impl<'a, F: Float> Block<'a, F> {
         let (m, n) = (rows.1 - rows.0, keys.1 - keys.0);
         let q = par::Mat::new(&self.q[rows.0 * wq + head * d..], wq);
         let k = par::Mat::t(&self.k[keys.0 * wk + self.kv_head(head) * d..], wk);
-        par::gemm((m, n, d), out, n, false, q, k, F::of32(self.p.scale), gemm::Parallelism::None);
+        par::Rect::new(out, (m, n), n).product(false, d, q, k, F::of32(self.p.scale));
     }
 
     /// Turns scores into probabilities with the saved log-sum-exp; zero where the mask hides the key.
@@ -133,7 +134,7 @@ impl<'a, F: Float> Block<'a, F> {
             let hi = hi.max(lo);
             s[..lo].fill(F::ZERO);
             s[hi..].fill(F::ZERO);
-            s[lo..hi].iter_mut().for_each(|s| *s = (*s - lse).exp());
+            simd::exp_in_place(&mut s[lo..hi], lse, F::ONE);
         }
     }
 }
@@ -141,7 +142,12 @@ impl<'a, F: Float> Block<'a, F> {
 /// `ds = p ∘ (dp − delta)`, in place of dp.
 fn score_gradient<F: Float>(p: &[F], dp: &mut [F], keys: usize, delta: impl Fn(usize) -> F) {
     for (row, (p, dp)) in p.chunks_exact(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
-        let delta = delta(row);
+        weigh(dp, p, delta(row));
+    }
+}
+
+simd! {
+    fn weigh<F: Float>(dp: &mut [F], p: &[F], delta: F) {
         dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = *p * (*dp - delta));
     }
 }
@@ -152,33 +158,29 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
     let (wq, wk) = block.widths();
     let v = call.f(3);
-    let (o, stats) = (call.f_mut(4), call.f_mut(5));
+    let (o, stats, scratch) = (call.f_mut(4), call.f_mut(5), call.scratch);
     par::rows2(&mut o[..n * wq], BLOCK * wq, &mut stats[..n * heads * 2], BLOCK * heads * 2, n, |b, o, stats| {
         let rows = (b * BLOCK, b * BLOCK + stats.len() / heads / 2);
         let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
         let width = keys.1 - keys.0;
-        let mut s = vec![F::ZERO; (rows.1 - rows.0) * width];
-        for head in 0..heads {
-            block.scores(head, rows, keys, &mut s);
-            for (i, s) in s.chunks_exact(width).enumerate() {
-                let seen = &s[block.first(rows.0 + i) - keys.0..rows.0 + i + 1 - keys.0];
-                let max = par::max(seen);
-                stats[(i * heads + head) * 2] = max + par::sum_exp(seen, max).ln();
+        scratch.with((rows.1 - rows.0) * width, |s| {
+            for head in 0..heads {
+                block.scores(head, rows, keys, s);
+                for (i, s) in s.chunks_exact_mut(width).enumerate() {
+                    let (first, end) = (block.first(rows.0 + i) - keys.0, rows.0 + i + 1 - keys.0);
+                    s[..first].fill(F::ZERO);
+                    s[end..].fill(F::ZERO);
+                    let seen = &mut s[first..end];
+                    let max = simd::max(seen);
+                    let sum = simd::exp_and_sum(seen, max);
+                    simd::scale(seen, F::ONE / sum);
+                    stats[(i * heads + head) * 2] = max + sum.ln();
+                }
+                let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
+                let shape = (rows.1 - rows.0, d);
+                par::Rect::new(&mut o[head * d..], shape, wq).product(false, width, par::Mat::new(s, width), v, F::ONE);
             }
-            block.probabilities(rows, keys, |row| stats[((row - rows.0) * heads + head) * 2], &mut s);
-            let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
-            let s = par::Mat::new(&s, width);
-            par::gemm(
-                (rows.1 - rows.0, d, width),
-                &mut o[head * d..],
-                wq,
-                false,
-                s,
-                v,
-                F::ONE,
-                gemm::Parallelism::None,
-            );
-        }
+        });
     });
 }
 
@@ -187,7 +189,7 @@ fn delta_twin<F: Float>(call: &mut Call<F>) {
     let d = p.d as usize;
     let (o, d_o) = (call.f(0), call.f(1));
     par::rows(&mut call.f_mut(2)[..(p.n * p.heads) as usize * 2], 2, d, |i, stats| {
-        stats[1] = o[i * d..][..d].iter().zip(&d_o[i * d..][..d]).map(|(a, b)| *a * *b).sum();
+        stats[1] = simd::dot(&o[i * d..][..d], &d_o[i * d..][..d]);
     });
 }
 
@@ -196,31 +198,24 @@ fn backward_q_twin<F: Float>(call: &mut Call<F>) {
     let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
     let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
     let (wq, wk) = block.widths();
-    let (v, stats, d_o) = (call.f(3), call.f(4), call.f(5));
+    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
     par::rows(&mut call.f_mut(6)[..n * wq], BLOCK * wq, n, |b, dq| {
         let rows = (b * BLOCK, b * BLOCK + dq.len() / wq);
         let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
         let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
-        let (mut s, mut dp) = (vec![F::ZERO; m * width], vec![F::ZERO; m * width]);
-        for head in 0..heads {
-            let kv = keys.0 * wk + block.kv_head(head) * d;
-            block.scores(head, rows, keys, &mut s);
-            block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], &mut s);
-            let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-            par::gemm(
-                (m, width, d),
-                &mut dp,
-                width,
-                false,
-                d_o,
-                par::Mat::t(&v[kv..], wk),
-                F::ONE,
-                gemm::Parallelism::None,
-            );
-            score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
-            let (ds, k) = (par::Mat::new(&dp, width), par::Mat::new(&block.k[kv..], wk));
-            par::gemm((m, d, width), &mut dq[head * d..], wq, false, ds, k, F::of32(p.scale), gemm::Parallelism::None);
-        }
+        scratch.with(2 * m * width, |both| {
+            for head in 0..heads {
+                let (s, dp) = both.split_at_mut(m * width);
+                let kv = keys.0 * wk + block.kv_head(head) * d;
+                block.scores(head, rows, keys, s);
+                block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
+                let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
+                par::Rect::new(dp, (m, width), width).product(false, d, d_o, par::Mat::t(&v[kv..], wk), F::ONE);
+                score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+                let (ds, k) = (par::Mat::new(dp, width), par::Mat::new(&block.k[kv..], wk));
+                par::Rect::new(&mut dq[head * d..], (m, d), wq).product(false, width, ds, k, F::of32(p.scale));
+            }
+        });
     });
 }
 
@@ -230,42 +225,28 @@ fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
     let group = heads / p.kv_heads as usize;
     let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
     let (wq, wk) = block.widths();
-    let (v, stats, d_o) = (call.f(3), call.f(4), call.f(5));
+    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
     let (dk, dv) = (call.f_mut(6), call.f_mut(7));
     par::rows2(&mut dk[..n * wk], BLOCK * wk, &mut dv[..n * wk], BLOCK * wk, n, |b, dk, dv| {
         let keys = (b * BLOCK, b * BLOCK + dk.len() / wk);
         let rows = (keys.0, (keys.0..keys.1).map(|r| block.end(r)).max().unwrap_or(keys.1));
         let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
-        let (mut s, mut dp) = (vec![F::ZERO; m * width], vec![F::ZERO; m * width]);
-        for head in 0..heads {
-            let (kv_head, first) = (block.kv_head(head), head % group == 0);
-            block.scores(head, rows, keys, &mut s);
-            block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], &mut s);
-            let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-            let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
-            par::gemm((m, width, d), &mut dp, width, false, d_o, v, F::ONE, gemm::Parallelism::None);
-            par::gemm(
-                (width, d, m),
-                &mut dv[kv_head * d..],
-                wk,
-                !first,
-                par::Mat::t(&s, width),
-                d_o,
-                F::ONE,
-                gemm::Parallelism::None,
-            );
-            score_gradient(&s, &mut dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
-            let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
-            par::gemm(
-                (width, d, m),
-                &mut dk[kv_head * d..],
-                wk,
-                !first,
-                par::Mat::t(&dp, width),
-                q,
-                F::of32(p.scale),
-                gemm::Parallelism::None,
-            );
-        }
+        scratch.with(2 * m * width, |both| {
+            for head in 0..heads {
+                let (s, dp) = both.split_at_mut(m * width);
+                let (kv_head, first) = (block.kv_head(head), head % group == 0);
+                block.scores(head, rows, keys, s);
+                block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
+                let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
+                let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
+                par::Rect::new(dp, (m, width), width).product(false, d, d_o, v, F::ONE);
+                let dv = &mut dv[kv_head * d..];
+                par::Rect::new(dv, (width, d), wk).product(!first, m, par::Mat::t(s, width), d_o, F::ONE);
+                score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+                let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
+                let dk = &mut dk[kv_head * d..];
+                par::Rect::new(dk, (width, d), wk).product(!first, m, par::Mat::t(dp, width), q, F::of32(p.scale));
+            }
+        });
     });
 }

@@ -8,6 +8,7 @@ use super::gather::NONE;
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
+use crate::simd;
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, pad0: u32, pad1: u32 });
 
@@ -58,6 +59,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let (heads, d, width) = (p.heads as usize, p.d as usize, (p.kv_heads * p.d) as usize);
     let group = heads / p.kv_heads as usize;
     let (slots, q, k, v) = (call.w(0), call.f(1), call.f(2), call.f(3));
+    let scratch = call.scratch;
     par::rows(&mut call.f_mut(4)[..p.n as usize * heads * d], d, 64, |i, o| {
         let (row, head) = (i / heads, i % heads);
         o.fill(F::ZERO);
@@ -67,13 +69,15 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
         let start = slots[2 * row] as usize * p.capacity as usize * width + head / group * d;
         let at = |j: usize| start + j * width..start + j * width + d;
         let q = &q[i * d..][..d];
-        let dot = |j: usize| q.iter().zip(&k[at(j)]).map(|(a, b)| *a * *b).sum::<F>() * F::of32(p.scale);
-        let scores: Vec<F> = (0..=slots[2 * row + 1] as usize).map(dot).collect();
-        let max = scores.iter().fold(scores[0], |a, b| a.max(*b));
-        let sum: F = scores.iter().map(|s| (*s - max).exp()).sum();
-        for (j, s) in scores.iter().enumerate() {
-            let weight = (*s - max).exp() / sum;
-            o.iter_mut().zip(&v[at(j)]).for_each(|(o, v)| *o += weight * *v);
-        }
+        scratch.with(slots[2 * row + 1] as usize + 1, |scores| {
+            for (j, s) in scores.iter_mut().enumerate() {
+                *s = simd::dot(q, &k[at(j)]) * F::of32(p.scale);
+            }
+            let max = simd::max(scores);
+            let sum = simd::exp_and_sum(scores, max);
+            for (j, s) in scores.iter().enumerate() {
+                simd::add_scaled(o, &v[at(j)], *s / sum);
+            }
+        });
     });
 }

@@ -8,6 +8,7 @@ use super::gather::NONE;
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
+use crate::simd;
 
 params!(
     /// `v` words of the vocabulary in rows of `ld` (a multiple of 4; the padding beyond v gets no gradient).
@@ -64,9 +65,9 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
             return;
         }
         let x = &logits[m * ld..][..v];
-        let max = par::max(x);
+        let max = simd::max(x);
         let best = x.iter().position(|x| *x == max);
-        let lse = max + par::sum_exp(x, max).ln();
+        let lse = max + simd::sum_exp(x, max).ln();
         out[0] = lse - x[target as usize];
         out[1] = if best == Some(target as usize) { F::ONE } else { F::ZERO };
         out[2] = lse;
@@ -82,7 +83,7 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
         NONE => x.fill(F::ZERO),
         target => {
             let lse = rows[(first + m) * ROW + 2];
-            x[..v].iter_mut().for_each(|x| *x = (*x - lse).exp() * inv);
+            simd::exp_in_place(&mut x[..v], lse, inv);
             x[v..].fill(F::ZERO);
             x[target as usize] -= inv;
         }

@@ -31,6 +31,7 @@ fn twin<F: Float>(call: &mut Call<F>) {
     let (n, r, w) = (p.n as usize, p.r as usize, p.w as usize);
     let (a, b) = (call.f(0), call.f(1));
     let out = &mut call.f_mut(2)[p.off as usize..];
-    let parallelism = par::gemm_parallelism(2 * n * r * w);
-    par::gemm((r, w, n), out, w, true, par::Mat::t(a, r), par::Mat::new(b, w), F::of32(p.scale), parallelism);
+    par::blocks(out, r, w, 0..w, 2 * n * r * w, |r0, c0, mut out| {
+        out.product(true, n, par::Mat::t(&a[r0..], r), par::Mat::new(&b[c0..], w), F::of32(p.scale));
+    });
 }

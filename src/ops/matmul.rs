@@ -7,7 +7,9 @@
 use super::{kernel, par, params};
 use crate::format::{WeightFormat, unpack};
 use crate::num::Float;
-use crate::plan::{Access, Buf, Call, Plan, Slot, Step};
+use crate::plan::{Access, Buf, Call, Plan, Scratch, Slot, Step};
+use crate::simd;
+use std::ops::Range;
 
 params!(
     /// Shared by both directions. `ld` is the width of a row of the O side (y or dy), `col` the first column used.
@@ -171,112 +173,167 @@ fn finish(step: &mut Step, label: &str, w: &Matrix, n: usize, width: usize, inne
     };
 }
 
-/// Calls `f(first row, rows, values)` for panels of W as floats, unpacked into scratch unless they are floats already.
-fn panels<F: Float>(
-    w: &Slot<F>,
-    p: &Params,
-    format: WeightFormat,
-    scratch: &mut Vec<F>,
-    mut f: impl FnMut(usize, usize, &[F]),
-) {
-    let (o, i) = (p.o as usize, p.i as usize);
-    match w {
-        Slot::F(values) => f(0, o, &values[p.w_off as usize..][..o * i]),
-        Slot::W(words) => {
-            // A panel of about 8 MiB stays in the outer caches between unpacking and its product.
-            let rows = ((8 << 20) / (size_of::<F>() * i)).clamp(8, o.max(8));
-            let stride = format.words(i);
-            let words = &words[p.w_off as usize..][..o * stride];
-            if scratch.len() < rows.min(o) * i {
-                scratch.resize(rows.min(o) * i, F::ZERO);
-            }
-            for row0 in (0..o).step_by(rows) {
-                let rows = rows.min(o - row0);
-                let panel = &mut scratch[..rows * i];
-                par::rows(panel, i, 1, |r, out| unpack(format, &words[(row0 + r) * stride..][..stride], out));
-                f(row0, rows, panel);
-            }
+/// The weight as a twin sees it: rows of floats, or of packed words.
+enum Weight<'a, F> {
+    Floats(&'a [F]),
+    Packed(&'a [u32], WeightFormat),
+}
+
+impl<'a, F: Float> Weight<'a, F> {
+    fn new(call: &Call<'a, F>, p: &Params) -> Self {
+        let format = call.format.expect("a weight has a format");
+        let (o, i, off) = (p.o as usize, p.i as usize, p.w_off as usize);
+        match &call.slots[1] {
+            Slot::F(values) => Weight::Floats(&values[off..][..o * i]),
+            Slot::W(words) => Weight::Packed(&words[off..][..o * format.words(i)], format),
+            _ => panic!("weights are bound for reading"),
         }
-        _ => panic!("weights are bound for reading"),
+    }
+
+    /// Lends rows `rows` and columns `cols` of the matrix, `i` wide, as floats and their row length.
+    fn with<R>(
+        &self,
+        i: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        scratch: &Scratch<F>,
+        f: impl FnOnce(&[F], usize) -> R,
+    ) -> R {
+        match self {
+            Weight::Floats(values) => f(&values[rows.start * i + cols.start..(rows.end - 1) * i + cols.end], i),
+            Weight::Packed(words, format) => scratch.with(rows.len() * cols.len(), |panel| {
+                let (stride, skip) = (format.words(i), format.words(cols.start));
+                for (row, out) in rows.zip(panel.chunks_exact_mut(cols.len())) {
+                    unpack(*format, &words[row * stride + skip..], out);
+                }
+                f(panel, cols.len())
+            }),
+        }
+    }
+
+    /// `y += scale · x · W[rows]ᵀ` for a few rows of x: a row of W is unpacked once and multiplied by all of them.
+    fn times_few(&self, i: usize, rows: Range<usize>, x: &[F], scale: F, scratch: &Scratch<F>, y: &mut par::Rect<F>) {
+        for (c, row) in rows.enumerate() {
+            self.with(i, row..row + 1, 0..i, scratch, |w, _| {
+                for (r, x) in x.chunks_exact(i).take(y.rows).enumerate() {
+                    y.row(r)[c] += scale * simd::dot(x, w);
+                }
+            });
+        }
     }
 }
+
+/// Inner dimension of one product: with [`par::BLOCK_COLS`] a panel of 576 KiB, which stays in the second cache.
+const INNER: usize = 1536;
+
+/// `0..len` in pieces of [`INNER`].
+fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(INNER).map(move |start| start..(start + INNER).min(len))
+}
+
+/// Up to so many rows of x, each row of W is unpacked once and multiplied by all of them: decoding.
+const FEW_ROWS: usize = 8;
 
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (n, i, r, ld) = (p.n as usize, p.i as usize, p.r as usize, p.ld as usize);
-    let (x, t, low) = (call.f(0), call.f(2), call.f(3));
-    let y = call.f_mut(6);
-    start_rows(y, &p, call);
+    let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
+    let (x, w) = (call.f(0), Weight::new(call, &p));
+    let (start, low) = (Start::new(call, &p), Low::new(call, &p, col));
+    let (y, scratch) = (call.f_mut(6), call.scratch);
     let scale = F::of32(p.scale);
-    panels(&call.slots[1], &p, call.format.expect("a weight has a format"), call.scratch, |row0, rows, w| {
-        let y = &mut y[p.col as usize + row0..];
-        par::gemm(
-            (n, rows, i),
-            y,
-            ld,
-            true,
-            par::Mat::new(x, i),
-            par::Mat::t(w, i),
-            scale,
-            par::gemm_parallelism(2 * n * rows * i),
-        );
-    });
-    if r > 0 {
-        let (o, low_ld) = (p.o as usize, p.low_ld as usize);
-        let factor = par::Mat::new(&low[p.low_off as usize + p.col as usize..], low_ld);
-        par::gemm(
-            (n, o, r),
-            &mut y[p.col as usize..],
-            ld,
-            true,
-            par::Mat::new(t, r),
-            factor,
-            F::of32(p.low_scale),
-            par::gemm_parallelism(2 * n * o * r),
-        );
-    }
-}
-
-/// Sets the rows of y to what the product is added to: bias + residual + old y.
-fn start_rows<F: Float>(y: &mut [F], p: &Params, call: &Call<F>) {
-    let (o, ld, col) = (p.o as usize, p.ld as usize, p.col as usize);
-    let (bias, residual) = (call.f(4), call.f(5));
-    par::rows(&mut y[..p.n as usize * ld], ld, 1, |row, y| {
-        let y = &mut y[col..col + o];
-        if p.flags & ACCUMULATE == 0 {
-            y.fill(F::ZERO);
+    par::blocks(y, n, ld, col..col + o, 2 * n * o * (i + low.rank), |r0, c0, mut y| {
+        let rows = c0 - col..c0 - col + y.cols;
+        let mut keep = start.fill(r0, c0, &mut y);
+        if y.rows <= FEW_ROWS {
+            w.times_few(i, rows, &x[r0 * i..], scale, scratch, &mut y);
+            keep = true;
+        } else {
+            for k in pieces(i) {
+                w.with(i, rows.clone(), k.clone(), scratch, |w, ld| {
+                    y.product(keep, k.len(), par::Mat::new(&x[r0 * i + k.start..], i), par::Mat::t(w, ld), scale);
+                });
+                keep = true;
+            }
         }
-        if p.flags & BIAS != 0 {
-            y.iter_mut().zip(&bias[col..]).for_each(|(y, b)| *y += *b);
-        }
-        if p.flags & RESIDUAL != 0 {
-            y.iter_mut().zip(&residual[row * ld + col..]).for_each(|(y, b)| *y += *b);
-        }
+        low.add(r0, c0 - col, keep, &mut y);
     });
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (n, i, r, ld) = (p.n as usize, p.i as usize, p.r as usize, p.ld as usize);
-    let (dy, t, low) = (call.f(0), call.f(2), call.f(3));
-    let dx = call.f_mut(4);
-    let mut keep = p.flags & ACCUMULATE != 0;
-    panels(&call.slots[1], &p, call.format.expect("a weight has a format"), call.scratch, |row0, rows, w| {
-        let dy = par::Mat::new(&dy[p.col as usize + row0..], ld);
-        par::gemm((n, i, rows), dx, i, keep, dy, par::Mat::new(w, i), F::ONE, par::gemm_parallelism(2 * n * rows * i));
-        keep = true;
+    let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
+    let (dy, w, low) = (call.f(0), Weight::new(call, &p), Low::new(call, &p, 0));
+    let (dx, scratch) = (call.f_mut(4), call.scratch);
+    par::blocks(dx, n, i, 0..i, 2 * n * i * (o + low.rank), |r0, c0, mut dx| {
+        let mut keep = p.flags & ACCUMULATE != 0;
+        for k in pieces(o) {
+            w.with(i, k.clone(), c0..c0 + dx.cols, scratch, |w, w_ld| {
+                let dy = par::Mat::new(&dy[r0 * ld + col + k.start..], ld);
+                dx.product(keep, k.len(), dy, par::Mat::new(w, w_ld), F::ONE);
+            });
+            keep = true;
+        }
+        low.add(r0, c0, keep, &mut dx);
     });
-    if r > 0 {
-        let factor = par::Mat::new(&low[p.low_off as usize..], p.low_ld as usize);
-        par::gemm(
-            (n, i, r),
-            dx,
-            i,
-            keep,
-            par::Mat::new(t, r),
-            factor,
-            F::of32(p.low_scale),
-            par::gemm_parallelism(2 * n * i * r),
-        );
+}
+
+/// What the product is added to: old y, bias, residual.
+struct Start<'a, F> {
+    p: Params,
+    bias: &'a [F],
+    residual: &'a [F],
+}
+
+impl<'a, F: Float> Start<'a, F> {
+    fn new(call: &Call<'a, F>, p: &Params) -> Self {
+        Start { p: *p, bias: call.f(4), residual: call.f(5) }
+    }
+
+    /// Fills the block at row `r0`, column `c0` of y; false if there is nothing to add to, and it was left alone.
+    fn fill(&self, r0: usize, c0: usize, y: &mut par::Rect<F>) -> bool {
+        let has = |flag: u32| self.p.flags & flag != 0;
+        // Few rows are added to row by row, so they start at something.
+        if !has(ACCUMULATE | BIAS | RESIDUAL) && y.rows > FEW_ROWS {
+            return false;
+        }
+        for row in 0..y.rows {
+            let y = y.row(row);
+            if !has(ACCUMULATE) {
+                y.fill(F::ZERO);
+            }
+            if has(BIAS) {
+                simd::add_scaled(y, &self.bias[c0..], F::ONE);
+            }
+            if has(RESIDUAL) {
+                simd::add_scaled(y, &self.residual[(r0 + row) * self.p.ld as usize + c0..], F::ONE);
+            }
+        }
+        true
+    }
+}
+
+/// The low-rank term: `scale · t[N,R] · factor[R, ·]`.
+struct Low<'a, F> {
+    t: &'a [F],
+    factor: &'a [F],
+    ld: usize,
+    rank: usize,
+    scale: F,
+}
+
+impl<'a, F: Float> Low<'a, F> {
+    /// `skip` columns of the factor belong to shards before this one.
+    fn new(call: &Call<'a, F>, p: &Params, skip: usize) -> Self {
+        let (rank, ld) = (p.r as usize, p.low_ld as usize);
+        let factor = if rank > 0 { &call.f(3)[p.low_off as usize + skip..] } else { &[] };
+        Low { t: call.f(2), factor, ld, rank, scale: F::of32(p.low_scale) }
+    }
+
+    /// Adds the term's block at row `r0` and column `c0` of the factor.
+    fn add(&self, r0: usize, c0: usize, keep: bool, out: &mut par::Rect<F>) {
+        if self.rank > 0 {
+            let t = par::Mat::new(&self.t[r0 * self.rank..], self.rank);
+            out.product(keep, self.rank, t, par::Mat::new(&self.factor[c0..], self.ld), self.scale);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Access, Buf, Call, Plan};
+use crate::simd::{self, simd};
 
 params!(Params { n: u32, c: u32, eps: f32, accumulate: u32 });
 
@@ -36,7 +37,7 @@ pub fn backward(
 }
 
 fn rstd<F: Float>(x: &[F], eps: f32) -> F {
-    let squares: F = x.iter().map(|x| *x * *x).sum();
+    let squares = simd::dot(x, x);
     F::ONE / (squares / F::of(x.len() as f64) + F::of32(eps)).sqrt()
 }
 
@@ -46,11 +47,16 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let (x, w) = (call.f(0), call.f(1));
     par::rows(&mut call.f_mut(2)[..p.n as usize * c], c, 1, |row, y| {
         let x = &x[row * c..][..c];
-        let rstd = rstd(x, p.eps);
+        normed(y, x, w, rstd(x, p.eps));
+    });
+}
+
+simd! {
+    fn normed<F: Float>(y: &mut [F], x: &[F], w: &[F], rstd: F) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
             *y = *x * rstd * *w;
         }
-    });
+    }
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
@@ -60,11 +66,18 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     par::rows(&mut call.f_mut(3)[..p.n as usize * c], c, 1, |row, dx| {
         let (x, dy) = (&x[row * c..][..c], &dy[row * c..][..c]);
         let rstd = rstd(x, p.eps);
-        let along: F = x.iter().zip(dy).zip(w).map(|((x, dy), w)| *x * *dy * *w).sum();
-        let pull = rstd * rstd * along / F::of(c as f64);
-        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
-            let old = if p.accumulate == 1 { *dx } else { F::ZERO };
-            *dx = old + rstd * (*w * *dy - *x * pull);
+        if p.accumulate == 0 {
+            dx.fill(F::ZERO);
         }
+        let pull = rstd * rstd * simd::dot3(x, dy, w) / F::of(c as f64);
+        add_gradient(dx, x, dy, w, rstd, pull);
     });
+}
+
+simd! {
+    fn add_gradient<F: Float>(dx: &mut [F], x: &[F], dy: &[F], w: &[F], rstd: F, pull: F) {
+        for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+            *dx += rstd * (*w * *dy - *x * pull);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use super::control::{REPORT, RING};
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
+use crate::simd;
 
 params!(Params { len: u32, partials: u32, max_norm: f32, pad: u32 });
 
@@ -28,7 +29,8 @@ fn partial_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let grads = &call.f(0)[..p.len as usize];
     par::rows(&mut call.f_mut(1)[..p.partials as usize], 1, CHUNK, |i, out| {
-        out[0] = grads[i * CHUNK..].iter().take(CHUNK).map(|g| *g * *g).sum();
+        let chunk = &grads[i * CHUNK..grads.len().min((i + 1) * CHUNK)];
+        out[0] = simd::dot(chunk, chunk);
     });
 }
 

@@ -3,6 +3,7 @@
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
+use crate::simd::simd;
 
 params!(Params { len: u32, pad0: u32, pad1: u32, pad2: u32 });
 
@@ -27,11 +28,16 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (gate, up) = (call.f(0), call.f(1));
     par::rows(&mut call.f_mut(2)[..p.len as usize], CHUNK, 8, |k, y| {
-        let at = k * CHUNK;
-        for ((y, g), u) in y.iter_mut().zip(&gate[at..]).zip(&up[at..]) {
+        silu_times(y, &gate[k * CHUNK..], &up[k * CHUNK..]);
+    });
+}
+
+simd! {
+    fn silu_times<F: Float>(y: &mut [F], gate: &[F], up: &[F]) {
+        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
             *y = *g / (F::ONE + (-*g).exp()) * *u;
         }
-    });
+    }
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
@@ -40,11 +46,17 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     let dy = call.f(0);
     let (gate, up) = (call.f_mut(1), call.f_mut(2));
     par::rows2(&mut gate[..len], CHUNK, &mut up[..len], CHUNK, 8, |k, gate, up| {
-        for ((g, u), dy) in gate.iter_mut().zip(up).zip(&dy[k * CHUNK..]) {
+        silu_gradient(gate, up, &dy[k * CHUNK..]);
+    });
+}
+
+simd! {
+    fn silu_gradient<F: Float>(gate: &mut [F], up: &mut [F], dy: &[F]) {
+        for ((g, u), dy) in gate.iter_mut().zip(up).zip(dy) {
             let sigmoid = F::ONE / (F::ONE + (-*g).exp());
             let silu = *g * sigmoid;
             let dgate = *dy * *u * sigmoid * (F::ONE + *g * (F::ONE - sigmoid));
             (*g, *u) = (dgate, *dy * silu);
         }
-    });
+    }
 }

@@ -12,6 +12,7 @@ pub mod memory;
 use crate::format::WeightFormat;
 use crate::num::Float;
 use std::collections::HashSet;
+use std::sync::Mutex;
 
 /// A buffer of a plan: a proxy, not memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +114,14 @@ pub struct Step {
 pub struct Sequence {
     pub name: String,
     pub steps: Vec<Step>,
+}
+
+impl Step {
+    /// The kernel, and the format of its weight if it reads one: "matmul.forward q4_1".
+    pub fn name(&self) -> String {
+        let format = self.format.map_or(String::new(), |f| format!(" {}", f.name()));
+        format!("{:?}{format}", self.kernel)
+    }
 }
 
 /// Number of a sequence within its plan.
@@ -225,7 +234,31 @@ pub struct Call<'a, F: Float> {
     pub params: &'a [u32],
     pub format: Option<WeightFormat>,
     pub slots: Vec<Slot<'a, F>>,
-    pub scratch: &'a mut Vec<F>,
+    pub scratch: &'a Scratch<F>,
+}
+
+/// Working memory of twins, kept from step to step: tasks that run side by side each borrow a piece.
+#[derive(Default)]
+pub struct Scratch<F>(Mutex<Vec<Vec<F>>>);
+
+impl<F: Float> Scratch<F> {
+    /// Lends `len` elements with whatever was left in them.
+    pub fn with<R>(&self, len: usize, f: impl FnOnce(&mut [F]) -> R) -> R {
+        let pieces = || self.0.lock().expect("no twin panics while it holds the lock");
+        let mut piece = pieces().pop().unwrap_or_default();
+        if piece.len() < len {
+            piece.resize(len, F::ZERO);
+        }
+        let result = f(&mut piece[..len]);
+        pieces().push(piece);
+        result
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        let pieces = self.0.lock().expect("no twin panics while it holds the lock");
+        pieces.iter().map(|piece| (piece.capacity() * size_of::<F>()) as u64).sum()
+    }
 }
 
 impl<'a, F: Float> Call<'a, F> {

@@ -1,112 +1,117 @@
-//! The options of a training run: one table for the command line (as flags) and the page (as JSON, snake_case).
+//! The options of a training run: one table for the command line (flags), JSON (snake_case keys) and the page's form.
 
 use super::schedule::Schedule;
 use crate::adapter::{LoraConfig, lora};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[cfg_attr(not(target_arch = "wasm32"), derive(clap::Args))]
-pub struct TrainOptions {
-    /// Rank of the low-rank update: more can learn more, and costs more.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 8))]
-    pub rank: usize,
-    /// Strength of the update: it is scaled by alpha / rank (rsLoRA: alpha / √rank).
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 16.0))]
-    pub alpha: f32,
-    /// Probability of dropping an input of the update while training.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.0))]
-    pub dropout: f32,
-    /// Scale by alpha / √rank.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
-    pub rslora: bool,
-    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...).
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "NAMES", default_value = "all-linear"))]
-    pub target_modules: String,
-    /// Peak learning rate.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 5e-4))]
-    pub lr: f64,
-    /// How the learning rate goes down after the warm-up: constant, linear or cosine.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "KIND", value_enum, hide_possible_values = true, default_value_t = Schedule::Linear))]
-    pub schedule: Schedule,
-    /// Steps over which the learning rate rises.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
-    pub warmup_steps: u64,
-    /// Decoupled weight decay of AdamW.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.0))]
-    pub weight_decay: f32,
-    /// Gradients are scaled down to this global norm; 0 turns it off.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 1.0))]
-    pub max_grad_norm: f32,
-    /// Passes over the data.
-    #[cfg_attr(
-        not(target_arch = "wasm32"),
-        arg(long, value_name = "N", default_value_t = 3.0, conflicts_with = "steps")
-    )]
-    pub epochs: f64,
-    /// Optimizer steps, instead of epochs.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N"))]
-    pub steps: Option<u64>,
-    /// Rows of a micro-batch.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 4))]
-    pub batch_size: usize,
-    /// Tokens of a row; longer examples are cut.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 256))]
-    pub seq_len: usize,
-    /// Micro-batches of an optimizer step.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 1))]
-    pub grad_accum: usize,
-    /// Everything random follows from it.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
-    pub seed: u64,
-    /// Keep the order of the file.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
-    pub no_shuffle: bool,
-    /// One example a row.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long))]
-    pub no_packing: bool,
-    /// Steps between evaluations on the validation data; 0 means only at the end.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0))]
-    pub eval_every: u64,
-    /// Share of the data held out for validation when no validation file is given.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 0.1))]
-    pub val_fraction: f64,
-    /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N"))]
-    pub kept_blocks: Option<usize>,
-    /// GiB the run may use; decides --kept-blocks.
-    #[cfg_attr(not(target_arch = "wasm32"), arg(long, value_name = "N", default_value_t = 4.0))]
-    pub memory_gib: f64,
+/// Makes [`TrainOptions`] from one line an option: its help, name, type, default (where it has one), and what else clap
+/// is told. Flags, JSON keys, defaults and the rows of the page's form all follow from it.
+macro_rules! options {
+    ($($(#[doc = $help:literal])+ $name:ident: $type:ty $(= $default:expr)?, [$($arg:tt)*];)*) => {
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        #[cfg_attr(not(target_arch = "wasm32"), derive(clap::Args))]
+        pub struct TrainOptions {
+            $(
+                $(#[doc = $help])+
+                #[cfg_attr(not(target_arch = "wasm32"), arg(long, $(default_value_t = $default,)? $($arg)*))]
+                pub $name: $type,
+            )*
+        }
+
+        impl Default for TrainOptions {
+            /// What `{}` and an empty command line mean.
+            fn default() -> Self {
+                #[allow(unused_mut, unused_assignments)]
+                TrainOptions { $($name: { let mut value = <$type>::default(); $(value = $default;)? value },)* }
+            }
+        }
+
+        /// (name, help, type) of every option.
+        const ROWS: &[(&str, &str, &str)] = &[$((stringify!($name), concat!($($help),+), stringify!($type)),)*];
+    };
 }
 
-impl Default for TrainOptions {
-    fn default() -> Self {
-        TrainOptions {
-            rank: 8,
-            alpha: 16.0,
-            dropout: 0.0,
-            rslora: false,
-            target_modules: "all-linear".into(),
-            lr: 5e-4,
-            schedule: Schedule::Linear,
-            warmup_steps: 0,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            epochs: 3.0,
-            steps: None,
-            batch_size: 4,
-            seq_len: 256,
-            grad_accum: 1,
-            seed: 0,
-            no_shuffle: false,
-            no_packing: false,
-            eval_every: 0,
-            val_fraction: 0.1,
-            kept_blocks: None,
-            memory_gib: 4.0,
-        }
-    }
+options! {
+    /// Rank of the low-rank update: more can learn more, and costs more.
+    rank: usize = 8, [value_name = "N"];
+    /// Strength of the update: it is scaled by alpha / rank (rsLoRA: alpha / √rank).
+    alpha: f32 = 16.0, [value_name = "N"];
+    /// Probability of dropping an input of the update while training.
+    dropout: f32 = 0.0, [value_name = "N"];
+    /// Scale by alpha / √rank.
+    rslora: bool, [];
+    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...).
+    target_modules: String = String::from("all-linear"), [value_name = "NAMES"];
+    /// Peak learning rate.
+    lr: f64 = 5e-4, [value_name = "N"];
+    /// How the learning rate goes down after the warm-up: constant, linear or cosine.
+    schedule: Schedule = Schedule::Linear, [value_name = "KIND", value_enum, hide_possible_values = true];
+    /// Steps over which the learning rate rises.
+    warmup_steps: u64 = 0, [value_name = "N"];
+    /// Decoupled weight decay of AdamW.
+    weight_decay: f32 = 0.0, [value_name = "N"];
+    /// Gradients are scaled down to this global norm; 0 turns it off.
+    max_grad_norm: f32 = 1.0, [value_name = "N"];
+    /// Passes over the data.
+    epochs: f64 = 3.0, [value_name = "N", conflicts_with = "steps"];
+    /// Optimizer steps, instead of epochs.
+    steps: Option<u64>, [value_name = "N"];
+    /// Rows of a micro-batch.
+    batch_size: usize = 4, [value_name = "N"];
+    /// Tokens of a row; longer examples are cut.
+    seq_len: usize = 256, [value_name = "N"];
+    /// Micro-batches of an optimizer step.
+    grad_accum: usize = 1, [value_name = "N"];
+    /// Everything random follows from it.
+    seed: u64 = 0, [value_name = "N"];
+    /// Keep the order of the file.
+    no_shuffle: bool, [];
+    /// One example a row.
+    no_packing: bool, [];
+    /// Steps between evaluations on the validation data; 0 means only at the end.
+    eval_every: u64 = 0, [value_name = "N"];
+    /// Share of the data held out for validation when no validation file is given.
+    val_fraction: f64 = 0.1, [value_name = "N"];
+    /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
+    kept_blocks: Option<usize>, [value_name = "N"];
+    /// GiB the run may use; decides --kept-blocks.
+    memory_gib: f64 = 4.0, [value_name = "N"];
+}
+
+/// An option as a form shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct OptionRow {
+    /// The key of the JSON object.
+    pub name: &'static str,
+    /// `--seq-len`
+    pub flag: String,
+    pub help: &'static str,
+    /// integer, number, boolean, text or choice
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    #[serde(skip_serializing_if = "<[&str]>::is_empty")]
+    pub choices: &'static [&'static str],
+    pub default: Value,
+}
+
+/// All options of a run, in the order of `luthier train --help`.
+pub fn option_table() -> Vec<OptionRow> {
+    let defaults = serde_json::to_value(TrainOptions::default()).expect("plain data");
+    let row = |&(name, help, kind): &(&'static str, &'static str, &str)| {
+        let (kind, choices): (_, &[&str]) = match kind {
+            "bool" => ("boolean", &[]),
+            "String" => ("text", &[]),
+            "f32" | "f64" => ("number", &[]),
+            "Schedule" => ("choice", &Schedule::NAMES),
+            _ => ("integer", &[]),
+        };
+        let flag = format!("--{}", name.replace('_', "-"));
+        OptionRow { name, flag, help: help.trim(), kind, choices, default: defaults[name].clone() }
+    };
+    ROWS.iter().map(row).collect()
 }
 
 impl TrainOptions {
@@ -168,6 +173,23 @@ mod tests {
         let matches = TrainOptions::augment_args(clap::Command::new("t")).get_matches_from(["t"]);
         let flags = TrainOptions::from_arg_matches(&matches).unwrap();
         let json: TrainOptions = serde_json::from_str("{}").unwrap();
-        assert_eq!(serde_json::to_value(flags).unwrap(), serde_json::to_value(json).unwrap());
+        assert_eq!(flags, json);
+    }
+
+    #[test]
+    fn rows_are_flags() {
+        let command = TrainOptions::augment_args(clap::Command::new("t"));
+        let rows = super::option_table();
+        for (arg, row) in command.get_arguments().zip(&rows) {
+            assert_eq!(format!("--{}", arg.get_long().unwrap()), row.flag);
+            // clap leaves out the last full stop.
+            assert_eq!(arg.get_help().unwrap().to_string(), row.help.trim_end_matches('.'));
+            assert_eq!(arg.get_action().takes_values(), row.kind != "boolean", "{}", row.flag);
+        }
+        let row = |name: &str| serde_json::to_value(rows.iter().find(|r| r.name == name).unwrap()).unwrap();
+        assert_eq!(rows.len(), command.get_arguments().count());
+        assert_eq!(row("schedule")["choices"], serde_json::json!(["constant", "linear", "cosine"]));
+        assert_eq!((&row("steps")["default"], &row("steps")["type"]), (&serde_json::Value::Null, &"integer".into()));
+        assert_eq!((&row("rank")["default"], row("rank").get("choices")), (&8.into(), None));
     }
 }

@@ -14,6 +14,9 @@ pub enum Schedule {
 }
 
 impl Schedule {
+    /// As flags and JSON spell them.
+    pub const NAMES: [&str; 3] = ["constant", "linear", "cosine"];
+
     /// The learning rate of step `t` of `total`.
     pub fn rate(self, lr: f64, t: u64, warmup: u64, total: u64) -> f64 {
         if t < warmup {
@@ -32,6 +35,12 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::Schedule::*;
+
+    #[test]
+    fn names_are_those_of_json() {
+        let json = [Constant, Linear, Cosine].map(|s| serde_json::to_value(s).unwrap());
+        assert_eq!(json, super::Schedule::NAMES.map(serde_json::Value::from));
+    }
 
     #[test]
     fn warm_up_then_decay() {

@@ -16,7 +16,7 @@ use crate::ops::dropout::hash;
 use crate::ops::gather::NONE;
 use crate::ops::sum_squares;
 use crate::plan::memory::Memory;
-use crate::plan::{Elem, Plan, SequenceId};
+use crate::plan::{Buf, Elem, Plan, SequenceId};
 use serde::Serialize;
 
 /// One optimizer step, as `--log-json` writes it.
@@ -60,6 +60,17 @@ pub struct MemoryPlan {
     pub blocks: usize,
 }
 
+/// What a run has become after a number of steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub step: u64,
+    pub adapter: Vec<f32>,
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
+    /// Best validation loss so far, its step, and the adapter then.
+    pub best: Option<(f64, u64, Vec<f32>)>,
+}
+
 /// Reports are read about this often: seldom enough that no step waits for a read, often enough that little work is
 /// queued on a slow GPU.
 const READ_EVERY_MS: f64 = 250.0;
@@ -81,9 +92,13 @@ pub struct Trainer {
     io: Inputs,
     sequences: LossSequences,
     update: SequenceId,
+    /// AdamW's first and second moment.
+    moments: [Buf; 2],
     batches: Batches,
     step: u64,
     pending: Vec<Pending>,
+    /// The step that was not finite, once the sound ones before it are reported.
+    diverged: Option<Error>,
     last_read: Instant,
     /// Steps to submit before the next read.
     steps_a_read: usize,
@@ -108,8 +123,7 @@ impl Trainer {
         let table = spec.rope.table(spec.head_dim, options.seq_len);
         base.device.write_floats(parts.io.rope_table, 0, &table);
         base.device.write_floats(parts.patches.params, 0, &initial);
-        let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
-        let total_steps = options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1));
+        let total_steps = total_steps(&batches, &options);
         Ok(Trainer {
             lora,
             patches: parts.patches,
@@ -119,9 +133,11 @@ impl Trainer {
             io: parts.io,
             sequences: parts.sequences,
             update: parts.update,
+            moments: parts.moments,
             batches,
             step: 0,
             pending: Vec::new(),
+            diverged: None,
             last_read: Instant::now(),
             steps_a_read: 1,
             best: None,
@@ -132,12 +148,16 @@ impl Trainer {
         self.step
     }
 
+    /// All steps were taken, and none is known that was not finite.
     pub fn done(&self) -> bool {
-        self.step >= self.total_steps
+        self.step >= self.total_steps && self.diverged.is_none()
     }
 
     /// Submits one optimizer step. Returns the reports that became known, oldest first; they may lag behind.
     pub async fn step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        if let Some(error) = self.diverged.take() {
+            return Err(error);
+        }
         let accum = self.options.grad_accum as u64;
         let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
         self.step_on(base, &window).await
@@ -181,8 +201,11 @@ impl Trainer {
     }
 
     /// Reads the reports of all steps submitted so far. An error says which step was not finite; the adapter is then
-    /// still the one before that step.
+    /// still the one before that step. It comes after the sound reports, by a call of its own.
     pub async fn reports(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        if let Some(error) = self.diverged.take() {
+            return Err(error);
+        }
         if self.pending.is_empty() {
             return Ok(Vec::new());
         }
@@ -198,7 +221,12 @@ impl Trainer {
             let [loss, _, grad_norm, applied] = ring[p.slot as usize * REPORT..][..REPORT] else { unreachable!() };
             let loss = loss as f64 / p.supervised.max(1) as f64;
             if applied != 1.0 {
-                return Err(diverged(p.step, loss, grad_norm));
+                let error = diverged(p.step, loss, grad_norm);
+                if reports.is_empty() {
+                    return Err(error);
+                }
+                self.diverged = Some(error);
+                break;
             }
             reports.push(StepReport {
                 step: p.step,
@@ -226,6 +254,28 @@ impl Trainer {
     /// The adapter's parameters now.
     pub async fn adapter(&self, base: &mut Base) -> Result<Vec<f32>> {
         base.device.read(self.patches.params, 0, self.lora.len).await
+    }
+
+    /// All that the run has become, between two steps. Reports that were not read are not part of it.
+    pub async fn state(&self, base: &mut Base) -> Result<State> {
+        let [m, v] = self.moments;
+        Ok(State {
+            step: self.step,
+            adapter: self.adapter(base).await?,
+            m: base.device.read(m, 0, self.lora.len).await?,
+            v: base.device.read(v, 0, self.lora.len).await?,
+            best: self.best.clone(),
+        })
+    }
+
+    /// Goes on from a state of the same run. Batches, dropout and learning rates follow from the step's number.
+    pub fn restore(&mut self, base: &mut Base, state: State) {
+        let buffers = [(self.patches.params, &state.adapter), (self.moments[0], &state.m), (self.moments[1], &state.v)];
+        for (buf, values) in buffers {
+            assert_eq!(values.len(), self.lora.len, "a state of another adapter");
+            base.device.write_floats(buf, 0, values);
+        }
+        (self.step, self.best) = (state.step, state.best);
     }
 
     /// The best validation loss, its step and adapter.
@@ -318,6 +368,7 @@ struct Parts {
     patches: Patches,
     sequences: LossSequences,
     update: SequenceId,
+    moments: [Buf; 2],
 }
 
 fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
@@ -333,7 +384,19 @@ fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -
     let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
     let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: lora.len };
     adamw::step(&mut plan, adamw, io.control, clip, &state);
-    Parts { plan, io, patches, sequences, update }
+    Parts { plan, io, patches, sequences, update, moments: [m, v] }
+}
+
+/// Bytes of a run that was not started.
+pub fn estimate(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<MemoryPlan> {
+    let kept = choose_kept_blocks(base, lora, options)?;
+    Ok(plan_memory(base, lora, options, kept).1)
+}
+
+/// Steps of a run over these batches.
+pub fn total_steps(batches: &Batches, options: &TrainOptions) -> u64 {
+    let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
+    options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1))
 }
 
 fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> (Parts, MemoryPlan) {

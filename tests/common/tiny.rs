@@ -44,8 +44,8 @@ pub fn sharded(model: &str, mut device: Device, max_binding: u64) -> Base {
     let opened = block_on(Opened::new(&files)).unwrap();
     let decoder = opened.declare(&mut plan, max_binding).unwrap();
     block_on(device.prepare(&plan)).unwrap();
-    block_on(opened.stream(&decoder, &mut device, |_, _| {})).unwrap();
-    Base { plan, device, decoder }
+    let sha256 = block_on(opened.stream(&decoder, &mut device, |_, _| {})).unwrap();
+    Base { plan, device, decoder, sha256 }
 }
 
 /// An adapter of all linears with noise in A and, unless `identity`, in B.
@@ -205,7 +205,7 @@ impl Rig {
     }
 
     pub fn keeping(mut base: Base, (lora, flat): (Lora, Vec<f32>), b: usize, kept_blocks: usize) -> Rig {
-        let Base { plan, device, decoder } = &mut base;
+        let Base { plan, device, decoder, .. } = &mut base;
         let io = Inputs::declare(plan, &decoder.spec, b * T, T);
         let patches = lora.declare(plan, true);
         let sequences = decoder.loss_sequences(plan, &io, Some(&patches), true, kept_blocks);

@@ -135,7 +135,7 @@ impl Suite {
 
     fn run_cpu<F: Twin>(&self) -> Vec<Vec<Vec<f64>>> {
         let mut cpu = Cpu::<F>::new();
-        cpu.prepare(&self.plan);
+        cpu.prepare(&self.plan).unwrap();
         self.cases.iter().enumerate().map(|(i, case)| case.run_cpu(&mut cpu, &self.plan, i)).collect()
     }
 

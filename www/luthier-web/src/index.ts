@@ -66,7 +66,7 @@ export const Luthier: LuthierStatic = {
 class Instance implements LuthierApi {
   #connection: Connection;
   #opened: Opened;
-  /** The engine takes one adapter, so another needs a fresh worker. */
+  /** There is an adapter on the model; a run begins, and the base comes back, in a fresh worker. */
   #adapted = false;
   /** From the first event that somebody waits for to the last. */
   #running = false;
@@ -233,7 +233,6 @@ class Instance implements LuthierApi {
   }
 
   async importPeft(files: NamedBlob[]): Promise<void> {
-    if (this.#adapted) await this.#reopen();
     await this.#connection.call("importPeft", files);
     this.#adapted = true;
   }

@@ -58,6 +58,8 @@ export interface DataText {
   name: string;
   text: string;
   columns?: Columns;
+  /** Leave out records that cannot be used instead of refusing the file. Default false. */
+  skip_bad?: boolean;
 }
 
 /** Which columns or keys hold what; left out, they are recognised by their usual names. */
@@ -79,7 +81,7 @@ export interface PreviewRecord {
 
 /** What was found in the data, before anything is trained. */
 export interface Preview {
-  /** "messages", "prompt/completion", "instruction", "conversations", "text". */
+  /** "messages", "prompt/completion", "instruction", "conversations", "text"; "unknown" until columns are named. */
   kind: string;
   /** Column names of the file, for mapping (CSV/TSV header or the keys of the first JSON record). */
   columns: string[];
@@ -96,8 +98,10 @@ export interface Preview {
   longest: number;
   /** Token lengths: `counts[i]` examples have `edges[i] <= length < edges[i + 1]`. */
   histogram: { edges: number[]; counts: number[] };
-  /** Records that cannot be used, by line. */
+  /** Records that cannot be used, by line; the first thousand. */
   problems: { line: number; message: string }[];
+  /** All records that cannot be used. */
+  bad: number;
 }
 
 /** Bytes of a run, known before anything is allocated. */

@@ -1,4 +1,4 @@
-//! The data of the demo: requests, and the commands of a tool that does not exist.
+//! Requests, and the commands of a tool that does not exist: the data of the demo.
 //!
 //! `larder` keeps a pantry: ten subcommands with items, counts, shelves, dates, months, paths and people. No model has
 //! seen it, so whatever a tuned model knows of it, it learned from these files:
@@ -7,13 +7,13 @@
 //! * `heldout_values.jsonl`     the same phrasings, with values that do not stand in them in the training data
 //! * `heldout_phrasings.jsonl`  phrasings of which the training data have none
 //!
-//! The same files come out every time. A record has at most 57 tokens of `models/nano`. What PEFT reaches with them
+//! A record has at most 57 tokens of `models/nano`. What PEFT reaches with them
 //! (LoRA r = 8, alpha 16, all projections, 200 steps of 16, learning rate 5e-3 falling to 0; one run): exact match
 //! from 0 % to 100 % on new values, and from 0 % to 82 % on new phrasings.
 
+use super::{Part, Random, Row, Set, choose};
+use serde_json::json;
 use std::collections::HashSet;
-use std::io::Write;
-use std::path::Path;
 
 const TRAIN_ROWS: usize = 60;
 const HELD_OUT_ROWS: usize = 8;
@@ -241,30 +241,24 @@ const KEYS: &[&str] = &["name", "date", "count"];
 const FOLDERS: &[&str] = &["reports", "backup", "home", "shared", "data", "files"];
 const FILES: &[&str] = &["stock.csv", "food.txt", "list.csv", "larder.txt", "month.csv", "all.txt"];
 
-/// Writes the three files into `dir`, which is made if it is not there.
-pub fn write(dir: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
-    for (name, rows) in files() {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(dir.join(name))?);
-        for (prompt, completion) in rows {
-            // Plain ASCII without quotes or backslashes: Rust's quoting is JSON's.
-            writeln!(file, "{{\"prompt\":{prompt:?},\"completion\":{completion:?}}}")?;
-        }
-        file.flush()?;
-    }
-    Ok(())
-}
-
-type Row = (String, String);
-
-fn files() -> [(&'static str, Vec<Row>); 3] {
+pub fn set() -> Set {
     let mut random = Random(2026);
     let mut taken = HashSet::new();
     let train = rows(TRAIN_ROWS, |command| &command.seen, &mut random, &mut taken);
     let values = rows(HELD_OUT_ROWS, |command| &command.seen, &mut random, &mut taken);
     let phrasings = rows(HELD_OUT_ROWS, |command| &command.unseen, &mut random, &mut taken);
-    let train = random.shuffled(train);
-    [("train.jsonl", train), ("heldout_values.jsonl", values), ("heldout_phrasings.jsonl", phrasings)]
+    Set {
+        id: "larder",
+        title: "A private command-line tool",
+        about: "Requests become commands of a pantry tool that does not exist, so no model can know it.",
+        task: "commands",
+        train: Part { file: "train.jsonl", rows: random.shuffled(train) },
+        heldout: vec![
+            ("New values", Part { file: "heldout_values.jsonl", rows: values }),
+            ("New phrasings", Part { file: "heldout_phrasings.jsonl", rows: phrasings }),
+        ],
+        options: json!({ "steps": 200, "lr": 0.005, "warmup_steps": 10, "seq_len": 128 }),
+    }
 }
 
 /// `count` rows for every command, its phrasings in turn. No request is used twice, and no command line where there
@@ -310,20 +304,6 @@ fn fill(phrasing: &str, form: &str, random: &mut Random) -> Row {
     (request, line)
 }
 
-/// Takes one of every `[a|b]`.
-fn choose(phrasing: &str, random: &mut Random) -> String {
-    let mut out = String::new();
-    let mut rest = phrasing;
-    while let Some((before, after)) = rest.split_once('[') {
-        let (choices, behind) = after.split_once(']').expect("every [ of COMMANDS has its ]");
-        let choices: Vec<&str> = choices.split('|').collect();
-        out.push_str(before);
-        out.push_str(random.pick(&choices));
-        rest = behind;
-    }
-    (out + rest).trim_end().to_string()
-}
-
 fn value(slot: &str, random: &mut Random) -> String {
     match slot {
         "item" => random.pick(ITEMS).to_string(),
@@ -338,48 +318,17 @@ fn value(slot: &str, random: &mut Random) -> String {
     }
 }
 
-/// SplitMix64: the same numbers everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    /// From `low` to `high`, both included.
-    fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
-    }
-
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
-        from[self.between(0, from.len() as u64 - 1) as usize]
-    }
-
-    fn shuffled<T>(&mut self, mut list: Vec<T>) -> Vec<T> {
-        for i in (1..list.len()).rev() {
-            list.swap(i, self.between(0, i as u64) as usize);
-        }
-        list
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_files_are_of_the_promised_size_and_apart() {
-        let [(_, train), (_, values), (_, phrasings)] = files();
-        assert_eq!((train.len(), values.len(), phrasings.len()), (600, 80, 80));
-        let seen: HashSet<&str> = train.iter().map(|(request, _)| request.as_str()).collect();
-        assert_eq!(seen.len(), 600);
-        assert!(values.iter().chain(&phrasings).all(|(request, _)| !seen.contains(request.as_str())));
-        for (request, command) in train.iter().chain(&values).chain(&phrasings) {
+        let set = set();
+        let (train, heldout) = (&set.train.rows, set.heldout.iter().flat_map(|(_, part)| &part.rows));
+        assert_eq!((train.len(), heldout.clone().count()), (600, 160));
+        for (request, command) in train.iter().chain(heldout) {
             assert!(command.starts_with("larder ") && !format!("{request}{command}").contains(['{', '[', '|', '"']));
         }
-        assert_eq!(files(), files());
     }
 }
