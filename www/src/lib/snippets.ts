@@ -3,19 +3,19 @@
 export function snippets(base: string, stem: string) {
   const lora = `${stem}-lora`;
   return {
-    peft: `from transformers import AutoModelForCausalLM, AutoTokenizer
+    peft: `from transformers import AutoModelForCausalLM as Causal
 from peft import PeftModel
 
-base = "${base}"
-model = AutoModelForCausalLM.from_pretrained(base)
-model = PeftModel.from_pretrained(model, "${lora}")
-tokenizer = AutoTokenizer.from_pretrained(base)`,
-    llamaLora: `python convert_lora_to_gguf.py --base BASE_FOLDER --outfile ${lora}.gguf ${lora}
+base = Causal.from_pretrained("${base}")
+model = PeftModel.from_pretrained(base, "${lora}")`,
+    llamaLora: `python convert_lora_to_gguf.py ${lora} \\
+  --base BASE_FOLDER --outfile ${lora}.gguf
 llama-cli -m base.gguf --lora ${lora}.gguf`,
     merged: `from transformers import pipeline
 
 ask = pipeline("text-generation", "${stem}")`,
-    llamaMerged: `python convert_hf_to_gguf.py ${stem} --outfile ${stem}.gguf
+    llamaMerged: `python convert_hf_to_gguf.py ${stem} \\
+  --outfile ${stem}.gguf
 llama-cli -m ${stem}.gguf`,
     cli: `luthier train --from run.json --data DATA --out ${lora}`,
   };

@@ -40,26 +40,29 @@ export async function askBase(): Promise<void> {
   app.asking = false;
 }
 
+export type Side = "base" | "tuned";
+const BOTH: Side[] = ["base", "tuned"];
+
 /** Asks the duels from `from` on: first the base, then the tuned model, with the same seed. */
-export async function compare(from = 0): Promise<void> {
+export async function compare(from = 0, sides = BOTH): Promise<void> {
   await guarded("compare", async () => {
     const duels = app.duels.slice(from);
     const prompts = duels.map(({ prompt }) => prompt);
-    for (const [i, side] of (["base", "tuned"] as const).entries()) {
-      app.comparing = { what: side === "base" ? "Asking the base model" : "Asking the tuned model", done: i, total: 2 };
+    for (const [i, side] of sides.entries()) {
+      app.comparing = { what: side === "base" ? "Asking the base model" : "Asking the tuned model", done: i, total: sides.length };
       await ask(prompts, side === "tuned", (at, text) => {
         const duel = app.duels[from + at];
         if (duel) duel[side] = text;
       });
     }
-    announce("Both models have answered.");
+    announce("All questions are answered.");
   });
   app.comparing = null;
 }
 
-export async function askBoth(prompt: string): Promise<void> {
+export async function askOne(prompt: string, whom: Side | "both"): Promise<void> {
   app.duels.push({ prompt, base: null, tuned: null });
-  await compare(app.duels.length - 1);
+  await compare(app.duels.length - 1, whom === "both" ? BOTH : [whom]);
 }
 
 // ---- questions with known answers

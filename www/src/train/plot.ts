@@ -8,7 +8,7 @@ import { run } from "../state/run.svelte";
 export type ChartKind = "loss" | "lr" | "grad_norm" | "tokens_per_sec";
 
 /** Weight of the past in the smoothed loss. */
-const SMOOTHING = 0.85;
+const SMOOTHING = 0.75;
 
 export function dataOf(kind: ChartKind): uPlot.AlignedData {
   const { step, validation } = run.series;
@@ -48,7 +48,7 @@ export function chart(kind: ChartKind, place: HTMLElement): uPlot {
     height: place.clientHeight,
     legend: { show: false },
     cursor: { show: false },
-    padding: [10, 8, 0, 0],
+    padding: [10, 16, 0, 0],
     scales: {
       x: { time: false, range: (_, min, max) => [Math.min(0, min ?? 0), Math.max(run.of, max ?? 1, 1)] },
       y: { range: (_, min, max) => [Math.min(0, min ?? 0), (max ?? 1) * 1.06 || 1] },
