@@ -65,8 +65,10 @@ export async function mapColumns(columns: Columns): Promise<void> {
   await readData();
 }
 
+/** Bad records are listed and left out; the command line, which shows nothing, refuses them unless told otherwise. */
 function take(data: DataText): void {
-  [app.data, app.sample, app.heldOut, app.probes, app.preview, app.summary] = [data, null, [], [], null, null];
+  [app.data, app.sample, app.heldOut] = [{ ...data, skip_bad: true }, null, []];
+  [app.probes, app.preview, app.summary] = [[], null, null];
   [app.baseAnswers, app.scores] = [[], []];
 }
 
@@ -89,7 +91,7 @@ export async function readData(): Promise<void> {
     if (mine !== latest) return;
     app.preview = preview;
     if (app.probes.length === 0) app.probes = questions();
-    announce(`${plural(preview.examples, "example")} read, ${plural(preview.problems.length, "bad line")}.`);
+    announce(`${plural(preview.examples, "example")} read, ${plural(preview.bad, "bad line")}.`);
   });
   if (mine === latest) app.reading = false;
 }
