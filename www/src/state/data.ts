@@ -83,11 +83,12 @@ export async function readData(): Promise<void> {
   await guarded("data", async () => {
     // The length of rows follows from the data, so they are read once to see them and again as they will be cut.
     const look = (seq_len: number) => api.preview(data, { seq_len, limit: SHOWN });
-    let preview = await look(app.chosen.seq_len ?? api.model.context);
+    const { context } = api.model;
+    let preview = await look(Math.min(app.chosen.seq_len || context, context));
     if (mine !== latest) return;
     app.preview = preview;
     const { seq_len } = app.options;
-    if (seq_len && preview.longest > seq_len) preview = await look(seq_len);
+    if (seq_len && seq_len < context && preview.longest > seq_len) preview = await look(seq_len);
     if (mine !== latest) return;
     app.preview = preview;
     if (app.probes.length === 0) app.probes = questions();
