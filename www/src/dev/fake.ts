@@ -68,7 +68,7 @@ function preview({ text, columns }: DataText, seqLen = 512, limit = 24): Preview
     kind: "prompt/completion", columns: ["prompt", "completion"], mapping: { prompt: "prompt", completion: "completion", ...columns },
     rows: lines.slice(0, 5).flatMap((line) => { try { const r = JSON.parse(line); return [[r.prompt, r.completion]]; } catch { return []; } }),
     records, examples: lengths.length, truncated: lengths.filter((l) => l > seqLen).length, duplicates: 3,
-    tokens: lengths.reduce((a, b) => a + b, 0), supervised_tokens: supervisedTokens, longest,
+    tokens: lengths.reduce((a, b) => a + b, 0), supervised_tokens: supervisedTokens, longest, bad: problems.length,
     histogram: { edges, counts: edges.slice(1).map((e, i) => lengths.filter((l) => l >= edges[i]! && l < e).length) }, problems,
   };
 }

@@ -32,8 +32,7 @@ export async function samples(): Promise<Sample[]> {
 }
 
 export async function sampleData(sample: Sample): Promise<DataText> {
-  const name = sample.train.split("/").pop()!;
-  return { name, text: await (await get(`demo/${sample.train}`)).text() };
+  return { name: `${sample.id}.jsonl`, text: await (await get(`demo/${sample.train}`)).text() };
 }
 
 export async function sampleHeldOut(sample: Sample): Promise<HeldOut[]> {

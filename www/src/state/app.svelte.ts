@@ -44,6 +44,8 @@ export interface ProbeRound {
 export interface Tuned {
   from: "run" | "file" | "history";
   label: string;
+  /** What downloads are called after, beside the model. */
+  stem: string;
 }
 
 class App {

@@ -23,7 +23,9 @@ async function ask(prompts: string[], adapter: boolean, onText: (i: number, text
     onText(i, grown[i] ?? "");
   };
   controller = new AbortController();
-  const answers = await api.generate(prompts, { ...sampling, adapter }, growing, controller.signal);
+  // A field that was emptied says nothing.
+  const said = Object.fromEntries(Object.entries(sampling).filter(([, value]) => value !== null));
+  const answers = await api.generate(prompts, { ...said, adapter }, growing, controller.signal);
   answers.forEach(({ text }, i) => onText(i, text));
   return answers.map(({ text }) => text);
 }

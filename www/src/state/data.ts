@@ -65,8 +65,10 @@ export async function mapColumns(columns: Columns): Promise<void> {
   await readData();
 }
 
+/** Bad records are listed and left out; the command line, which shows nothing, refuses them unless told otherwise. */
 function take(data: DataText): void {
-  [app.data, app.sample, app.heldOut, app.probes, app.preview, app.summary] = [data, null, [], [], null, null];
+  [app.data, app.sample, app.heldOut] = [{ ...data, skip_bad: true }, null, []];
+  [app.probes, app.preview, app.summary] = [[], null, null];
   [app.baseAnswers, app.scores] = [[], []];
 }
 
@@ -81,15 +83,16 @@ export async function readData(): Promise<void> {
   await guarded("data", async () => {
     // The length of rows follows from the data, so they are read once to see them and again as they will be cut.
     const look = (seq_len: number) => api.preview(data, { seq_len, limit: SHOWN });
-    let preview = await look(app.chosen.seq_len ?? api.model.context);
+    const { context } = api.model;
+    let preview = await look(Math.min(app.chosen.seq_len || context, context));
     if (mine !== latest) return;
     app.preview = preview;
     const { seq_len } = app.options;
-    if (seq_len && preview.longest > seq_len) preview = await look(seq_len);
+    if (seq_len && seq_len < context && preview.longest > seq_len) preview = await look(seq_len);
     if (mine !== latest) return;
     app.preview = preview;
     if (app.probes.length === 0) app.probes = questions();
-    announce(`${plural(preview.examples, "example")} read, ${plural(preview.problems.length, "bad line")}.`);
+    announce(`${plural(preview.examples, "example")} read, ${plural(preview.bad, "bad line")}.`);
   });
   if (mine === latest) app.reading = false;
 }

@@ -3,6 +3,7 @@
 import type { LuthierErrorData, TrainEvent } from "luthier-web";
 import { luthier } from "../lib/engine";
 import { asError } from "../lib/errors";
+import { stem } from "../lib/files";
 import { fixed, plural } from "../lib/format";
 import { announce } from "./announce.svelte";
 import { app, guarded, type ProbeRound } from "./app.svelte";
@@ -38,6 +39,7 @@ class Run {
   at = $state(0);
   of = $state(0);
   dataName = $state("");
+  stem = "";
   probes = $state.raw<string[]>([]);
   rounds = $state.raw<ProbeRound[]>([]);
   best = $state.raw<Point | null>(null);
@@ -69,7 +71,7 @@ export async function train(): Promise<void> {
   forgetRun();
   const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
   run.id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
-  [run.probes, run.dataName] = [probes, app.sample?.title ?? data.name];
+  [run.probes, run.dataName, run.stem] = [probes, app.sample?.title ?? data.name, stem(data.name)];
   await follow(api.train(data, { options, probes, store: { id: run.id } }));
 }
 
@@ -78,11 +80,17 @@ export async function goOn(id: string): Promise<void> {
   if (!stored || app.busy || !(await openNamed(stored.model)) || !app.api) return;
   forgetRun();
   app.step = "train";
-  Object.assign(run, { id, dataName: stored.data_name, best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
+  Object.assign(run, { id, dataName: stored.data_name, stem: stem(stored.data_name), best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
   // The charts begin where they ended; without them the run goes on all the same.
   const log = await luthier.runLog(id).catch(() => []);
   for (const event of log) if (event.type !== "plan") take(event);
   await follow(app.api.resume(id));
+}
+
+/** Back to the settings; what was learned stays on the model until another run begins. */
+export function showSettings(): void {
+  app.phase = "idle";
+  delete app.errors.train;
 }
 
 export async function pause(): Promise<void> {
@@ -224,7 +232,7 @@ function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void
   const tokens = (app.options.batch_size ?? 0) * (app.options.seq_len ?? 0) * (app.options.grad_accum ?? 1);
   if (step - clock.first >= STEPS_FOR_ETA) rememberPace(((step - clock.first) * tokens) / run.elapsed);
   app.phase = "ended";
-  app.tuned = { from: "run", label: `${run.dataName}, ${plural(step, "step")}` };
+  app.tuned = { from: "run", label: `${run.dataName}, ${plural(step, "step")}`, stem: run.stem };
   app.duels = run.probes.map((prompt) => ({ prompt, base: null, tuned: null }));
   announce(reason === "done" ? `Training is done after ${plural(step, "step")}.` : `Stopped after step ${step}; what was learned is kept.`);
 }

@@ -57,11 +57,14 @@ export function rememberPace(tokensPerSecond: number): void {
   if (Number.isFinite(tokensPerSecond)) localStorage.setItem(paceKey(), String(Math.round(tokensPerSecond)));
 }
 
+/** Tokens a second of the last run of this model on this device; 0 is none. */
+export const paceBefore = (): number => Number(localStorage.getItem(paceKey()));
+
 /** Seconds that a run would take, and how that is known. */
 export function timeEstimate(): { seconds: number; from: string } | null {
   const { summary, options, bench } = app;
   if (!summary) return null;
-  const before = Number(localStorage.getItem(paceKey()));
+  const before = paceBefore();
   const tokens = (options.batch_size ?? 4) * (options.seq_len ?? 256) * (options.grad_accum ?? 1) * summary.steps;
   if (before > 0) return { seconds: tokens / before, from: "as fast as your last run" };
   return bench && { seconds: secondsOfRun(summary, options, bench.gflops), from: "by the two-second measurement" };

@@ -76,7 +76,7 @@ function lines(kind: ChartKind, color: Color): uPlot.Series[] {
 /** A ring and a word at the best validation. */
 function markBest(plot: uPlot, color: Color): void {
   const { best } = run;
-  if (!best) return;
+  if (!best || best.step === 0) return;
   const { ctx } = plot;
   const ratio = devicePixelRatio;
   const x = plot.valToPos(best.step, "x", true);
