@@ -19,6 +19,12 @@ pub async fn breathe() {
     web::breathe().await;
 }
 
+/// Waits until what happened in the browser by now has been told.
+#[cfg(target_arch = "wasm32")]
+pub async fn turn() {
+    web::turn().await;
+}
+
 #[cfg(target_arch = "wasm32")]
 mod web {
     use super::Instant;
@@ -33,9 +39,12 @@ mod web {
     }
 
     pub async fn breathe() {
-        if LAST.get().is_some_and(|last| last.elapsed_ms() < EVERY_MS) {
-            return;
+        if LAST.get().is_none_or(|last| last.elapsed_ms() >= EVERY_MS) {
+            turn().await;
         }
+    }
+
+    pub async fn turn() {
         let Ok(channel) = web_sys::MessageChannel::new() else { return };
         // A message to oneself comes behind those that wait already; timers would be slowed down in hidden tabs.
         let promise = js_sys::Promise::new(&mut |resolve, _| {

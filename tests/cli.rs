@@ -372,6 +372,29 @@ fn an_interrupted_run_is_saved() {
     assert!(temp.0.join("a/adapter_model.safetensors").exists());
 }
 
+#[test]
+fn a_merged_model_answers_as_the_adapted_one() {
+    let temp = Temp::new("merge");
+    let (data, out, merged) = (temp.data(), temp.path("a"), temp.path("merged"));
+    train(&data, &out, &["--steps", "20"]);
+    let args = ["--adapter", &out, "--out", &merged];
+    let said = nano(&["merge"], &[&args[..], &["--dtype", "f32"]].concat());
+    assert!(said.contains("the merged model"), "{said}");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&merged).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"];
+    assert_eq!(names, [&expected[..], &["tokenizer_config.json"]].concat());
+    let eval = luthier(&["eval", "--model", &merged, "--data", &data, "--device", "cpu", "--json"]);
+    let (alone, adapted) = (json_lines(&eval.stdout)[0]["loss"].as_f64().unwrap(), loss(&data, &["--adapter", &out]));
+    assert!((alone - adapted).abs() < 1e-4 && adapted < 0.5 * loss(&data, &[]), "{alone}, {adapted}");
+
+    let again = luthier(&[&["merge", "--model", NANO], &args[..]].concat());
+    assert!(again.code == Some(1) && again.stderr.contains("is not empty"), "{}", again.stderr);
+    let other = format!("{GOLDEN}/tiny_lora");
+    refused(&["merge", "--model", NANO, "--adapter", &other, "--out", &temp.path("no")], "trained on 'tiny'");
+}
+
 /// Log lines without how fast they were.
 fn log_lines(path: &str) -> Vec<Value> {
     let mut lines = json_lines(&std::fs::read_to_string(path).unwrap());

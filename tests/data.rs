@@ -643,3 +643,87 @@ fn inspection_shows_ids_masks_and_hidden_characters() {
     assert!(summary(&data).contains("1 records, 1 examples"), "{}", summary(&data));
     assert!(histogram(&data).contains('█'));
 }
+
+fn previewed(name: &str, text: &str, columns: ColumnMap) -> Preview {
+    let options = ReadOptions { columns, ..Default::default() };
+    preview(name, text.as_bytes(), &options, &nano(), 64, 3).unwrap()
+}
+
+fn named(prompt: &str, completion: &str) -> ColumnMap {
+    ColumnMap { prompt: Some(prompt.into()), completion: Some(completion.into()), text: None }
+}
+
+#[test]
+fn a_preview_shows_every_kind_of_file() {
+    let pair = r#"{"prompt": "a", "completion": "b", "extra": [1]}"#;
+    let chat = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    let sharegpt = r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#;
+    let alpaca = r#"{"instruction": "a", "output": "b"}"#;
+    let text = ColumnMap { text: Some("text".into()), ..Default::default() };
+    for (name, content, kind, columns, mapping) in [
+        ("a.jsonl", pair, "prompt/completion", vec!["prompt", "completion", "extra"], named("prompt", "completion")),
+        ("a.jsonl", chat, "messages", vec!["messages"], ColumnMap::default()),
+        ("a.json", &format!("[{sharegpt}]"), "conversations", vec!["conversations"], ColumnMap::default()),
+        ("a.jsonl", alpaca, "instruction", vec!["instruction", "output"], named("instruction", "output")),
+        (
+            "a.csv",
+            "prompt,completion\na,b\n",
+            "prompt/completion",
+            vec!["prompt", "completion"],
+            named("prompt", "completion"),
+        ),
+        ("a.tsv", "text\tnote\na b c\t1\n", "text", vec!["text", "note"], text),
+        ("a.txt", "one two three\n\nfour five", "text", vec![], ColumnMap::default()),
+    ] {
+        let p = previewed(name, content, ColumnMap::default());
+        assert_eq!(
+            (p.kind, &p.columns, &p.mapping),
+            (kind, &columns.iter().map(|c| c.to_string()).collect(), &mapping)
+        );
+        assert!(p.problems.is_empty() && p.examples > 0 && p.supervised_tokens > 0, "{name}: {p:?}");
+    }
+    let p = previewed("a.jsonl", pair, ColumnMap::default());
+    assert_eq!(p.rows, [["a", "b", "[1]"]]);
+}
+
+#[test]
+fn a_preview_marks_what_is_learned_and_shows_what_hides() {
+    let line = |prompt: &str| format!("{}\n", serde_json::json!({ "prompt": prompt, "completion": "né \u{202E}x" }));
+    let long = line(&"word ".repeat(100));
+    let text = line("q") + &line("q") + &long + &line("r");
+    let p = previewed("a.jsonl", &text, ColumnMap::default());
+    assert_eq!((p.examples, p.duplicates, p.truncated, p.records.len(), p.rows.len()), (4, 1, 1, 3, 3));
+    let record = &p.records[0];
+    assert_eq!((record.line, record.tokens, record.truncated), (1, record.pieces.len(), false));
+    let learned: String = record.pieces.iter().filter(|t| t.supervised).map(|t| t.text.as_str()).collect();
+    assert_eq!(learned, "né \\u{202e}x<|im_end|>");
+    assert_eq!(record.supervised, record.pieces.iter().filter(|t| t.supervised).count());
+    assert!(p.records[2].truncated && p.records[2].tokens == 64 && p.longest > 64);
+    assert_eq!((p.histogram.edges.len(), p.histogram.counts.iter().sum::<usize>()), (p.histogram.counts.len() + 1, 4));
+    assert!(p.histogram.edges[0] <= 1 && *p.histogram.edges.last().unwrap() > p.longest);
+}
+
+#[test]
+fn a_preview_lists_bad_records_and_refuses_only_whole_files() {
+    let text = "{\"prompt\": \"a\", \"completion\": \"b\"}\nnonsense\n\n{\"prompt\": \"a\"}\n";
+    let p = previewed("a.jsonl", text, ColumnMap::default());
+    let lines: Vec<u64> = p.problems.iter().map(|problem| problem.line).collect();
+    assert_eq!((lines, p.bad, p.examples), (vec![2, 4], 2, 1));
+    assert!(p.problems[0].message.starts_with("not JSON"), "{:?}", p.problems);
+
+    // Columns of other names are shown before they are mapped, and used once they are.
+    let table = "question,reply\nwhy?,because\nhow?,so\n";
+    let p = previewed("a.csv", table, ColumnMap::default());
+    assert_eq!((p.kind, p.examples, p.bad, p.columns.len(), p.rows.len()), ("unknown", 0, 2, 2, 2));
+    let p = previewed("a.csv", table, named("question", "reply"));
+    assert_eq!((p.kind, p.examples, p.bad, &p.mapping), ("prompt/completion", 2, 0, &named("question", "reply")));
+
+    let many: String = (0..1500).map(|i| format!("broken {i}\n")).collect();
+    let p = previewed("a.jsonl", &many, ColumnMap::default());
+    assert_eq!((p.problems.len(), p.bad), (1000, 1500));
+    assert_eq!(previewed("a.jsonl", "", ColumnMap::default()).examples, 0);
+    for (name, content) in [("a.xyz", "?"), ("a.json", "[{"), ("a.csv", "a,a\n1,2\n")] {
+        let refused = preview(name, content.as_bytes(), &ReadOptions::default(), &nano(), 64, 3);
+        assert!(refused.is_err(), "{name}: {refused:?}");
+    }
+}

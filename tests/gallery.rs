@@ -44,7 +44,7 @@ fn examples_fit_into_a_row_and_answers_into_an_answer() {
             let records = read_file(&demo().join(file), &ReadOptions::default()).unwrap();
             let encode = EncodeOptions { seq_len: options.seq_len, use_template: true };
             let examples = Dataset::encode(&records, &nano, &encode).unwrap().examples;
-            for example in &examples {
+            for example in examples.iter() {
                 let (line, learned) = (example.line, example.targets());
                 assert!(!example.truncated, "{file}:{line}: {} tokens", example.full_len);
                 assert!(learned <= MAX_NEW_TOKENS, "{file}:{line}: an answer of {learned} tokens");

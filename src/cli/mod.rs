@@ -9,6 +9,7 @@ mod devices;
 mod eval;
 mod generate;
 mod inspect;
+mod merge;
 mod progress;
 mod recipe;
 mod train;
@@ -43,6 +44,8 @@ enum Command {
     Eval(eval::Args),
     /// Let a model go on from prompts.
     Generate(generate::Args),
+    /// Write a model with an adapter added in, as a folder that needs neither.
+    Merge(merge::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -55,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Train(args) => (false, train::run(*args)),
         Command::Eval(args) => (args.json, eval::run(args)),
         Command::Generate(args) => (args.json, generate::run(args)),
+        Command::Merge(args) => (false, merge::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };

@@ -347,7 +347,7 @@ impl Gpu {
             self.queue.submit([encoder.finish()]);
             self.pending_work += work;
             if let (Some(profile), Some(name)) = (&mut self.profile, name) {
-                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| lost(&e.to_string()))?;
+                self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| failed(&e.to_string()))?;
                 let (runs, ms) = profile.entry(name.clone()).or_default();
                 (*runs, *ms) = (*runs + 1, *ms + start.elapsed_ms());
             }
@@ -381,6 +381,11 @@ impl Gpu {
         };
         #[cfg(target_arch = "wasm32")]
         let mapped = receive.await.ok();
+        // A refused read is told before the loss of the device that is its cause.
+        #[cfg(target_arch = "wasm32")]
+        if !matches!(mapped, Some(Ok(()))) {
+            crate::clock::turn().await;
+        }
         self.check()?;
         mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
         let words = {

@@ -139,9 +139,7 @@ impl<'a> Opened<'a> {
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
         let info = checkpoint.get(&self.name(tensor))?;
         let stride = w.format.words(w.cols);
-        // Pieces are whole heads, so that the rows of a head can be rearranged within one.
-        let unit = self.interleaved(tensor).unwrap_or(4);
-        let piece = (PIECE / (w.cols * 4) / unit * unit).max(unit);
+        let piece = self.piece(tensor, w.cols);
         for row0 in (0..info.rows() as usize).step_by(piece) {
             let rows = piece.min(info.rows() as usize - row0);
             let words = checkpoint.read_rows(info, row0 as u64, rows as u64, w.format).await?;
@@ -160,6 +158,34 @@ impl<'a> Opened<'a> {
                     );
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Rows read at a time: whole heads, so that the rows of a head can be rearranged within a piece.
+    fn piece(&self, tensor: Tensor, cols: usize) -> usize {
+        let unit = self.interleaved(tensor).unwrap_or(4);
+        (PIECE / (cols * 4) / unit * unit).max(unit)
+    }
+
+    /// A tensor's values as f32 in transformers' order of rows, some rows at a time: `each` gets the first row and the
+    /// values. A vector is one row.
+    pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+        let checkpoint = self.files.checkpoint();
+        let info = checkpoint.get(&self.name(tensor))?;
+        if info.shape.len() < 2 {
+            return each(0, self.arranged(tensor, checkpoint.read_f32(info).await?)).await;
+        }
+        let (all, cols) = (info.rows() as usize, info.cols() as usize);
+        let piece = self.piece(tensor, cols);
+        for row0 in (0..all).step_by(piece) {
+            let rows = piece.min(all - row0);
+            let values = checkpoint.read_rows_f32(info, row0 as u64, rows as u64).await?;
+            let values = match self.interleaved(tensor) {
+                Some(head_dim) => half_split(&values, cols, head_dim),
+                None => values,
+            };
+            each(row0, values).await?;
         }
         Ok(())
     }

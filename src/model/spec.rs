@@ -67,6 +67,16 @@ impl Rope {
         }
     }
 
+    /// The Llama 3 scaling that has these divisors, if it is one that Meta's models use.
+    pub fn llama3_of(&self, divisors: &[f32], head_dim: usize) -> Option<RopeScaling> {
+        let factor = divisors.iter().fold(0f32, |most, d| most.max(*d)).round() as f64;
+        let scaling = RopeScaling::Llama3 { factor, low: 1.0, high: 4.0, original_context: 8192.0 };
+        let plain = Rope { scaling: RopeScaling::None, ..self.clone() }.frequencies(head_dim);
+        let scaled = Rope { scaling: scaling.clone(), ..self.clone() }.frequencies(head_dim);
+        let close = |((plain, scaled), d): ((&f64, &f64), &f32)| (plain / scaled / *d as f64 - 1.0).abs() < 1e-3;
+        (divisors.len() == plain.len() && plain.iter().zip(&scaled).zip(divisors).all(close)).then_some(scaling)
+    }
+
     /// (cos, sin) of every position and pair: [positions, D/2, 2].
     pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
         let frequencies = self.frequencies(head_dim);

@@ -1,6 +1,7 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
 use crate::adapter::Lora;
+use crate::adapter::merge::{self, Dtype};
 mod record;
 
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
@@ -27,6 +28,8 @@ pub struct Session {
     pub tokenizer: Arc<Tokenizer>,
     /// What adapters name as their base.
     pub name: String,
+    /// The base's files: a merged model is made from them.
+    files: ModelFiles,
     base: Base,
     adapter: Option<(Lora, Patches)>,
     trainer: Option<Trainer>,
@@ -151,6 +154,7 @@ impl Session {
         Ok(Session {
             tokenizer,
             name,
+            files: files.clone(),
             base,
             adapter: None,
             trainer: None,
@@ -369,7 +373,7 @@ impl Session {
     /// The run as it stands, as the bytes of a file. Read [`Session::reports`] before: those still under way are lost
     /// with the session.
     pub async fn checkpoint(&mut self) -> Result<Vec<u8>> {
-        let (Some((identity, _)), Some(trainer)) = (&self.run, &self.trainer) else { return Err(no_run()) };
+        let (Some((identity, _)), Some(trainer)) = (&self.run, &mut self.trainer) else { return Err(no_run()) };
         checkpoint::to_bytes(&trainer.state(&mut self.base).await?, identity)
     }
 
@@ -433,6 +437,13 @@ impl Session {
 
     /// The adapter in PEFT's layout.
     pub async fn adapter_files(&mut self) -> Result<Files> {
+        let flat = self.adapter_values().await?;
+        let (lora, _) = self.adapter.as_ref().expect("it has values");
+        peft::files(lora, &flat, &self.name)
+    }
+
+    /// The adapter's numbers; an error where there is none, or where they are none.
+    async fn adapter_values(&mut self) -> Result<Vec<f32>> {
         let Some((lora, patches)) = &self.adapter else {
             return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
         };
@@ -441,7 +452,14 @@ impl Session {
             let what = format!("number {i} of the adapter is {}", flat[i]);
             return Err(Error::device(what, "this is a fault of the device or the program; nothing was written"));
         }
-        peft::files(lora, &flat, &self.name)
+        Ok(flat)
+    }
+
+    /// The base with the adapter added in, as a Hugging Face folder: `sink` gets file names and their next bytes.
+    pub async fn merged(&mut self, dtype: Dtype, sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
+        let flat = self.adapter_values().await?;
+        let (lora, _) = self.adapter.as_ref().expect("it has values");
+        merge::merge(&self.files, lora, &flat, dtype, sink).await
     }
 
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.

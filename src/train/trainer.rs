@@ -83,6 +83,15 @@ struct Pending {
     supervised: u64,
 }
 
+impl Pending {
+    /// Mean loss and gradient norm; an error where the step was not finite and so not taken.
+    fn outcome(&self, ring: &[f32]) -> Result<(f64, f64)> {
+        let [loss, _, grad_norm, applied] = ring[self.slot as usize * REPORT..][..REPORT] else { unreachable!() };
+        let loss = loss as f64 / self.supervised.max(1) as f64;
+        if applied == 1.0 { Ok((loss, grad_norm as f64)) } else { Err(diverged(self.step, loss, grad_norm)) }
+    }
+}
+
 pub struct Trainer {
     pub lora: Lora,
     pub patches: Patches,
@@ -218,21 +227,19 @@ impl Trainer {
         let speed = pending.iter().map(|p| p.tokens).sum::<u64>() as f64 / seconds;
         let mut reports = Vec::with_capacity(pending.len());
         for p in pending {
-            let [loss, _, grad_norm, applied] = ring[p.slot as usize * REPORT..][..REPORT] else { unreachable!() };
-            let loss = loss as f64 / p.supervised.max(1) as f64;
-            if applied != 1.0 {
-                let error = diverged(p.step, loss, grad_norm);
-                if reports.is_empty() {
-                    return Err(error);
+            let (loss, grad_norm) = match p.outcome(&ring) {
+                Ok(outcome) => outcome,
+                Err(error) if reports.is_empty() => return Err(error),
+                Err(error) => {
+                    self.diverged = Some(error);
+                    break;
                 }
-                self.diverged = Some(error);
-                break;
-            }
+            };
             reports.push(StepReport {
                 step: p.step,
                 loss,
                 lr: p.lr,
-                grad_norm: grad_norm as f64,
+                grad_norm,
                 tokens: p.tokens,
                 supervised_tokens: p.supervised,
                 tokens_per_sec: speed,
@@ -256,8 +263,16 @@ impl Trainer {
         base.device.read(self.patches.params, 0, self.lora.len).await
     }
 
-    /// All that the run has become, between two steps. Reports that were not read are not part of it.
-    pub async fn state(&self, base: &mut Base) -> Result<State> {
+    /// All that the run has become, between two steps; an error where a step was not finite. Reports that were not read
+    /// are not part of it.
+    pub async fn state(&mut self, base: &mut Base) -> Result<State> {
+        if let Some(error) = self.diverged.take() {
+            return Err(error);
+        }
+        let ring = base.device.read(self.io.ring, 0, RING_SLOTS * REPORT).await?;
+        for p in &self.pending {
+            p.outcome(&ring)?;
+        }
         let [m, v] = self.moments;
         Ok(State {
             step: self.step,

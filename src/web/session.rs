@@ -1,6 +1,7 @@
 //! The session as the page's worker drives it. One call at a time: a promise has to settle before the next call.
 
 use super::js::{Outcome, blobs, bytes, json, named_bytes, parse, parse_object, thrown};
+use crate::adapter::merge::Dtype;
 use crate::adapter::peft;
 use crate::data::{ColumnMap, ReadOptions, Records, read};
 use crate::device::DeviceChoice;
@@ -9,10 +10,11 @@ use crate::model::generate::Sampling;
 use crate::session;
 use crate::train::{Checkpoint, TrainOptions};
 use crate::weights::{ModelFiles, Source};
-use js_sys::{Array, Function};
+use js_sys::{Array, Function, Promise, Uint8Array};
 use serde::Deserialize;
 use serde_json::json;
 use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::JsFuture;
 
 #[wasm_bindgen]
 pub struct Session(session::Session);
@@ -218,6 +220,27 @@ impl Session {
     /// The adapter in PEFT's layout: `{ name, bytes }[]`.
     pub async fn adapter_files(&mut self) -> Outcome<Array> {
         Ok(named_bytes(&self.0.adapter_files().await.map_err(thrown)?))
+    }
+
+    /// The base with the adapter added in, as a Hugging Face folder. `sink(name, bytes)` gets the files' pieces, one file
+    /// after the other, and may return a promise. `dtype`: "f32", "f16" or "bf16".
+    pub async fn merged(&mut self, dtype: String, sink: Function) -> Outcome<()> {
+        let dtype: Dtype = parse("dtype", &json(&dtype))?;
+        let mut refused = None;
+        let hand_over = async |name: &str, bytes: &[u8]| {
+            let answer = sink.call2(&JsValue::NULL, &name.into(), &Uint8Array::from(bytes));
+            let answer = match answer {
+                Ok(value) => JsFuture::from(Promise::resolve(&value)).await,
+                Err(thrown) => Err(thrown),
+            };
+            answer.map(drop).map_err(|thrown| {
+                refused = Some(thrown);
+                Error::Io { path: name.into(), what: "the receiver refused it".into(), hint: String::new() }
+            })
+        };
+        let merged = self.0.merged(dtype, hand_over).await;
+        // What the receiver threw is thrown on as it is.
+        merged.map_err(|error| refused.unwrap_or_else(|| thrown(error)))
     }
 
     /// Puts an adapter in PEFT's layout, `{ name, bytes }[]`, on the model, in place of the one before.

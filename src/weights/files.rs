@@ -13,9 +13,33 @@ use serde_json::Value;
 const MAX_TOKENIZER: u64 = 256 << 20;
 const MAX_JSON: u64 = 16 << 20;
 
+/// Files that go with the weights wherever they go.
+const COMPANIONS: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
+
+#[derive(Clone)]
 pub enum ModelFiles {
-    Hf { config: Value, checkpoint: Checkpoint, tokenizer: TokenizerFiles },
-    Gguf { gguf: Gguf, tokenizer: TokenizerFiles },
+    Hf {
+        config: Value,
+        checkpoint: Checkpoint,
+        tokenizer: TokenizerFiles,
+        /// Tokenizer and generation settings as they are.
+        companions: Vec<Source>,
+    },
+    Gguf {
+        gguf: Gguf,
+        tokenizer: TokenizerFiles,
+    },
 }
 
 impl ModelFiles {
@@ -46,7 +70,9 @@ impl ModelFiles {
         let config = json(config).await?;
         let checkpoint = open_weights(name, &sources).await?;
         let tokenizer = tokenizer_files(name, &sources).await?;
-        Ok(ModelFiles::Hf { config, checkpoint, tokenizer })
+        let companion = |source: &&Source| COMPANIONS.contains(&source.file_name());
+        let companions = sources.iter().filter(companion).cloned().collect();
+        Ok(ModelFiles::Hf { config, checkpoint, tokenizer, companions })
     }
 
     pub fn tokenizer(&self) -> &TokenizerFiles {
@@ -71,7 +97,7 @@ pub fn folder(path: &std::path::Path) -> Result<Vec<Source>> {
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let file = entry.map_err(failed)?.path();
         let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let wanted = ["json", "jinja", "safetensors", "gguf", "bin", "pt", "pth", "model"];
+        let wanted = ["json", "jinja", "txt", "safetensors", "gguf", "bin", "pt", "pth", "model"];
         if file.is_file() && wanted.contains(&ending) {
             sources.push(Source::file(file)?);
         }

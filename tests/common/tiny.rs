@@ -31,7 +31,7 @@ pub fn files(model: &str) -> ModelFiles {
     let config = serde_json::from_slice(&std::fs::read(golden(model).join("config.json")).unwrap()).unwrap();
     let weights = Source::file(golden(model).join("model.safetensors")).unwrap();
     let checkpoint = block_on(safetensors::open(vec![weights], None)).unwrap();
-    ModelFiles::Hf { config, checkpoint, tokenizer: TokenizerFiles::default() }
+    ModelFiles::Hf { config, checkpoint, tokenizer: TokenizerFiles::default(), companions: Vec::new() }
 }
 
 pub fn base(model: &str, device: Device) -> Base {

@@ -181,7 +181,7 @@ test("pause, resume, and stop keep what was learned; a closed tab is offered to 
   await again.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
   await again.locator("#stop").click();
   await phase(again, "ended");
-  await again.getByText(/what was learned is kept/).waitFor();
+  await again.getByRole("heading", { name: /what was learned is kept/ }).waitFor();
   await goTo(again, "keep");
   await again.getByRole("button", { name: "Open" }).click();
   await again.locator('[aria-current="step"][data-step="compare"]').waitFor();

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -14,6 +14,7 @@ import { repository, serve } from "./support/server.mjs";
 const LEARNT = 0.8;
 const COMPARED_STEPS = 20;
 const LOSS_TOLERANCE = 1e-4;
+const nano = join(repository, "models/nano");
 
 let server, browser, folder;
 before(async () => {
@@ -51,27 +52,44 @@ test("the CPU back end learns the demo's task, and the command line reads the ad
   assert.equal(events.at(-1).reason, "done");
   assert.deepEqual(events.filter(({ type }) => type === "probe").map(({ step }) => step), [0, recipe.options.steps]);
 
-  const files = await page.evaluate(async () => {
-    const files = await tuner.exportPeft();
-    return Promise.all(files.map(async ({ name, blob }) => ({ name, content: await bytes(blob) })));
-  });
-  for (const { name, content } of files) writeFileSync(join(folder, name), Uint8Array.from(content));
   const here = await page.evaluate((data) => tuner.evaluate(data), data("phrasings"));
-  const there = luthier("eval", "--model", join(repository, "models/nano"), "--device", "cpu", "--adapter", folder,
-    "--data", join(demo, recipe.data.phrasings));
-  close(here.loss, Number(there.match(/mean NLL\s+([\d.]+)/)[1]), 1e-3, "loss of the adapter, here and natively");
-  await page.close();
+  const loss = (...model) => {
+    const said = luthier("eval", "--device", "cpu", "--data", join(demo, recipe.data.phrasings), ...model);
+    return Number(said.match(/mean NLL\s+([\d.]+)/)[1]);
+  };
+  const adapter = await save(page, "adapter", "exportPeft()");
+  close(loss("--model", nano, "--adapter", adapter), here.loss, 1e-3, "loss with the adapter, natively and here");
+  const merged = await save(page, "merged", "exportMerged({ dtype: 'f32' })");
+  close(loss("--model", merged), here.loss, 1e-3, "loss of the merged model, natively and here");
+  await page.context().close();
 });
 
-test("WebGPU, the CPU in wasm and the native engine compute the same losses", async () => {
-  const options = { steps: COMPARED_STEPS };
+/** Writes what the façade exports into a folder, and returns that. */
+async function save(page, name, exported) {
+  const target = join(folder, name);
+  mkdirSync(target);
+  const write = `write_${name}`;
+  await page.exposeFunction(write, (name, chunk) => appendFileSync(join(target, name), Buffer.from(chunk, "base64")));
+  await page.evaluate(`(async () => {
+    for (const { name, blob } of await tuner.${exported}) {
+      for (let at = 0; at < blob.size; at += 300_000) {
+        const bytes = new Uint8Array(await blob.slice(at, at + 300_000).arrayBuffer());
+        await ${write}(name, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")));
+      }
+    }
+  })()`);
+  return target;
+}
+
+test("WebGPU, the CPU in wasm and the command line, which replays the run, compute the same losses", async () => {
   const measured = {};
   for (const device of ["cpu", "webgpu"]) {
     const page = await open(device);
-    measured[device] = losses(await train(page, options));
-    await page.close();
+    measured[device] = losses(await train(page, { steps: COMPARED_STEPS }));
+    writeFileSync(join(folder, "run.json"), await page.evaluate(() => tuner.exportRun()));
+    await page.context().close();
   }
-  measured.native = native();
+  measured.native = replayed(join(folder, "run.json"));
   for (const values of Object.values(measured)) {
     assert.equal(values.length, COMPARED_STEPS);
     values.forEach((loss, i) => close(loss, measured.native[i], LOSS_TOLERANCE, `loss of step ${i + 1}`));
@@ -80,12 +98,10 @@ test("WebGPU, the CPU in wasm and the native engine compute the same losses", as
   assert.ok(mean(measured.webgpu.slice(-5)) < 0.8 * mean(measured.webgpu.slice(0, 5)), "the loss falls on WebGPU");
 });
 
-function native() {
+function replayed(run) {
   const log = join(folder, "log.jsonl");
-  const flags = Object.entries({ ...recipe.options, steps: COMPARED_STEPS, val_fraction: 0 })
-    .flatMap(([key, value]) => [`--${key.replaceAll("_", "-")}`, String(value)]);
-  luthier("train", "--model", join(repository, "models/nano"), "--device", "cpu", "--data", join(demo, recipe.data.train),
-    "--out", join(folder, "native"), "--log-json", log, ...flags);
+  luthier("train", "--from", run, "--model", nano, "--device", "cpu", "--data", join(demo, recipe.data.train),
+    "--out", join(folder, "native"), "--log-json", log);
   const lines = readFileSync(log, "utf8").split("\n").filter(Boolean).map(JSON.parse);
   return lines.filter((line) => "loss" in line && "lr" in line).map(({ loss }) => loss);
 }

@@ -5,7 +5,7 @@ use super::Keys;
 use crate::error::{Error, Result};
 use crate::model::spec::{ModelSpec, Rope, RopeScaling};
 use crate::weights::Gguf;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
     let act = keys.config["hidden_act"].as_str().unwrap_or("silu");
@@ -95,6 +95,51 @@ pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
         mlp_bias: tensors.contains_key("blk.0.ffn_gate.bias"),
         context: optional("context_length")?.unwrap_or(2048),
     })
+}
+
+/// The inverse of [`from_config`].
+pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
+    // The shortest decimal that is this f32: 1e-5 and not 9.999999747378752e-6.
+    let eps: f64 = spec.eps.to_string().parse().expect("a number");
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.hidden,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "intermediate_size": spec.ffn,
+        "hidden_act": "silu",
+        "rms_norm_eps": eps,
+        "rope_theta": spec.rope.theta,
+        "tie_word_embeddings": spec.tied,
+        "attention_bias": spec.attention_bias,
+        "mlp_bias": spec.mlp_bias,
+        "max_position_embeddings": spec.context,
+    });
+    let scaling = match &spec.rope.scaling {
+        RopeScaling::Divisors(divisors) => spec.rope.llama3_of(divisors, spec.head_dim).ok_or_else(|| {
+            let what = "its rope_freqs.weight is not Llama 3's, and config.json has no name for it".into();
+            unsupported(file, what, "merge on the model's safetensors instead")
+        })?,
+        other => other.clone(),
+    };
+    match scaling {
+        RopeScaling::Linear { factor } => config["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low, high, original_context } => {
+            config["rope_scaling"] = json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original_context as u64,
+            });
+        }
+        RopeScaling::None | RopeScaling::Divisors(_) => {}
+    }
+    Ok(config)
 }
 
 /// `rope_freqs.weight`, where present, is read by the loader; here only metadata count.

@@ -36,6 +36,14 @@ fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
     }
 }
 
+/// `config.json` for a model that came without, as transformers reads it.
+pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
+    match spec.family.as_str() {
+        "llama" => llama::to_config(spec, file),
+        other => Err(unknown(file, other)),
+    }
+}
+
 fn unknown(file: &str, family: &str) -> Error {
     Error::Unsupported {
         file: file.into(),

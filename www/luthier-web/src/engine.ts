@@ -4,7 +4,7 @@ import type { NamedBlob } from "./types.js";
 
 export interface NamedBytes {
   name: string;
-  bytes: Uint8Array;
+  bytes: Uint8Array<ArrayBuffer>;
 }
 
 export interface Engine {
@@ -31,7 +31,7 @@ export interface Engine {
   evaluate(data: string, options: string): Promise<string>;
   adapter_files(): Promise<NamedBytes[]>;
   load_adapter(files: NamedBytes[]): Promise<void>;
-  merged(dtype: string, sink: (name: string, chunk: Uint8Array) => void): Promise<void>;
+  merged(dtype: string, sink: (name: string, chunk: Uint8Array<ArrayBuffer>) => void): Promise<void>;
   run_json(): string;
 }
 

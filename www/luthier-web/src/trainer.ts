@@ -53,7 +53,7 @@ export class Run {
     } catch (error) {
       const { code } = LuthierError.data(error);
       // Anything else may go on from the last checkpoint, and stays "running" until then.
-      if (code === "diverged") await this.#files?.end("failed", []);
+      if (code === "diverged") await this.#files?.end("failed", this.#step, []);
       throw error;
     }
   }
@@ -91,12 +91,13 @@ export class Run {
   }
 
   async #train(steps: number): Promise<void> {
-    if (this.#step === 0) await this.#evaluate();
+    if (this.#step === 0) await this.#validate();
     let done = this.#step >= steps;
     while (!done && !this.#stopped) {
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
+      if (this.#step === 1) await this.#probeBase();
       if (done || (this.evalEvery > 0 && this.#step % this.evalEvery === 0)) await this.#evaluate();
       if (this.#due()) await this.#checkpoint();
       if (this.#paused && !done && !this.#stopped) await this.#pause();
@@ -112,7 +113,7 @@ export class Run {
     const best = await this.turn(() => JSON.parse(this.engine.use_best()));
     if (this.#files) {
       const adapter = await this.turn(() => this.engine.adapter_files());
-      await this.#files.end(reason, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
+      await this.#files.end(reason, this.#step, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
     }
     this.emit({ type: "end", step: this.#step, reason, best });
   }
@@ -129,16 +130,30 @@ export class Run {
   }
 
   async #evaluate(): Promise<void> {
-    if (this.#step > 0) await this.#drain();
+    await this.#drain();
+    await this.#validate();
+    await this.#probe(this.#step, true);
+  }
+
+  async #validate(): Promise<void> {
     const step = this.#step;
     const measured: (Evaluation & { best: boolean }) | null = JSON.parse(await this.turn(() => this.engine.validate()));
     this.#evaluated = step;
-    if (measured) {
-      const { best, ...evaluation } = measured;
-      this.#tell({ type: "validation", step, evaluation, best });
-    }
+    if (!measured) return;
+    const { best, ...evaluation } = measured;
+    this.#tell({ type: "validation", step, evaluation, best });
+  }
+
+  /** What the base says needs no adapter, so it can be asked when somebody already sees that the run is going. */
+  async #probeBase(): Promise<void> {
+    await this.#drain();
+    await this.#probe(0, false);
+  }
+
+  async #probe(step: number, adapter: boolean): Promise<void> {
     if (this.job.probes.length === 0) return;
-    const ask = () => this.engine.generate(JSON.stringify(this.job.probes), JSON.stringify(PROBE), () => undefined);
+    const options = JSON.stringify({ ...PROBE, adapter });
+    const ask = () => this.engine.generate(JSON.stringify(this.job.probes), options, () => undefined);
     const texts: GeneratedText[] = JSON.parse(await this.turn(ask));
     this.#tell({ type: "probe", step, texts });
   }

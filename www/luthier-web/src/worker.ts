@@ -116,7 +116,7 @@ const handlers: Handlers = {
 
   async exportPeft() {
     const files = await turn(() => model().adapter_files());
-    return files.map(({ name, bytes }) => ({ name, blob: new Blob([copy(bytes)]) }));
+    return files.map(({ name, bytes }) => ({ name, blob: new Blob([bytes]) }));
   },
 
   async exportMerged({ dtype, bytes }, { emit }) {
@@ -124,7 +124,7 @@ const handlers: Handlers = {
     const parts = new Map<string, Blob[]>();
     let done = 0;
     await turn(() => model().merged(dtype, (name, chunk) => {
-      parts.set(name, [...(parts.get(name) ?? []), new Blob([copy(chunk)])]);
+      parts.set(name, [...(parts.get(name) ?? []), new Blob([chunk])]);
       done += chunk.byteLength;
       emit([done, Math.max(done, bytes)]);
     }));
@@ -152,9 +152,6 @@ const handlers: Handlers = {
     return null;
   },
 };
-
-/** Bytes may lie in wasm memory, which moves when it grows. */
-const copy = (bytes: Uint8Array): Uint8Array<ArrayBuffer> => new Uint8Array(bytes);
 
 async function defaultOf(name: OptionRow["name"]): Promise<number> {
   const rows: OptionRow[] = JSON.parse((await engine()).option_table());

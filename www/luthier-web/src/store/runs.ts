@@ -120,6 +120,11 @@ function unknown(id: string): LuthierError {
 
 // ---- for the worker
 
+interface Written {
+  name: string;
+  bytes: Uint8Array | string;
+}
+
 /** A stored run while it trains. Writes are in an order in which any of them may be the last one that happens. */
 export class RunFiles {
   private constructor(
@@ -187,9 +192,9 @@ export class RunFiles {
   }
 
   /** A stopped run may go on, so it keeps its checkpoints; one that is done needs them no more. */
-  async end(state: "done" | "stopped" | "failed", files: { name: string; bytes: Uint8Array | string }[]): Promise<void> {
+  async end(state: "done" | "stopped" | "failed", step: number, files: Written[]): Promise<void> {
     for (const { name, bytes } of files) await write(this.folder, name, bytes);
-    this.record.state = state;
+    Object.assign(this.record, { state, step });
     await this.#writeRecord();
     if (state === "done") for (const name of await this.#checkpointNames()) await remove(this.folder, name);
   }

@@ -1,0 +1,244 @@
+//! The base model with the adapter added in, `W + s·B·A`, as a Hugging Face folder that needs neither Luthier nor PEFT.
+//!
+//! Everything is handed to a sink piece by piece: no tensor is ever whole in memory. A base from a GGUF file comes out
+//! as transformers has it, with the rows of q and k in its order and the configuration and tokenizer files it expects.
+
+use super::lora::Lora;
+use crate::error::{Error, Result};
+use crate::model::load::Opened;
+use crate::model::tensors::{Tensor, hf_name};
+use crate::model::{LinearPatch, ModelSpec, family};
+use crate::weights::{ModelFiles, TokenizerFiles};
+use half::{bf16, f16};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// `--dtype`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
+pub enum Dtype {
+    F32,
+    F16,
+    #[default]
+    Bf16,
+}
+
+impl Dtype {
+    pub fn bytes(self) -> u64 {
+        if self == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// As safetensors' header and config.json name it.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Dtype::F32 => ("F32", "float32"),
+            Dtype::F16 => ("F16", "float16"),
+            Dtype::Bf16 => ("BF16", "bfloat16"),
+        }
+    }
+
+    fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// Where transformers begins a new file.
+const SHARD: u64 = 5_000_000_000;
+
+/// A file of weights: its name and what is in it.
+struct Shard {
+    name: String,
+    tensors: Vec<(Tensor, Vec<u64>)>,
+}
+
+/// Hands the merged model over: `sink` gets a file's name and its next bytes, one file after the other.
+pub async fn merge(
+    files: &ModelFiles,
+    lora: &Lora,
+    flat: &[f32],
+    dtype: Dtype,
+    sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
+) -> Result<()> {
+    merge_sharded(files, lora, flat, dtype, SHARD, sink).await
+}
+
+/// [`merge`] with files of at most about `shard` bytes.
+pub async fn merge_sharded(
+    files: &ModelFiles,
+    lora: &Lora,
+    flat: &[f32],
+    dtype: Dtype,
+    shard: u64,
+    mut sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let opened = Opened::new(files).await?;
+    for (name, bytes) in companions(files, &opened.spec, dtype).await? {
+        sink(&name, &bytes).await?;
+    }
+    let shards = shards(&opened.spec, dtype, shard);
+    if shards.len() > 1 {
+        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
+    }
+    for shard in &shards {
+        sink(&shard.name, &header(shard, dtype)).await?;
+        for (tensor, shape) in &shard.tensors {
+            let cols = shape.last().copied().unwrap_or(1) as usize;
+            let each = async |row0: usize, mut values: Vec<f32>| {
+                if let Tensor::Weight(site) = tensor
+                    && let Some(patch) = lora.sites.get(site)
+                {
+                    add(patch, flat, lora.shapes[site].0, row0, cols, &mut values);
+                }
+                check(*tensor, dtype, &values)?;
+                sink(&shard.name, &dtype.encode(&values)).await
+            };
+            opened.read(*tensor, each).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds rows `row0..` of `s·B·A` to the rows in `values`.
+fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, values: &mut [f32]) {
+    for (row, w) in values.chunks_exact_mut(cols).enumerate() {
+        for k in 0..patch.rank {
+            let b = patch.scale * flat[patch.b + k * o + row0 + row];
+            let a = &flat[patch.a + k * cols..][..cols];
+            w.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
+        }
+    }
+}
+
+fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
+    let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
+    match values.iter().find(|v| !(v.abs() <= largest)) {
+        None => Ok(()),
+        Some(v) => Err(Error::Unsupported {
+            file: hf_name(tensor),
+            what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
+            hint: "use bf16 or f32".into(),
+        }),
+    }
+}
+
+fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
+    let bytes = |shape: &[u64]| shape.iter().product::<u64>() * dtype.bytes();
+    let mut parts: Vec<(u64, Vec<(Tensor, Vec<u64>)>)> = Vec::new();
+    for (tensor, shape) in spec.tensors() {
+        let size = bytes(&shape);
+        if parts.last().is_none_or(|(held, _)| held + size > most) {
+            parts.push((0, Vec::new()));
+        }
+        let (held, tensors) = parts.last_mut().expect("one was just begun");
+        *held += size;
+        tensors.push((tensor, shape));
+    }
+    let n = parts.len();
+    let name = |i: usize| match n {
+        1 => "model.safetensors".to_string(),
+        _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+    };
+    parts.into_iter().enumerate().map(|(i, (_, tensors))| Shard { name: name(i), tensors }).collect()
+}
+
+fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
+    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
+    let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
+    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
+    pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
+}
+
+/// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
+fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
+    let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
+    let mut at = 0;
+    for (tensor, shape) in &shard.tensors {
+        let end = at + shape.iter().product::<u64>() * dtype.bytes();
+        entries
+            .insert(hf_name(*tensor), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
+        at = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes(), text.as_slice()].concat()
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    serde_json::to_vec_pretty(value).expect("plain JSON")
+}
+
+type Files = Vec<(String, Vec<u8>)>;
+
+/// Configuration and tokenizer: those of the base's folder, or made from the GGUF file's metadata.
+async fn companions(files: &ModelFiles, spec: &ModelSpec, dtype: Dtype) -> Result<Files> {
+    let mut out = Vec::new();
+    let mut config = match files {
+        ModelFiles::Hf { config, companions, .. } => {
+            for source in companions {
+                out.push((source.file_name().to_string(), source.read(0, source.len() as usize).await?));
+            }
+            config.clone()
+        }
+        ModelFiles::Gguf { tokenizer, gguf } => {
+            let mut config = family::to_config(spec, gguf.name())?;
+            out.extend(gguf_companions(tokenizer, &mut config));
+            config
+        }
+    };
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    config[key] = dtype.names().1.into();
+    config["tie_word_embeddings"] = spec.tied.into();
+    out.push(("config.json".into(), pretty(&config)));
+    Ok(out)
+}
+
+/// Tokenizer files for a model that came without, and the special tokens for its configuration.
+fn gguf_companions(tokenizer: &TokenizerFiles, config: &mut Value) -> Files {
+    let parsed: Value = serde_json::from_str(&tokenizer.tokenizer_json).unwrap_or_default();
+    let text = |id: Option<u32>| id.and_then(|id| token_text(&parsed, id));
+    let mut settings = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": tokenizer.add_bos,
+        "bos_token": text(tokenizer.bos),
+        "eos_token": text(tokenizer.eos.first().copied()),
+        "pad_token": text(tokenizer.pad),
+        "clean_up_tokenization_spaces": false,
+    });
+    if let Some(template) = &tokenizer.chat_template {
+        settings["chat_template"] = template.as_str().into();
+    }
+    let mut generation = json!({});
+    for (key, id) in [
+        ("bos_token_id", tokenizer.bos.map(Value::from)),
+        ("eos_token_id", (!tokenizer.eos.is_empty()).then(|| json!(tokenizer.eos))),
+        ("pad_token_id", tokenizer.pad.map(Value::from)),
+    ] {
+        if let Some(id) = id {
+            generation[key] = id.clone();
+            config[key] = id;
+        }
+    }
+    vec![
+        ("tokenizer.json".into(), tokenizer.tokenizer_json.clone().into_bytes()),
+        ("tokenizer_config.json".into(), pretty(&settings)),
+        ("generation_config.json".into(), pretty(&generation)),
+    ]
+}
+
+fn token_text(tokenizer: &Value, id: u32) -> Option<String> {
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    let added = added.filter(|token| token["id"] == id).find_map(|token| token["content"].as_str());
+    if let Some(text) = added {
+        return Some(text.to_string());
+    }
+    let vocab = &tokenizer["model"]["vocab"];
+    if let Some(list) = vocab.as_array() {
+        return list.get(id as usize)?[0].as_str().map(String::from); // Unigram: [text, score]
+    }
+    vocab.as_object()?.iter().find(|(_, value)| **value == id).map(|(text, _)| text.clone())
+}
