@@ -12,6 +12,14 @@ export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
   { title: "Memory", names: ["memory_gib", "kept_blocks"] },
 ];
 
+/** What people call them; the engine's own name stands beside it. */
+export const TITLES: Partial<Record<keyof TrainOptions, string>> = {
+  steps: "Steps", epochs: "Epochs", lr: "Learning rate", schedule: "Schedule", warmup_steps: "Warm-up", rank: "Rank", alpha: "Alpha",
+  dropout: "Dropout", rslora: "Rank-stabilised", target_modules: "Adapted parts", batch_size: "Batch", seq_len: "Row length",
+  grad_accum: "Micro-batches", weight_decay: "Weight decay", max_grad_norm: "Gradient clip", seed: "Seed", no_shuffle: "Keep the order",
+  no_packing: "No packing", eval_every: "Evaluate every", val_fraction: "Held out", kept_blocks: "Kept blocks", memory_gib: "Memory, GiB",
+};
+
 export const defaults = (rows: OptionRow[]): TrainOptions => Object.fromEntries(rows.map((row) => [row.name, row.default]));
 
 // ---- what suits
