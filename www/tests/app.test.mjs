@@ -29,7 +29,7 @@ after(async () => {
 const context = () => browser.newContext({ serviceWorkers: "block", viewport: { width: 1366, height: 768 } });
 
 function luthier(...args) {
-  return execFileSync(process.env.LUTHIER ?? join(repository, "target/release/luthier"), args, { encoding: "utf8" });
+  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
 }
 
 async function download(page, selector) {

@@ -36,7 +36,7 @@ async function open(device) {
 }
 
 function luthier(...args) {
-  return execFileSync(process.env.LUTHIER ?? join(repository, "target/release/luthier"), args, { encoding: "utf8" });
+  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
 }
 
 test("the CPU back end learns the demo's task, and the command line reads the adapter", async () => {

@@ -22,9 +22,14 @@ pub fn run(skip_missing: bool) -> Outcome {
 
 /// One file after the other: two browsers at once would be too much for a small machine.
 fn in_browser() -> Outcome {
-    check(&mut cargo(&["build", "--release", "--bin", "luthier"]))?;
-    let luthier = target_dir().join(format!("release/luthier{}", std::env::consts::EXE_SUFFIX));
-    let mut tests = node::node(&["--test", "--test-concurrency=1", "tests/"]);
+    let folder = page::www().join("tests");
+    let names = std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<Outcome<Vec<_>>>()?;
+    names.sort();
+    let mut tests = node::node(&["--test", "--test-concurrency=1", "--test-reporter=spec"]);
+    tests.args(names.iter().filter(|name| name.ends_with(".test.mjs")));
+    // `cargo test` has just built it.
+    let luthier = target_dir().join(format!("debug/luthier{}", std::env::consts::EXE_SUFFIX));
     tests.env("LUTHIER", luthier).envs(browser::find().map(|chromium| ("CHROMIUM", chromium)));
-    check(tests.current_dir(page::www()))
+    check(tests.current_dir(folder))
 }
