@@ -391,10 +391,9 @@ impl Gpu {
         };
         #[cfg(target_arch = "wasm32")]
         let mapped = receive.await.ok();
-        // A refused read is told before the loss of the device that is its cause.
         #[cfg(target_arch = "wasm32")]
         if !matches!(mapped, Some(Ok(()))) {
-            crate::clock::turn().await;
+            self.hear_the_cause().await;
         }
         self.check()?;
         mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
@@ -410,6 +409,16 @@ impl Gpu {
         }
         self.calibrate();
         Ok(words)
+    }
+
+    /// A refused read is told before the loss of the device that is its cause, which comes from another process.
+    #[cfg(target_arch = "wasm32")]
+    async fn hear_the_cause(&self) {
+        const PATIENCE_MS: f64 = 2000.0;
+        let start = Instant::now();
+        while self.check().is_ok() && start.elapsed_ms() < PATIENCE_MS {
+            crate::clock::turn().await;
+        }
     }
 
     /// Everything submitted is done: the time since the first submit gives the speed, and so the next cut.
