@@ -1,7 +1,9 @@
 //! The merged model is the adapted model, whichever file its base came from.
 
+#[path = "common/mod.rs"]
+mod common;
 #[path = "weights/support.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod support;
 #[path = "common/tiny.rs"]
 mod tiny;
@@ -57,7 +59,7 @@ fn merged_files_are_the_adapted_model() {
         let adapter = || peft::open(&tiny::golden(rslora), &spec).unwrap();
         let mut adapted = Rig::new(base(&files), adapter(), 2);
         let (want, plain) = (adapted.logits(&tiny::batch()), adapted.plain_logits(&tiny::batch()));
-        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 2e-2)] {
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 5e-2)] {
             let folder = merged(&files, &adapter(), dtype, u64::MAX).unwrap();
             let logits = Rig::new(base(&open(&folder)), adapter(), 2).plain_logits(&tiny::batch());
             let (off, moved) = (apart(&logits, &want), apart(&plain, &want));

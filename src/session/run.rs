@@ -1,0 +1,257 @@
+//! A training run of a session: what it would be, what it is, and where it stands.
+
+use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
+use crate::adapter::Lora;
+use crate::data::{Batches, Dataset, PackOptions, Records, Split, split};
+use crate::digest::sha256;
+use crate::error::{Error, Result};
+use crate::model::Base;
+use crate::train::{
+    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, checkpoint, trainer,
+};
+use serde::{Deserialize, Serialize};
+
+/// What a run is about to do, for people and programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    pub device: String,
+    pub examples: usize,
+    pub validation_examples: usize,
+    pub truncated: usize,
+    pub duplicates: usize,
+    pub tokens: usize,
+    pub supervised_tokens: usize,
+    pub rows: usize,
+    pub steps: u64,
+    pub trainable_parameters: u64,
+    pub parameters: u64,
+    pub memory: MemoryPlan,
+}
+
+impl Summary {
+    /// The line PEFT prints.
+    pub fn trainable(&self) -> String {
+        let all = self.parameters + self.trainable_parameters;
+        let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
+        format!(
+            "trainable params: {} || all params: {} || trainable%: {percent:.4}",
+            grouped(self.trainable_parameters),
+            grouped(all)
+        )
+    }
+}
+
+/// The best validation of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub loss: f64,
+    pub step: u64,
+}
+
+/// What a run starts from, before anything is allocated.
+struct Start {
+    lora: Lora,
+    flat: Vec<f32>,
+    train: Dataset,
+    batches: Batches,
+    held_out: Option<Dataset>,
+    validation: Option<Batches>,
+}
+
+/// A number for people: 1,369,728.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|c| std::str::from_utf8(c).expect("digits")).collect();
+    groups.join(",")
+}
+
+/// SHA-256 of an adapter's numbers.
+pub fn flat_sha256(flat: &[f32]) -> String {
+    sha256(bytemuck::cast_slice(flat))
+}
+
+fn no_run() -> Error {
+    Error::setting("train", "no run was started", "start one first")
+}
+
+impl Session {
+    /// What a run would be; nothing is allocated.
+    pub fn estimate(
+        &self,
+        records: &Records,
+        validation: Option<&Records>,
+        options: &TrainOptions,
+        initial: Option<(Lora, Vec<f32>)>,
+    ) -> Result<Summary> {
+        let start = self.prepare_run(records, validation, options, initial)?;
+        let memory = trainer::estimate(&self.base, &start.lora, options)?;
+        Ok(self.summary(&start, options, memory))
+    }
+
+    /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init;
+    /// a checkpoint of this very run goes on where that one was.
+    pub async fn start_training(
+        &mut self,
+        records: &Records,
+        validation: Option<&Records>,
+        options: TrainOptions,
+        initial: Option<(Lora, Vec<f32>)>,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Summary> {
+        if self.trainer.is_some() {
+            let hint = "open the model anew for another run";
+            return Err(Error::setting("train", "this session has trained already", hint));
+        }
+        let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
+        let start = self.prepare_run(records, validation, &options, initial)?;
+        let examples = [Some(&start.train), start.held_out.as_ref()];
+        let layout = format!("{:?}", start.lora.config);
+        let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
+        checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
+        let memory = trainer::estimate(&self.base, &start.lora, &options)?;
+        let summary = self.summary(&start, &options, memory);
+        let mut record = self.record(records, validation, &options);
+        record.init_adapter = continued.map(|sha256| ModelRecord { name: "adapter".into(), sha256 });
+        let Start { lora, flat, batches, validation, .. } = start;
+        let mut trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
+        if let Some(checkpoint) = checkpoint {
+            trainer.restore(&mut self.base, checkpoint.state);
+        }
+        self.run = Some((identity, record));
+        self.validation = validation;
+        self.set_adapter(trainer.lora.clone(), trainer.patches.clone());
+        self.trainer = Some(trainer);
+        Ok(summary)
+    }
+
+    fn prepare_run(
+        &self,
+        records: &Records,
+        validation: Option<&Records>,
+        options: &TrainOptions,
+        initial: Option<(Lora, Vec<f32>)>,
+    ) -> Result<Start> {
+        options.check()?;
+        self.check_length(options.seq_len)?;
+        let all = self.encode(records, options.seq_len)?;
+        let (train, held_out) = match validation {
+            Some(records) => (all, Some(self.encode(records, options.seq_len)?)),
+            None if options.val_fraction > 0.0 && all.examples.len() >= 10 => {
+                let (train, held_out) = split(&all, Split::Fraction(options.val_fraction), options.seed)?;
+                (train, Some(held_out).filter(|d| d.examples.iter().any(|e| e.targets() > 0)))
+            }
+            None => (all, None),
+        };
+        let (lora, flat) = match initial {
+            Some((lora, flat)) => (lora, flat),
+            None => {
+                let lora = Lora::new(self.spec(), options.lora()?.check(self.spec())?)?;
+                let flat = lora.init(options.seed);
+                (lora, flat)
+            }
+        };
+        let packed = |data: &Dataset, shuffle: bool| {
+            let (b, t, packing) = (options.batch_size, options.seq_len, !options.no_packing);
+            Batches::new(data, PackOptions { b, t, packing, shuffle, seed: options.seed })
+        };
+        let batches = packed(&train, !options.no_shuffle)?;
+        let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
+        Ok(Start { lora, flat, train, batches, held_out, validation })
+    }
+
+    fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
+        let stats = &start.train.stats;
+        Summary {
+            device: self.describe_device(),
+            examples: start.train.examples.len(),
+            validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
+            truncated: stats.truncated,
+            duplicates: stats.duplicates,
+            tokens: stats.tokens,
+            supervised_tokens: stats.supervised,
+            rows: start.batches.rows(),
+            steps: trainer::total_steps(&start.batches, options),
+            trainable_parameters: start.lora.parameters(),
+            parameters: self.spec().parameters(),
+            memory,
+        }
+    }
+
+    /// The run before its first step.
+    fn record(&self, records: &Records, validation: Option<&Records>, options: &TrainOptions) -> RunRecord {
+        RunRecord {
+            luthier: env!("CARGO_PKG_VERSION").into(),
+            model: ModelRecord { name: self.name.clone(), sha256: self.base.sha256.clone() },
+            data: DataRecord::new(records),
+            validation: validation.map(DataRecord::new),
+            init_adapter: None,
+            device: self.describe_device(),
+            options: options.clone(),
+            results: Results { step: 0, steps: 0, best: None },
+        }
+    }
+
+    /// What `luthier train --from` replays: the run that was started last, as far as it came.
+    pub fn run_record(&self) -> Result<RunRecord> {
+        let (Some((_, record)), Some(trainer)) = (&self.run, &self.trainer) else { return Err(no_run()) };
+        let results = Results { step: trainer.step_number(), steps: trainer.total_steps, best: self.best() };
+        Ok(RunRecord { results, ..record.clone() })
+    }
+
+    /// The run as it stands, as the bytes of a file. Read [`Session::reports`] before: those still under way are lost
+    /// with the session.
+    pub async fn checkpoint(&mut self) -> Result<Vec<u8>> {
+        let (Some((identity, _)), Some(trainer)) = (&self.run, &mut self.trainer) else { return Err(no_run()) };
+        checkpoint::to_bytes(&trainer.state(&mut self.base).await?, identity)
+    }
+
+    fn running(&mut self) -> Result<(&mut Base, &mut Trainer)> {
+        match &mut self.trainer {
+            Some(trainer) => Ok((&mut self.base, trainer)),
+            None => Err(no_run()),
+        }
+    }
+
+    pub fn done(&self) -> bool {
+        self.trainer.as_ref().is_none_or(Trainer::done)
+    }
+
+    /// Steps submitted so far.
+    pub fn step_number(&self) -> u64 {
+        self.trainer.as_ref().map_or(0, Trainer::step_number)
+    }
+
+    /// One optimizer step; returns the reports that became known.
+    pub async fn step(&mut self) -> Result<Vec<StepReport>> {
+        let (base, trainer) = self.running()?;
+        trainer.step(base).await
+    }
+
+    /// Reports of the steps whose numbers were not read yet.
+    pub async fn reports(&mut self) -> Result<Vec<StepReport>> {
+        let (base, trainer) = self.running()?;
+        trainer.reports(base).await
+    }
+
+    /// Loss on the validation data, if there is any.
+    pub async fn validate(&mut self) -> Result<Option<Evaluation>> {
+        let Some(batches) = &self.validation else { return Ok(None) };
+        let trainer = self.trainer.as_mut().expect("validation data belong to a run");
+        trainer.evaluate(&mut self.base, batches).await.map(Some)
+    }
+
+    /// The best validation loss so far and its step.
+    pub fn best(&self) -> Option<Best> {
+        let (loss, step, _) = self.trainer.as_ref()?.best()?;
+        Some(Best { loss, step })
+    }
+
+    /// Goes back to the adapter of the best validation loss, if one was measured.
+    pub fn use_best(&mut self) -> Option<Best> {
+        let (base, trainer) = (&mut self.base, self.trainer.as_ref()?);
+        let (loss, step, flat) = trainer.best()?;
+        trainer.set_adapter(base, flat);
+        Some(Best { loss, step })
+    }
+}

@@ -1,0 +1,119 @@
+//! Text from a session: prompts to ids, ids to text as it comes.
+
+use super::Session;
+use crate::data::{Message, TextStream};
+use crate::error::{Error, Result};
+use crate::model::generate::{Finish, Generated, Generator, Sampling};
+use serde::Serialize;
+
+/// One continuation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Text {
+    pub text: String,
+    pub tokens: usize,
+    pub finish: Finish,
+}
+
+/// Sequences decoded together; more prompts go in groups.
+pub const SEQUENCES: usize = 8;
+
+impl Session {
+    /// A prompt's ids: as a user turn of the chat template, or as plain text.
+    pub fn prompt_ids(&self, prompt: &str, chat: bool) -> Result<Vec<u32>> {
+        if !chat {
+            return self.tokenizer.encode(prompt, true);
+        }
+        self.tokenizer.encode_chat(&[Message::new("user", prompt)])
+    }
+
+    /// Continues prompts, some at a time, with the adapter if asked. `on_token` gets (prompt, token) as they come.
+    pub async fn generate_ids(
+        &mut self,
+        prompts: &[Vec<u32>],
+        adapted: bool,
+        sampling: &Sampling,
+        mut on_token: impl FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generated>> {
+        sampling.check()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        if longest + 1 > self.spec().context {
+            let what = format!("has {longest} tokens, the model knows {} positions", self.spec().context);
+            return Err(Error::setting("prompt", what, "shorten it"));
+        }
+        let need = (longest + sampling.max_new_tokens).min(self.spec().context);
+        self.prepare_generator(prompts.len().clamp(1, SEQUENCES), need).await?;
+        let adapted = adapted && self.adapter.is_some();
+        let generator = self.generator.as_ref().expect("just prepared");
+        let stop = self.tokenizer.eos_ids().to_vec();
+        let mut out = Vec::new();
+        for (g, group) in prompts.chunks(generator.sequences()).enumerate() {
+            let first = g * generator.sequences();
+            let token = |i: usize, id: u32| on_token(first + i, id);
+            out.extend(generator.run(&mut self.base, adapted, group, first, &stop, sampling, token).await?);
+        }
+        Ok(out)
+    }
+
+    /// Makes the cache, or a larger one; room is rounded up so that it seldom grows.
+    async fn prepare_generator(&mut self, sequences: usize, capacity: usize) -> Result<()> {
+        let fits = |g: &Generator| g.sequences() >= sequences && g.capacity() >= capacity;
+        if !self.generator.as_ref().is_some_and(fits) {
+            let capacity = capacity.next_multiple_of(256).min(self.spec().context.max(capacity));
+            let patches = self.adapter.as_ref().map(|(_, p)| p);
+            self.generator = Some(Generator::new(&mut self.base, patches, sequences, capacity).await?);
+        }
+        // The adapter may have come after the generator: compare before, train, compare after.
+        match (&mut self.generator, &self.adapter) {
+            (Some(generator), Some((_, patches))) if !generator.is_adapted() => {
+                generator.adapt(&mut self.base, patches).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Session::generate_ids`] for texts.
+    pub async fn generate(
+        &mut self,
+        prompts: &[String],
+        chat: bool,
+        adapted: bool,
+        sampling: &Sampling,
+    ) -> Result<Vec<Text>> {
+        let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
+        let generated = self.generate_ids(&ids, adapted, sampling, |_, _| true).await?;
+        Ok(generated.iter().map(|g| self.text(g)).collect())
+    }
+
+    /// [`Session::generate`] that hands text over as it comes: `on_text` gets (prompt, piece), whole characters only,
+    /// and returns false to end that prompt.
+    pub async fn generate_streaming(
+        &mut self,
+        prompts: &[String],
+        chat: bool,
+        adapted: bool,
+        sampling: &Sampling,
+        mut on_text: impl FnMut(usize, &str) -> bool,
+    ) -> Result<Vec<Text>> {
+        let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
+        let mut streams: Vec<TextStream> = ids.iter().map(|_| TextStream::default()).collect();
+        let tokenizer = self.tokenizer.clone();
+        let on_token = |prompt: usize, id: u32| {
+            let piece = streams[prompt].push(&tokenizer, id);
+            piece.is_empty() || on_text(prompt, &piece)
+        };
+        let generated = self.generate_ids(&ids, adapted, sampling, on_token).await?;
+        for (prompt, (stream, g)) in streams.iter_mut().zip(&generated).enumerate() {
+            let rest = stream.finish(&tokenizer);
+            if !rest.is_empty() && g.finish != Finish::Cancelled {
+                on_text(prompt, &rest);
+            }
+        }
+        Ok(generated.iter().map(|g| self.text(g)).collect())
+    }
+
+    /// The text of a continuation, without its end token.
+    pub fn text(&self, g: &Generated) -> Text {
+        let shown = g.ids.len() - usize::from(g.finish == Finish::Stop);
+        Text { text: self.tokenizer.decode(&g.ids[..shown], true), tokens: g.ids.len(), finish: g.finish }
+    }
+}
