@@ -4,7 +4,7 @@ import type { LuthierApi } from "luthier-web";
 import { luthier } from "../lib/engine";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { announce } from "./announce.svelte";
-import { app, guarded } from "./app.svelte";
+import { type Tuned, app, guarded } from "./app.svelte";
 import { forgetRun } from "./run.svelte";
 import { openNamed } from "./model";
 
@@ -59,15 +59,20 @@ export async function downloadStored(id: string): Promise<void> {
   await guarded("history", async () => download(`${id}-lora.zip`, await zip(`${id}-lora`, await luthier.runAdapter(id))));
 }
 
+/** Another adapter is on the model: what was asked of the last one no longer counts. */
+function nowOn(tuned: Tuned): void {
+  forgetRun();
+  app.tuned = tuned;
+  app.duels = app.probes.filter(Boolean).map((prompt) => ({ prompt, base: null, tuned: null }));
+}
+
 /** Puts a stored run's adapter on its model. */
 export async function openStoredRun(id: string): Promise<void> {
   const stored = app.runs.find((run) => run.id === id);
   if (!stored || !(await openNamed(stored.model))) return;
   await guarded("history", async () => {
     await app.api?.importPeft(await luthier.runAdapter(id));
-    forgetRun();
-    app.tuned = { from: "history", label: `${stored.data_name}, ${stored.step} steps`, stem: stem(stored.data_name) };
-    app.duels = app.probes.filter(Boolean).map((prompt) => ({ prompt, base: null, tuned: null }));
+    nowOn({ from: "history", label: `${stored.data_name}, ${stored.step} steps`, stem: stem(stored.data_name) });
     app.step = "compare";
   });
 }
@@ -76,8 +81,7 @@ export async function loadAdapter(files: File[]): Promise<void> {
   await guarded("keep", async () => {
     if (!app.api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
     await app.api.importPeft(await adapterOf(files));
-    forgetRun();
-    app.tuned = { from: "file", label: files.map(({ name }) => name).join(", "), stem: "loaded" };
+    nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), stem: "loaded" });
     announce("The adapter is on the model.");
   });
 }
