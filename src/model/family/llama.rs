@@ -83,7 +83,7 @@ pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
         return Err(unsupported(gguf.name(), what, "only heads that are rotated as a whole are supported"));
     }
     let checkpoint = &gguf.checkpoint;
-    let vocab = checkpoint.tensors.get("token_embd.weight").map_or(0, |t| t.rows() as usize);
+    let vocab = checkpoint.get("token_embd.weight")?.rows() as usize;
     Ok(ModelSpec {
         family: "llama".into(),
         vocab,
