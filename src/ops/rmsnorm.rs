@@ -1,4 +1,5 @@
-//! RMSNorm (Zhang & Sennrich 2019) with a frozen weight. Contract: `shaders/rmsnorm.wgsl`.
+//! RMSNorm (Zhang & Sennrich 2019) with a frozen weight. Contract: `shaders/rmsnorm_direct.wgsl`; `rmsnorm_tiled.wgsl`
+//! keeps the same one.
 
 use super::{kernel, par, params};
 use crate::num::Float;
@@ -7,8 +8,8 @@ use crate::simd::{self, simd};
 
 params!(Params { n: u32, c: u32, eps: f32, accumulate: u32 });
 
-kernel!(FORWARD, "rmsnorm", "forward", [Read, Read, Write], Params, [Direct "rmsnorm" [1, 1, 1]], forward_twin);
-kernel!(BACKWARD, "rmsnorm", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "rmsnorm" [1, 1, 1]], backward_twin);
+kernel!(FORWARD, "rmsnorm", "forward", [Read, Read, Write], Params, [Direct "rmsnorm_direct" [32, 1, 1], Tiled "rmsnorm_tiled" [1, 1, 1]], forward_twin);
+kernel!(BACKWARD, "rmsnorm", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "rmsnorm_direct" [32, 1, 1], Tiled "rmsnorm_tiled" [1, 1, 1]], backward_twin);
 
 /// `y = x · rstd · w` by rows of C.
 pub fn forward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, y: Buf) {

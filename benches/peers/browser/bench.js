@@ -1,4 +1,4 @@
-// node bench.js [jax] [tfjs] [--adapter=default] [KEY=VALUE ...]      prints one JSON line a peer
+// node bench.js [luthier] [jax] [tfjs] [--adapter=default] [KEY=VALUE ...]      prints one JSON line a peer
 //
 // Bundles src/PEER.js, serves it on 127.0.0.1 and runs it in headless Chromium (CHROMIUM, or /usr/bin/chromium).
 // The keys are those of `defaults` in src/setup.js; lora=0 trains all parameters. --adapter=default takes the machine's
@@ -9,7 +9,9 @@ import { build } from 'esbuild';
 import { chromium } from 'playwright-core';
 import { defaults } from './src/setup.js';
 
-const peers = { jax: '@jax-js/jax', tfjs: '@tensorflow/tfjs-core' };
+// Luthier's engine is what `cargo xtask wasm` has built.
+const peers = { luthier: 'luthier', jax: '@jax-js/jax', tfjs: '@tensorflow/tfjs-core' };
+const engine = `${import.meta.dirname}/../../../www/luthier-web/pkg`;
 const versions = JSON.parse(fs.readFileSync(`${import.meta.dirname}/package.json`)).dependencies;
 
 function options(args) {
@@ -25,7 +27,7 @@ function options(args) {
 async function bundle(peer) {
   const contents = `import { run } from './src/${peer}.js'; window.run = run;`;
   const stdin = { contents, resolveDir: import.meta.dirname };
-  const result = await build({ stdin, bundle: true, format: 'esm', write: false });
+  const result = await build({ stdin, bundle: true, format: 'esm', write: false, external: ['/pkg/*'] });
   return result.outputFiles[0].text;
 }
 
@@ -33,6 +35,12 @@ async function bundle(peer) {
 async function serve(scripts) {
   const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
   const server = http.createServer(({ url }, response) => {
+    const [, file] = url.match(/^\/pkg\/(luthier(?:_bg)?\.(?:js|wasm))$/) ?? [];
+    if (file) {
+      const type = file.endsWith('.js') ? 'text/javascript' : 'application/wasm';
+      response.writeHead(200, { 'content-type': type, ...headers });
+      return response.end(fs.readFileSync(`${engine}/${file}`));
+    }
     const [, peer, kind] = url.match(/^\/(\w+)\.(js|html)$/) ?? [];
     if (!(peer in scripts)) return response.writeHead(404).end();
     const type = kind === 'js' ? 'text/javascript' : 'text/html';
@@ -74,7 +82,7 @@ async function main(args) {
       await page.waitForFunction('window.run');
       const device = await page.evaluate(adapterName);
       const result = await page.evaluate(o => window.run(o), o);
-      const about = { version: versions[peers[peer]], device, browser: browser.version() };
+      const about = { version: versions[peers[peer]] ?? "this tree", device, browser: browser.version() };
       console.log(JSON.stringify({ peer, ...result, ...about }));
       await page.close();
     }

@@ -1,4 +1,4 @@
-// RMSNorm with a frozen weight.
+// RMSNorm with a frozen weight, a workgroup a row.
 //
 // forward:   y[n,c] = x[n,c]·s_n·w[c],  s_n = 1/√(Σ_c x²/C + eps)
 // backward:  dx[n,c] (+)= s_n·(w[c]·dy[n,c] − x[n,c]·s_n²·Σ_j w[j]·dy[n,j]·x[n,j] / C)

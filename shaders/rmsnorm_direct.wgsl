@@ -1,0 +1,50 @@
+// RMSNorm with a frozen weight, barrier-free: an invocation a row.
+//
+// forward:   y[n,c] = x[n,c]·s_n·w[c],  s_n = 1/√(Σ_c x²/C + eps)
+// backward:  dx[n,c] (+)= s_n·(w[c]·dy[n,c] − x[n,c]·s_n²·Σ_j w[j]·dy[n,j]·x[n,j] / C)
+//
+// x, y, dy, dx:[N,C]  w:[C], C a multiple of 4
+// Dispatch: one invocation a row, 32 a workgroup.
+// y is overwritten; dx is added to when accumulate is 1, else overwritten.
+
+struct Params { n: u32, c: u32, eps: f32, accumulate: u32 }
+@group(1) @binding(0) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+
+// The four sums of a vector's places.
+fn total(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
+
+@compute @workgroup_size(32)
+fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= p.n) { return; }
+    let c4 = p.c / 4u;
+    let base = id.x * c4;
+    var s = vec4<f32>();
+    for (var c = 0u; c < c4; c += 1u) { s += x[base + c] * x[base + c]; }
+    let rstd = 1.0 / sqrt(total(s) / f32(p.c) + p.eps);
+    for (var c = 0u; c < c4; c += 1u) { y[base + c] = x[base + c] * rstd * w[c]; }
+}
+
+@compute @workgroup_size(32)
+fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= p.n) { return; }
+    let c4 = p.c / 4u;
+    let base = id.x * c4;
+    var s = vec4<f32>();
+    var a = vec4<f32>();
+    for (var c = 0u; c < c4; c += 1u) {
+        s += x[base + c] * x[base + c];
+        a += x[base + c] * (w[c] * dy[base + c]);
+    }
+    let rstd = 1.0 / sqrt(total(s) / f32(p.c) + p.eps);
+    let pull = rstd * rstd * total(a) / f32(p.c);
+    for (var c = 0u; c < c4; c += 1u) {
+        var v = rstd * (w[c] * dy[base + c] - x[base + c] * pull);
+        if (p.accumulate == 1u) { v += dx[base + c]; }
+        dx[base + c] = v;
+    }
+}
