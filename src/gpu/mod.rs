@@ -139,6 +139,9 @@ impl Gpu {
         let known = self.own.len();
         self.memory.extend(plan);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        if self.staging.is_none() {
+            self.staging = Some(self.new_staging(KEPT_STAGING)); // here, so that no step allocates
+        }
         for (i, decl) in plan.bufs.iter().enumerate().skip(known) {
             self.own.push(match self.memory.places[i] {
                 Place::Own => Some(self.buffer(&decl.label, decl.len)?),
@@ -368,7 +371,8 @@ impl Gpu {
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
         let size = len as u64 * 4;
         // Taken, not borrowed: a read that fails leaves a mapped buffer, which must not be used again.
-        let staging = self.staging.take().filter(|b| b.size() >= size).unwrap_or_else(|| self.new_staging(size));
+        let kept = if size <= KEPT_STAGING { self.staging.take() } else { None };
+        let staging = kept.unwrap_or_else(|| self.new_staging(size));
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
