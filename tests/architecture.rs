@@ -26,20 +26,24 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that may import every other: the façade and what stands on it.
-const TOP: &[&str] = &["cli", "eval", "lib", "main", "session"];
+const TOP: &[&str] = &["cli", "lib", "main", "session"];
 
 /// Methods of `adapter/`, which `model/` must not know by name. (`lora_grad` is a kernel: any low-rank factor's gradient.)
 const METHODS: &[&str] = &["lora", "dora", "ia3", "prefix_tuning", "prompt_tuning", "bitfit"];
 
-fn src() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All `.rs` files below a folder.
+fn src() -> PathBuf {
+    root().join("src")
+}
+
+/// All files of code below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
     let mut all: Vec<PathBuf> = entries.flat_map(|p| if p.is_dir() { files(&p) } else { vec![p] }).collect();
-    all.retain(|p| p.extension().is_some_and(|e| e == "rs"));
+    all.retain(|p| p.extension().is_some_and(|e| e == "rs" || e == "wgsl"));
     all.sort();
     all
 }
@@ -108,6 +112,14 @@ fn imports_follow_the_arrows() {
 }
 
 #[test]
+fn every_room_that_is_named_exists() {
+    let rooms: BTreeSet<String> = files(&src()).iter().map(|f| room(f)).collect();
+    let named: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).chain(TOP.iter().copied()).collect();
+    let absent: Vec<_> = named.iter().filter(|name| !rooms.contains(**name)).collect();
+    assert!(absent.is_empty(), "no such rooms: {absent:?}");
+}
+
+#[test]
 fn arrows_never_turn_back() {
     for (i, (room, to)) in ARROWS.iter().enumerate() {
         let below = |to: &&&str| **to == "session" || ARROWS[..i].iter().any(|(name, _)| name == *to);
@@ -131,5 +143,51 @@ fn the_model_knows_no_adapter_by_name() {
         for method in METHODS {
             assert!(!code.contains(method), "{} speaks of {method}", file.display());
         }
+    }
+}
+
+/// Lines of a file, or of all code below a folder.
+fn lines(path: &Path) -> usize {
+    let all = if path.is_dir() { files(path) } else { vec![path.to_path_buf()] };
+    let text = |file: &PathBuf| std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    all.iter().map(|file| text(file).lines().count()).sum()
+}
+
+/// What stands between backticks; a name without a folder lies beside the one before it.
+fn paths(cell: &str) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = Vec::new();
+    for name in cell.split('`').skip(1).step_by(2) {
+        let beside = all.last().filter(|_| name.ends_with(".rs") && !name.contains('/')).and_then(|last| last.parent());
+        all.push(beside.map_or_else(|| root().join(name), |folder| folder.join(name)));
+    }
+    all
+}
+
+/// The README's reading order says how long each part is: within 15 %, so that not every change touches it.
+#[test]
+fn the_readme_counts_lines() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let mut problems = Vec::new();
+    let mut rows = 0;
+    for row in readme.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let Ok(said) = cells[2].parse::<usize>() else { continue };
+        let counted: usize = paths(cells[1]).iter().map(|path| lines(path)).sum();
+        rows += 1;
+        if said.abs_diff(counted) * 100 > 15 * counted {
+            problems.push(format!("{}: {said} lines in the README, {counted} in the files", cells[1]));
+        }
+    }
+    assert!(rows > 5, "the README has no table of lines");
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// A skipped test says so whether or not output is captured: `print!` and its kin are, where a test passes.
+#[test]
+fn skips_are_seen() {
+    for file in files(&root().join("tests")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let hidden = text.lines().find(|line| line.contains("println!(\"SKIPPED"));
+        assert!(hidden.is_none(), "{}: {hidden:?}", file.display());
     }
 }

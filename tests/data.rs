@@ -1,5 +1,8 @@
 //! Data, from files to batches: every format, the masks on real templates, packing, and what bad input is told.
 
+#[path = "common/mod.rs"]
+mod common;
+
 use luthier::data::*;
 use luthier::error::Error;
 use luthier::weights::TokenizerFiles;
@@ -9,14 +12,14 @@ use std::path::Path;
 fn tokenizer_at(folder: &str, bos: u32, eos: u32) -> Option<Tokenizer> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let Ok(tokenizer_json) = std::fs::read_to_string(folder.join("tokenizer.json")) else {
-        println!("SKIPPED: there is no {}", folder.display());
+        common::skipped(&format!("there is no {}", folder.display()));
         return None;
     };
     let config = std::fs::read_to_string(folder.join("tokenizer_config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
     let chat_template = config["chat_template"].as_str().map(String::from);
     let (bos, eos) = (Some(bos), vec![eos]);
-    Some(Tokenizer::new(TokenizerFiles { tokenizer_json, chat_template, bos, eos, add_bos: false, pad: None }).unwrap())
+    Some(Tokenizer::new(TokenizerFiles { tokenizer_json, chat_template, bos, eos, ..Default::default() }).unwrap())
 }
 
 fn nano() -> Tokenizer {
@@ -28,7 +31,7 @@ fn with_template(template: Option<&str>) -> Tokenizer {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/tokenizer.json");
     let tokenizer_json = std::fs::read_to_string(path).unwrap();
     let chat_template = template.map(String::from);
-    let files = TokenizerFiles { tokenizer_json, chat_template, bos: Some(0), eos: vec![2], add_bos: false, pad: None };
+    let files = TokenizerFiles { tokenizer_json, chat_template, bos: Some(0), eos: vec![2], ..Default::default() };
     Tokenizer::new(files).unwrap()
 }
 
@@ -106,7 +109,7 @@ fn json_lists_csv_tsv_and_text_are_read() {
     let columns = ColumnMap { prompt: Some("mr".into()), completion: Some("ref".into()), ..ColumnMap::default() };
     let options = ReadOptions { columns, ..ReadOptions::default() };
     assert_eq!(read("a.csv", b"ref,mr\r\nr,m\r\n", &options).unwrap().records, [(2, pair("m", "r"))]);
-    // Without a header, by number; quotes mean nothing in TSV.
+    // Without a header, by number; quotes within a cell of TSV mean nothing.
     let columns = ColumnMap { prompt: Some("1".into()), completion: Some("2".into()), ..ColumnMap::default() };
     let options = ReadOptions { columns, ..ReadOptions::default() };
     let tsv = read("a.tsv", b"\"no\" end\t0\nfine\t1\n", &options).unwrap();
@@ -190,6 +193,82 @@ fn files_of_other_kinds_are_named() {
     let long = format!("{{\"text\":\"{}\"}}", "x".repeat(1 << 20));
     assert!(refused("a.jsonl", &long).to_string().contains("at most 1048576"));
     assert!(matches!(read_file(Path::new("no/such.jsonl"), &ReadOptions::default()), Err(Error::Io { .. })));
+}
+
+#[test]
+fn a_quote_that_is_never_closed_is_refused() {
+    let skipping = ReadOptions { skip_bad: true, ..ReadOptions::default() };
+    for (rows, line) in [("p,\"c\nx,y\nz,w\n", 3), ("a,b\r\n\r\n\"p,c\r\nx,y", 5), ("\"say \"\"no,c\n", 3)] {
+        let text = format!("prompt,completion\n\"q\",a\n{rows}");
+        let Err(Error::Data { line: told, what, .. }) = read("a.csv", text.as_bytes(), &skipping) else {
+            panic!("{text:?} was read")
+        };
+        assert_eq!(told, Some(line), "{text:?}");
+        assert!(what.contains("never closed"), "{what}");
+    }
+    let closed = "prompt,completion\na\"\",\"b \"\"quoted\"\"\"\nx\",y \"z\" \"";
+    let csv = records("a.csv", closed);
+    assert_eq!(csv.records, [(2, pair("a\"\"", "b \"quoted\"")), (3, pair("x\"", "y \"z\" \""))]);
+}
+
+#[test]
+fn quoted_cells_of_tsv_are_read_as_they_were_written() {
+    let text = "\"prompt\"\tcompletion\n\"say \"\"hi\"\"\"\t\"\"\"a\"\"\"\n\"so\" he \"said\"\tb\n\"\tc\n";
+    let tsv = records("a.tsv", text);
+    let wanted = [(2, pair("say \"hi\"", "\"a\"")), (3, pair("\"so\" he \"said\"", "b")), (4, pair("\"", "c"))];
+    assert_eq!(tsv.records, wanted);
+}
+
+#[test]
+fn columns_without_a_name_hold_nothing() {
+    let csv = records("a.csv", "prompt,completion,,\np,c,,\nq,d, ,\n");
+    assert_eq!(csv.records, [(2, pair("p", "c")), (3, pair("q", "d"))]);
+    let message = refused("a.csv", "prompt,,completion\np,,c\nq,x,d\n").to_string();
+    assert!(message.contains("line 3: column 2 holds a value and has no name"), "{message}");
+    let seen = preview("a.csv", b"prompt,,completion,\np,,c,\n", &ReadOptions::default(), &nano(), 64, 5).unwrap();
+    assert_eq!(
+        (seen.columns, seen.rows),
+        (vec!["prompt".into(), "completion".into()], vec![vec!["p".into(), "c".into()]])
+    );
+}
+
+#[test]
+fn null_fields_are_absent() {
+    let line = r#"{"messages":null,"prompt":"p","completion":"c","text":null}"#;
+    assert_eq!(records("a.jsonl", line).records, [(1, pair("p", "c"))]);
+    let seen = preview("a.jsonl", line.as_bytes(), &ReadOptions::default(), &nano(), 64, 5).unwrap();
+    assert_eq!((seen.kind, seen.bad), ("prompt/completion", 0));
+    let alpaca = records("a.jsonl", r#"{"instruction":"i","input":null,"output":"o"}"#);
+    assert_eq!(alpaca.records[0].1.turns().unwrap().messages[0].content, "i");
+}
+
+#[test]
+fn lines_are_counted_however_they_end() {
+    for end in ["\n", "\r\n", "\r"] {
+        let text = ["", "prompt,completion", "p,\"a", "b\"", "", "", "q,c", "r,d", ""].join(end);
+        let lines: Vec<u64> = records("a.csv", &text).records.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [3, 7, 8], "{end:?}");
+    }
+}
+
+#[test]
+fn tool_calls_and_tools_are_objects_to_the_template() {
+    let template = "{{ tools | tojson }}{% for m in messages %}<|im_start|>{{ m.content }}\
+        {% for call in m.tool_calls %}{{ call.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}";
+    let tokenizer = with_template(Some(template));
+    let call = r#"{"type":"function","function":{"name":"f","arguments":ARGS}}"#;
+    let line = r#"{"messages":[{"role":"user","content":"u"},{"role":"assistant","content":null,"tool_calls":[CALL]}],
+        "tools":TOOLS}"#;
+    let seen = |arguments: &str, tools: &str| {
+        let line = line.replace("CALL", &call.replace("ARGS", arguments)).replace("TOOLS", tools).replace('\n', "");
+        marked(&tokenizer, &line)
+    };
+    let plain = seen(r#"{"city":"Oslo"}"#, r#"[{"name":"f"}]"#);
+    assert!(plain.contains(r#"{"city": "Oslo"}"#) && plain.starts_with(r#"[{"name": "f"}]"#), "{plain}");
+    assert_eq!(seen(r#""{\"city\":\"Oslo\"}""#, r#""[{\"name\":\"f\"}]""#), plain);
+    assert!(seen(r#""half {""#, "[]").contains(r#""half {""#), "text that is no object is text");
+    let broken = r#"{"messages":[{"role":"assistant","content":"a"}],"tools":"[{"}"#;
+    assert!(refused("a.jsonl", broken).to_string().contains("`tools` is text"));
 }
 
 // --- masks ---------------------------------------------------------------------------------------------------------
@@ -328,8 +407,7 @@ fn broken_templates_and_tokenizers_are_errors() {
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/tokenizer.json")).unwrap();
     let make = |tokenizer_json: &str, template: Option<&str>, eos: u32| {
         let (tokenizer_json, chat_template) = (tokenizer_json.to_string(), template.map(String::from));
-        let files =
-            TokenizerFiles { tokenizer_json, chat_template, bos: None, eos: vec![eos], add_bos: false, pad: None };
+        let files = TokenizerFiles { tokenizer_json, chat_template, eos: vec![eos], ..Default::default() };
         Tokenizer::new(files).err().map(|err| err.to_string()).unwrap_or_default()
     };
     assert!(make("{}", None, 2).starts_with("tokenizer.json"));
@@ -361,7 +439,7 @@ fn without_a_template_a_pair_is_plain_text_with_an_end() {
 fn sentencepiece_texts_are_encoded_whole() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260K/hf/tokenizer.json");
     let Ok(tokenizer_json) = std::fs::read_to_string(&folder) else {
-        return println!("SKIPPED: there is no {}", folder.display());
+        return common::skipped(&format!("there is no {}", folder.display()));
     };
     let zephyr = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}\
         {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
@@ -375,7 +453,7 @@ fn sentencepiece_texts_are_encoded_whole() {
             bos,
             eos,
             add_bos: true,
-            pad: None,
+            ..Default::default()
         })
         .unwrap();
         let data = encoded(&tokenizer, r#"{"prompt":"Once upon","completion":" a time"}"#, 64);
@@ -445,7 +523,7 @@ fn real_files_are_read_whole() {
     for (name, columns, count) in cases {
         let path = shared.join(name);
         if !path.exists() {
-            println!("SKIPPED: there is no {}", path.display());
+            common::skipped(&format!("there is no {}", path.display()));
             continue;
         }
         let read = read_file(&path, &ReadOptions { columns, ..ReadOptions::default() }).unwrap();
@@ -602,7 +680,22 @@ fn the_split_keeps_equal_examples_together() {
         assert!(matches!(split(&data, wrong, 1), Err(Error::Setting { .. })), "{wrong:?}");
     }
     let same = encoded(&tokenizer, &"{\"prompt\":\"p\",\"completion\":\"c\"}\n".repeat(9), 64);
-    assert!(split(&same, Split::Count(3), 1).unwrap_err().to_string().contains("1 of them different"));
+    let message = split(&same, Split::Count(3), 1).unwrap_err().to_string();
+    assert!(message.contains("--val-fraction: 9 examples, all the same"), "{message}");
+}
+
+#[test]
+fn oversampled_data_are_split_all_the_same() {
+    let lines = |times: &[usize]| -> String {
+        let record = |(i, n): (usize, &usize)| format!("{{\"prompt\":\"p\",\"completion\":\"{i}\"}}\n").repeat(*n);
+        times.iter().enumerate().map(record).collect()
+    };
+    let data = encoded(&nano(), &lines(&[20, 15, 20, 15]), 64);
+    for seed in 0..10 {
+        let (train, held) = split(&data, Split::Fraction(0.1), seed).unwrap();
+        assert_eq!((train.examples.len(), held.examples.len()), (55, 15), "a smallest group, alone");
+        assert!(held.examples.iter().all(|example| train.examples.iter().all(|other| other.ids != example.ids)));
+    }
 }
 
 // --- text out ------------------------------------------------------------------------------------------------------
@@ -627,6 +720,20 @@ fn streamed_text_never_shows_half_a_character() {
         assert_eq!(stream.push(&tokenizer, broken[0]), "");
         assert!(!stream.finish(&tokenizer).is_empty(), "what is left is shown in the end");
     }
+}
+
+#[test]
+fn an_end_token_is_not_shown_though_it_looks_like_text() {
+    let json =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/tokenizer.json")).unwrap();
+    let ids = nano().encode("ls -l", false).unwrap();
+    let eos = vec![*ids.last().unwrap()];
+    let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer_json: json, eos, ..Default::default() }).unwrap();
+    let shown = |mut stream: TextStream| -> String {
+        ids.iter().map(|id| stream.push(&tokenizer, *id)).collect::<String>() + &stream.finish(&tokenizer)
+    };
+    assert_eq!(shown(TextStream::with_special()), "ls -l");
+    assert_eq!(shown(TextStream::default()), tokenizer.decode(&ids[..ids.len() - 1], true));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 #[path = "common/mod.rs"]
 mod common;
 #[path = "weights/support.rs"]
-#[allow(dead_code, unused_imports)]
 mod support;
 #[path = "common/tiny.rs"]
 mod tiny;

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::{LinearPatch, ModelSpec, Module, Patches, Site};
 use crate::num::uniform;
 use crate::plan::{Buf, Elem, Plan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -15,7 +15,7 @@ pub struct LoraConfig {
     pub alpha: f32,
     pub dropout: f32,
     pub rslora: bool,
-    /// The adapted modules; empty only before it is checked.
+    /// The adapted modules.
     pub modules: Vec<Module>,
 }
 
@@ -66,6 +66,11 @@ impl LoraConfig {
     }
 }
 
+/// Every linear of these kinds.
+pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
+    (0..spec.layers).flat_map(|layer| modules.iter().map(move |module| Site { layer, module: *module })).collect()
+}
+
 /// The layout of an adapter on a model: where each factor lies in the flat buffer.
 #[derive(Clone, Debug)]
 pub struct Lora {
@@ -74,16 +79,26 @@ pub struct Lora {
     pub shapes: BTreeMap<Site, (usize, usize)>,
     /// Floats of the flat buffer, padding included.
     pub len: usize,
+    /// Whether the modules are adapted in every layer.
+    pub complete: bool,
 }
 
 impl Lora {
+    /// The modules of the configuration in every layer.
     pub fn new(spec: &ModelSpec, config: LoraConfig) -> Result<Lora> {
-        let config = config.check(spec)?;
-        let mut lora = Lora { sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, config };
-        for layer in 0..spec.layers {
-            for module in lora.config.modules.clone() {
-                lora.add(Site { layer, module }, spec.linear_shape(module));
-            }
+        let sites = all_sites(spec, &config.modules);
+        Lora::at(sites, spec, config)
+    }
+
+    /// Some linears only. The configuration's modules become those that occur.
+    pub fn at(sites: BTreeSet<Site>, spec: &ModelSpec, config: LoraConfig) -> Result<Lora> {
+        let occurs = |module: &Module| sites.iter().any(|site| site.module == *module);
+        let modules = Module::ALL.into_iter().filter(occurs).collect();
+        let config = LoraConfig { modules, ..config.check(spec)? };
+        let complete = sites == all_sites(spec, &config.modules);
+        let mut lora = Lora { sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, complete, config };
+        for site in sites {
+            lora.add(site, spec.linear_shape(site.module));
         }
         Ok(lora)
     }
@@ -96,6 +111,14 @@ impl Lora {
         let patch = LinearPatch { rank, scale: self.config.scale(), a, b, dropout: self.config.dropout };
         self.sites.insert(site, patch);
         self.shapes.insert(site, (o, i));
+    }
+
+    /// What the flat buffer's meaning depends on.
+    pub fn layout(&self) -> String {
+        match self.complete {
+            true => format!("{:?}", self.config),
+            false => format!("{:?} at {:?}", self.config, self.sites.keys()),
+        }
     }
 
     /// Numbers that are trained, without padding.

@@ -116,7 +116,7 @@ fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, va
 
 fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
     let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
-    match values.iter().find(|v| !(v.abs() <= largest)) {
+    match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
         None => Ok(()),
         Some(v) => Err(Error::Unsupported {
             file: hf_name(tensor),
@@ -128,22 +128,22 @@ fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
 
 fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     let bytes = |shape: &[u64]| shape.iter().product::<u64>() * dtype.bytes();
-    let mut parts: Vec<(u64, Vec<(Tensor, Vec<u64>)>)> = Vec::new();
+    let (mut parts, mut held) = (Vec::<Shard>::new(), 0);
     for (tensor, shape) in spec.tensors() {
         let size = bytes(&shape);
-        if parts.last().is_none_or(|(held, _)| held + size > most) {
-            parts.push((0, Vec::new()));
+        if parts.is_empty() || held + size > most {
+            parts.push(Shard { name: String::new(), tensors: Vec::new() });
+            held = 0;
         }
-        let (held, tensors) = parts.last_mut().expect("one was just begun");
-        *held += size;
-        tensors.push((tensor, shape));
+        held += size;
+        parts.last_mut().expect("one was just begun").tensors.push((tensor, shape));
     }
     let n = parts.len();
     let name = |i: usize| match n {
         1 => "model.safetensors".to_string(),
         _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
     };
-    parts.into_iter().enumerate().map(|(i, (_, tensors))| Shard { name: name(i), tensors }).collect()
+    parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
 }
 
 fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {

@@ -1,12 +1,13 @@
 //! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, names as peft 0.21 writes them.
 //! PEFT stores B as [O, R]; the flat buffer holds Bᵀ, so B is transposed on the way in and out.
 
-use super::lora::{Lora, LoraConfig};
+use super::lora::{Lora, LoraConfig, all_sites};
 use crate::error::{Error, Result};
 use crate::model::tensors::module_path;
 use crate::model::{ModelSpec, Module, Site};
 use crate::weights::{Checkpoint, Source, safetensors};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
@@ -14,8 +15,24 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The files of an adapter folder: name and bytes.
 pub type Files = Vec<(String, Vec<u8>)>;
 
+const PREFIX: &str = "base_model.model.";
+const PLAIN: &str = "only plain LoRA on linear layers is read";
+
+/// What PEFT calls a linear.
+fn path(site: Site) -> String {
+    format!("model.layers.{}.{}", site.layer, module_path(site.module))
+}
+
 fn key(site: Site, factor: &str) -> String {
-    format!("base_model.model.model.layers.{}.{}.lora_{factor}.weight", site.layer, module_path(site.module))
+    format!("{PREFIX}{}.lora_{factor}.weight", path(site))
+}
+
+/// The linear whose factor A has this name.
+fn site(name: &str) -> Option<Site> {
+    let (layer, rest) = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?.split_once('.')?;
+    let module = rest.strip_suffix(".lora_A.weight")?;
+    let module = Module::ALL.into_iter().find(|m| module_path(*m) == module)?;
+    Some(Site { layer: layer.parse().ok()?, module })
 }
 
 /// The adapter as PEFT would write it; `base` is what the base model is called.
@@ -30,7 +47,7 @@ pub fn files(lora: &Lora, flat: &[f32], base: &str) -> Result<Files> {
         tensors.push((key(*site, "B"), vec![o as u64, r as u64], b));
     }
     let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
-    let config = serde_json::to_vec_pretty(&config_json(&lora.config, base)).expect("plain JSON");
+    let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
 }
 
@@ -38,9 +55,19 @@ fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
 }
 
-fn config_json(c: &LoraConfig, base: &str) -> Value {
+/// The decimal that a person would write: 0.1 is not 0.10000000149011612.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().expect("a number's own text is a number")
+}
+
+fn config_json(lora: &Lora, base: &str) -> Value {
+    let c = &lora.config;
     // Whole numbers as integers: that is how PEFT writes them.
-    let alpha = if c.alpha.fract() == 0.0 { json!(c.alpha as i64) } else { json!(c.alpha) };
+    let alpha = if c.alpha.fract() == 0.0 { json!(c.alpha as i64) } else { json!(decimal(c.alpha)) };
+    let targets: Vec<String> = match lora.complete {
+        true => c.modules.iter().map(|m| m.name().to_string()).collect(),
+        false => lora.sites.keys().map(|site| path(*site)).collect(),
+    };
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -48,10 +75,10 @@ fn config_json(c: &LoraConfig, base: &str) -> Value {
         "inference_mode": true,
         "r": c.rank,
         "lora_alpha": alpha,
-        "lora_dropout": c.dropout,
+        "lora_dropout": decimal(c.dropout),
         "use_rslora": c.rslora,
         "use_dora": false,
-        "target_modules": c.modules.iter().map(|m| m.name()).collect::<Vec<_>>(),
+        "target_modules": targets,
         "bias": "none",
         "fan_in_fan_out": false,
         "init_lora_weights": true,
@@ -65,9 +92,14 @@ fn config_json(c: &LoraConfig, base: &str) -> Value {
 /// Reads an adapter folder's files for a model: the layout and the flat parameters.
 pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
     let (settings, base) = read_config(config).await?;
-    let lora = Lora::new(spec, settings)?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
-    expect(&checkpoint, &lora).map_err(|e| for_another_model(e, base))?;
+    let sites = sites(&checkpoint, &settings, spec, base.as_deref())?;
+    let lora = Lora::at(sites, spec, settings).map_err(|e| match e {
+        // The file is wrong, not a setting of this run.
+        Error::Setting { what, .. } => malformed(config, what),
+        other => other,
+    })?;
+    expect(&checkpoint, &lora, base.as_deref())?;
     let mut flat = vec![0.0; lora.len];
     for (site, patch) in &lora.sites {
         let (o, i) = lora.shapes[site];
@@ -79,7 +111,8 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
     Ok((lora, flat))
 }
 
-/// `adapter_config.json` and the name of the base model it was trained on.
+/// `adapter_config.json` and the name of the base model it was trained on. Its modules are those that the file names
+/// plainly for all layers.
 pub async fn read_config(config: &Source) -> Result<(LoraConfig, Option<String>)> {
     let text = config.text(1 << 20).await?;
     let value: Value = serde_json::from_str(&text).map_err(|e| malformed(config, format!("is not JSON: {e}")))?;
@@ -87,42 +120,48 @@ pub async fn read_config(config: &Source) -> Result<(LoraConfig, Option<String>)
     Ok((lora_config(&value, config)?, base))
 }
 
+/// The linears whose weights are in the file (`target_modules` may be a regular expression over them), and those that
+/// should be.
+fn sites(
+    checkpoint: &Checkpoint,
+    settings: &LoraConfig,
+    spec: &ModelSpec,
+    base: Option<&str>,
+) -> Result<BTreeSet<Site>> {
+    let mut sites = all_sites(spec, &settings.modules);
+    sites.extend(checkpoint.names().filter_map(|name| site(name)));
+    let problem = match sites.last() {
+        None => "no lora_A weight of a linear layer is in it".to_string(),
+        Some(last) if last.layer >= spec.layers => {
+            format!("layer {} is adapted, and the model has {}, from 0", last.layer, spec.layers)
+        }
+        Some(_) => return Ok(sites),
+    };
+    let hint = if sites.is_empty() { PLAIN.into() } else { other_base(base) };
+    Err(Error::Mismatch { file: checkpoint.name().into(), problems: vec![problem], hint })
+}
+
 /// Every factor in its shape, and nothing else: an adapter with parts that would be ignored is refused.
-fn expect(checkpoint: &Checkpoint, lora: &Lora) -> Result<()> {
-    let wanted: Vec<(String, Vec<u64>)> = lora
-        .sites
-        .iter()
-        .flat_map(|(site, patch)| {
-            let (o, i) = lora.shapes[site];
-            let r = patch.rank as u64;
-            [(key(*site, "A"), vec![r, i as u64]), (key(*site, "B"), vec![o as u64, r])]
-        })
-        .collect();
-    checkpoint.expect(wanted.iter().cloned())?;
-    let known: std::collections::HashSet<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
-    let extra: Vec<String> = checkpoint
-        .tensors
-        .keys()
-        .chain(checkpoint.refused.keys())
-        .filter(|name| !known.contains(name.as_str()))
-        .map(|name| format!("tensor '{name}' belongs to nothing that is read here"))
-        .collect();
-    if extra.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        file: checkpoint.name().into(),
-        problems: extra,
-        hint: "only plain LoRA on linear layers is read".into(),
-    })
+fn expect(checkpoint: &Checkpoint, lora: &Lora, base: Option<&str>) -> Result<()> {
+    let factors = lora.sites.iter().flat_map(|(site, patch)| {
+        let ((o, i), r) = (lora.shapes[site], patch.rank as u64);
+        [(key(*site, "A"), vec![r, i as u64]), (key(*site, "B"), vec![o as u64, r])]
+    });
+    let (names, shapes): (Vec<String>, Vec<Vec<u64>>) = factors.unzip();
+    let shape = |name: &String| checkpoint.tensors.get(name).map(|tensor| &tensor.shape);
+    let other_model = names.iter().zip(&shapes).any(|(name, wanted)| shape(name).is_some_and(|is| is != wanted));
+    checkpoint.expect(names.iter().cloned().zip(shapes)).map_err(|mut error| {
+        if let (Error::Mismatch { hint, .. }, true) = (&mut error, other_model) {
+            *hint = other_base(base);
+        }
+        error
+    })?;
+    checkpoint.expect_no_more(&names, |_| true, PLAIN)
 }
 
 /// Shapes that do not fit mean, nearly always, that this is not the base the adapter was trained on.
-fn for_another_model(mut error: Error, base: Option<String>) -> Error {
-    if let (Error::Mismatch { hint, .. }, Some(base)) = (&mut error, base) {
-        *hint = format!("the adapter was trained on '{base}': use it with that model");
-    }
-    error
+fn other_base(base: Option<&str>) -> String {
+    format!("the adapter was trained on '{}': use it with that model", base.unwrap_or("another model"))
 }
 
 fn malformed(config: &Source, what: String) -> Error {
@@ -131,7 +170,7 @@ fn malformed(config: &Source, what: String) -> Error {
 }
 
 fn unsupported(config: &Source, what: String) -> Error {
-    Error::Unsupported { file: config.name().into(), what, hint: "only plain LoRA on linear layers is read".into() }
+    Error::Unsupported { file: config.name().into(), what, hint: PLAIN.into() }
 }
 
 fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
@@ -143,6 +182,8 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
         ("use_dora", json!(false)),
         ("bias", json!("none")),
         ("lora_bias", json!(false)),
+        ("use_qalora", json!(false)),
+        ("alora_invocation_tokens", json!(null)),
         ("modules_to_save", json!([])),
     ] {
         let given = &v[name];
@@ -150,44 +191,58 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
             return Err(unsupported(config, format!("{name} is {given}")));
         }
     }
-    for name in ["rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication"] {
+    for name in ["rank_pattern", "alpha_pattern", "layer_replication"] {
         if !(v[name].is_null() || v[name].as_object().is_some_and(|o| o.is_empty())) {
             return Err(unsupported(config, format!("{name} is {}", v[name])));
         }
     }
+    plain_init(&v["init_lora_weights"], config)?;
     // PEFT's defaults where a key is left out.
-    let rank = match &v["r"] {
-        Value::Null => 8,
-        r => r.as_u64().ok_or_else(|| malformed(config, format!("r is {r}")))? as usize,
-    };
-    let alpha = match &v["lora_alpha"] {
-        Value::Null => 8.0,
-        a => a.as_f64().ok_or_else(|| malformed(config, format!("lora_alpha is {a}")))? as f32,
-    };
     Ok(LoraConfig {
-        rank,
-        alpha,
-        dropout: v["lora_dropout"].as_f64().unwrap_or(0.0) as f32,
-        rslora: v["use_rslora"].as_bool().unwrap_or(false),
-        modules: modules(&v["target_modules"], config)?,
+        rank: typed(v, config, "r", Value::as_u64)?.unwrap_or(8) as usize,
+        alpha: typed(v, config, "lora_alpha", Value::as_f64)?.unwrap_or(8.0) as f32,
+        dropout: typed(v, config, "lora_dropout", Value::as_f64)?.unwrap_or(0.0) as f32,
+        rslora: typed(v, config, "use_rslora", Value::as_bool)?.unwrap_or(false),
+        modules: modules(v, config)?,
     })
 }
 
-/// `target_modules` as a list of suffixes or full paths, or PEFT's "all-linear"; Llama's default is q and v.
-fn modules(v: &Value, config: &Source) -> Result<Vec<Module>> {
-    let names: Vec<&str> = match v {
-        Value::Null => vec!["q_proj", "v_proj"],
-        Value::String(s) if s == "all-linear" => return Ok(Module::ALL.to_vec()),
-        Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
-        other => return Err(unsupported(config, format!("target_modules is {other}"))),
-    };
-    let last = |name: &str| name.rsplit('.').next().unwrap_or(name).to_string();
-    for name in &names {
-        if !Module::ALL.iter().any(|m| m.name() == last(name)) {
-            return Err(unsupported(config, format!("target_modules holds '{name}'")));
-        }
+/// A setting in its type, or None where it is left out; a setting of another type is not a setting left out.
+fn typed<T>(v: &Value, config: &Source, name: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+    match &v[name] {
+        Value::Null => Ok(None),
+        given => read(given).map(Some).ok_or_else(|| malformed(config, format!("{name} is {given}"))),
     }
-    Ok(Module::ALL.into_iter().filter(|m| names.iter().any(|n| last(n) == m.name())).collect())
+}
+
+/// Some initialisations (PiSSA, OLoRA, CorDA, LoftQ …) change the base as well: their factors mean nothing without it.
+fn plain_init(given: &Value, config: &Source) -> Result<()> {
+    let plain = match given {
+        Value::Null | Value::Bool(_) => true,
+        given => given.as_str().is_some_and(|name| ["gaussian", "orthogonal", "eva"].contains(&name)),
+    };
+    if plain {
+        return Ok(());
+    }
+    let what = format!("init_lora_weights is {given}, which changes the weights of the base model");
+    let hint = "save it with PEFT's `path_initial_model_for_weight_conversion`, which makes it plain LoRA".into();
+    Err(Error::Unsupported { file: config.name().into(), what, hint })
+}
+
+/// What `target_modules` names plainly, for all layers; none where it holds paths or a regular expression, or where
+/// some layers are left out. Then the names of the weights tell.
+fn modules(v: &Value, config: &Source) -> Result<Vec<Module>> {
+    let names: Vec<&str> = match &v["target_modules"] {
+        Value::Null => return Ok(Vec::new()),
+        Value::String(text) if text == "all-linear" => Module::ALL.map(Module::name).to_vec(),
+        Value::String(_) => return Ok(Vec::new()),
+        Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
+        other => return Err(malformed(config, format!("target_modules is {other}"))),
+    };
+    let some_layers = !v["layers_to_transform"].is_null() || !v["exclude_modules"].is_null();
+    let plain = names.iter().all(|name| Module::ALL.iter().any(|m| m.name() == *name));
+    let named = |m: &Module| plain && !some_layers && names.contains(&m.name());
+    Ok(Module::ALL.into_iter().filter(named).collect())
 }
 
 /// Reads an adapter folder.

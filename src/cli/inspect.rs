@@ -305,11 +305,13 @@ fn adapter_json(lora: &LoraConfig, base: &str, factors: &[Factor]) -> Value {
         factors.iter().map(|f| json!({ "name": f.name, "shape": f.shape, "norm": f.squares.sqrt() })).collect();
     json!({
         "method": "lora", "base": base, "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout,
-        "rslora": lora.rslora, "scale": lora.scale(), "target_modules": modules(lora),
+        "rslora": lora.rslora, "scale": lora.scale(), "target_modules": modules(factors),
         "parameters": parameters(factors), "tensors": tensors,
     })
 }
 
-fn modules(lora: &LoraConfig) -> Vec<&'static str> {
-    lora.modules.iter().map(|m| m.name()).collect()
+/// The modules that are adapted somewhere.
+fn modules(factors: &[Factor]) -> Vec<&'static str> {
+    let adapted = |name: &&str| factors.iter().any(|f| f.name.contains(&format!(".{name}.lora_A.")));
+    Module::ALL.map(Module::name).into_iter().filter(adapted).collect()
 }

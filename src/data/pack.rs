@@ -7,7 +7,9 @@
 
 use super::encode::{Dataset, Example};
 use crate::error::{Error, Result};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// The target of a token that predicts nothing.
@@ -70,6 +72,8 @@ pub struct Batches {
     options: PackOptions,
     /// The examples of each row.
     rows: Vec<Vec<u32>>,
+    /// The epoch whose batches were asked for last, and its rows in order: drawing it takes time for every row.
+    order: RefCell<(u64, Rc<[u32]>)>,
 }
 
 impl Batches {
@@ -93,7 +97,8 @@ impl Batches {
                 hint: "see `luthier inspect data`".into(),
             });
         }
-        Ok(Batches { examples: data.examples.clone(), options, rows })
+        let order = RefCell::new((0, row_order(&options, rows.len(), 0)));
+        Ok(Batches { examples: data.examples.clone(), options, rows, order })
     }
 
     pub fn rows(&self) -> usize {
@@ -121,11 +126,20 @@ impl Batches {
         batch
     }
 
-    fn order(&self, epoch: u64) -> Vec<u32> {
-        match self.options.shuffle {
-            true => shuffled(self.rows.len(), self.options.seed, epoch),
-            false => (0..self.rows.len() as u32).collect(),
+    fn order(&self, epoch: u64) -> Rc<[u32]> {
+        let mut last = self.order.borrow_mut();
+        if last.0 != epoch {
+            *last = (epoch, row_order(&self.options, self.rows.len(), epoch));
         }
+        last.1.clone()
+    }
+}
+
+/// The order of the rows in an epoch.
+fn row_order(options: &PackOptions, rows: usize, epoch: u64) -> Rc<[u32]> {
+    match options.shuffle {
+        true => shuffled(rows, options.seed, epoch).into(),
+        false => (0..rows as u32).collect(),
     }
 }
 
@@ -210,18 +224,21 @@ pub fn split(data: &Dataset, split: Split, seed: u64) -> Result<(Dataset, Datase
         }
         groups[group as usize].push(i);
     }
-    let mut held = vec![false; n];
-    let mut count = 0;
-    // A group that is too large for what is still wanted is passed over; the first fits always, if alone.
-    for group in shuffled(groups.len(), seed, u64::MAX).into_iter().map(|group| &groups[group as usize]) {
-        if count + group.len() <= wanted {
-            count += group.len();
+    if groups.len() == 1 {
+        let what = format!("{n} examples, all the same, cannot be parted");
+        let hint = "give more data, or a validation file with --eval-data; 0 trains without validation";
+        return Err(Error::setting("val-fraction", what, hint));
+    }
+    let drawn = shuffled(groups.len(), seed, u64::MAX).into_iter().map(|group| &groups[group as usize]);
+    // A group that is too large for what is still wanted is passed over. In oversampled data every group may be: then
+    // the smallest is held back, the first of them that is drawn.
+    let smallest = groups.iter().map(Vec::len).min().unwrap_or(0);
+    let (mut held, mut left) = (vec![false; n], wanted.max(smallest));
+    for group in drawn {
+        if group.len() <= left {
+            left -= group.len();
             group.iter().for_each(|i| held[*i] = true);
         }
-    }
-    if count == 0 || count == n {
-        let what = format!("{n} examples, {} of them different, cannot be parted", groups.len());
-        return Err(Error::setting("validation", what, "give more data, or a validation file with --eval-data"));
     }
     let side = |validation: bool| {
         let of_side = data.examples.iter().zip(&held).filter(|(_, held)| **held == validation);
@@ -242,7 +259,8 @@ fn wanted(split: Split, n: usize) -> Result<usize> {
     };
     if wanted == 0 || wanted >= n {
         let what = format!("{said} of {n} examples leaves nothing on one side");
-        return Err(Error::setting("validation", what, "use a fraction between 0 and 1, or a count below the data's"));
+        let hint = "use a fraction between 0 and 1, or a count below the data's";
+        return Err(Error::setting("val-fraction", what, hint));
     }
     Ok(wanted)
 }
@@ -265,4 +283,27 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epochs_order_is_drawn_once() {
+        let ids = |i: u32| Example {
+            ids: vec![i, i],
+            supervised: vec![false, true],
+            truncated: false,
+            line: 1,
+            full_len: 2,
+            full_supervised: 1,
+        };
+        let data = Dataset::new("made".into(), (0..40).map(ids).collect(), 40, 0, 2);
+        let batches = Batches::new(&data, PackOptions { b: 1, t: 2, packing: true, shuffle: true, seed: 3 }).unwrap();
+        let first = batches.order(1);
+        assert!(Rc::ptr_eq(&first, &batches.order(1)), "it was drawn again");
+        assert_ne!(first, batches.order(2));
+        assert_eq!(first, batches.order(1), "and it is the same when it has to be");
+    }
 }

@@ -101,11 +101,13 @@ pub fn preview(
     })
 }
 
-/// By the columns' names; a text file has none and is text.
+/// By the first record; where that is a chat or cannot be read, by the columns' names.
 fn kind(columns: &[String], records: &[(u64, Record)], map: &ColumnMap) -> Option<Kind> {
     let fields: Fields = columns.iter().map(|name| (name.clone(), Value::Null)).collect();
     match records.first() {
-        Some((_, Record::Text { splits: true, .. })) => Some(Kind::Text),
+        Some((_, Record::Text { .. })) => Some(Kind::Text),
+        Some((_, Record::Pair { .. })) => Some(Kind::Pair),
+        Some((_, Record::Instruction { .. })) => Some(Kind::Instruction),
         _ => Kind::of(&fields, map),
     }
 }

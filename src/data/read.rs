@@ -17,7 +17,8 @@ pub enum Format {
     /// One JSON list of objects.
     Json,
     Csv,
-    /// Tab-separated, without quoting.
+    /// Tab-separated, a row a line. A cell that is quoted from its first character to its last, with quotes inside
+    /// doubled, is taken out of its quotes, as pandas and Excel write them; other quotes are part of the text.
     Tsv,
     /// Plain text; blank lines separate documents. Every token is learned.
     Text,
@@ -130,7 +131,7 @@ pub(super) fn first_rows(name: &str, bytes: &[u8], options: &ReadOptions, limit:
         Format::Csv | Format::Tsv => {
             let delimiter = if format == Format::Csv { b',' } else { b'\t' };
             let mut reader = table(bytes, delimiter);
-            let mut columns = Columns::new(options);
+            let mut columns = Columns::new(options, delimiter);
             let mut rows = Vec::new();
             for row in reader.byte_records().filter_map(|row| row.ok()).take(limit + 1) {
                 let first = columns.names.is_empty();
@@ -138,10 +139,12 @@ pub(super) fn first_rows(name: &str, bytes: &[u8], options: &ReadOptions, limit:
                     columns.name(&row, name)?;
                 }
                 if !first || !columns.from_header {
-                    rows.push(row.iter().map(cell).collect());
+                    let named = row.iter().zip(&columns.names).filter(|(_, name)| !name.is_empty());
+                    rows.push(named.map(|(field, _)| columns.cell(field)).collect());
                 }
             }
             rows.truncate(limit);
+            columns.names.retain(|name| !name.is_empty());
             Ok(Rows { columns: columns.names, rows })
         }
         Format::Text => Ok(Rows::default()),
@@ -256,14 +259,22 @@ fn read_json(bytes: &[u8], options: &ReadOptions, into: &mut Records) -> Result<
 
 fn read_table(bytes: &[u8], delimiter: u8, options: &ReadOptions, into: &mut Records) -> Result<()> {
     let mut reader = table(bytes, delimiter);
-    let mut columns = Columns::new(options);
+    let mut columns = Columns::new(options, delimiter);
     let mut row = csv::ByteRecord::new();
+    let mut lines = Lines { bytes, at: 0, line: 1 };
     loop {
         let more = reader.read_byte_record(&mut row).map_err(|err| data(&into.file, err.to_string(), ""))?;
         if !more {
             return Ok(());
         }
-        let number = line_of(&row, bytes);
+        let (start, end) = (row.position().map_or(0, csv::Position::byte), reader.position().byte());
+        let number = lines.of_row(start as usize);
+        // The row that a lost quote opens has swallowed the rest of the file: none of it can be trusted.
+        if delimiter == b',' && end == bytes.len() as u64 && is_open(&bytes[lines.at..]) {
+            let what = "a quote is opened in this row and never closed".into();
+            let hint = "close it, and double the quotes inside a quoted cell".into();
+            return Err(Error::Data { file: into.file.clone(), line: Some(number), what, hint });
+        }
         match std::str::from_utf8(row.as_slice()) {
             Err(_) => into.problems.add(number, "not UTF-8", "save the file as UTF-8"),
             Ok(_) if columns.names.is_empty() => {
@@ -283,13 +294,47 @@ fn table(bytes: &[u8], delimiter: u8) -> csv::Reader<&[u8]> {
     builder.delimiter(delimiter).quoting(quoted).has_headers(false).flexible(true).from_reader(bytes)
 }
 
-/// The line a row begins on. The reader remembers where it stood before it passed over empty lines, and over the
-/// second byte of a CR LF.
-fn line_of(row: &csv::ByteRecord, bytes: &[u8]) -> u64 {
-    let Some(position) = row.position() else { return 0 };
-    let before = bytes.get(position.byte() as usize..).unwrap_or_default();
-    let passed = before.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).filter(|byte| **byte == b'\n');
-    position.line() + passed.count() as u64
+/// Counts lines, whichever way they end: LF, CR LF or, in old files, CR alone.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Of `at`, counting from 1.
+    line: u64,
+}
+
+impl Lines<'_> {
+    /// The line of a row that the reader says starts at `start`, which may be before empty lines; rows come in order.
+    fn of_row(&mut self, start: usize) -> u64 {
+        while let Some(byte) = self.bytes.get(self.at) {
+            if self.at >= start && !matches!(byte, b'\r' | b'\n') {
+                break;
+            }
+            self.at += 1;
+            let ends = *byte == b'\n' || *byte == b'\r' && self.bytes.get(self.at) != Some(&b'\n');
+            self.line += u64::from(ends);
+        }
+        self.line
+    }
+}
+
+/// Whether the last row of a CSV file ends within quotes.
+fn is_open(row: &[u8]) -> bool {
+    #[derive(PartialEq)]
+    enum Place {
+        Start,
+        Plain,
+        Quoted,
+        /// Behind a quote that closes, unless another follows: then the two are one quote of the text.
+        Closed,
+    }
+    let place = row.iter().fold(Place::Start, |place, byte| match (place, byte) {
+        (Place::Start | Place::Closed, b'"') => Place::Quoted,
+        (Place::Quoted, b'"') => Place::Closed,
+        (Place::Quoted, _) => Place::Quoted,
+        (_, b',') => Place::Start,
+        _ => Place::Plain,
+    });
+    place == Place::Quoted
 }
 
 fn is_number(name: &str) -> bool {
@@ -297,20 +342,24 @@ fn is_number(name: &str) -> bool {
 }
 
 struct Columns {
+    /// Empty where the header names none: spreadsheets write such columns to the right of what they hold.
     names: Vec<String>,
     from_header: bool,
+    /// The reader has left quotes where they are.
+    quotes: bool,
 }
 
 impl Columns {
-    fn new(options: &ReadOptions) -> Columns {
+    fn new(options: &ReadOptions, delimiter: u8) -> Columns {
         let by_number = options.columns.names().next().is_some() && options.columns.names().all(is_number);
-        Columns { names: Vec::new(), from_header: options.header.unwrap_or(!by_number) }
+        let from_header = options.header.unwrap_or(!by_number);
+        Columns { names: Vec::new(), from_header, quotes: delimiter == b'\t' }
     }
 
     fn name(&mut self, first: &csv::ByteRecord, file: &str) -> Result<()> {
         for (field, number) in first.iter().zip(1..) {
-            let name = if self.from_header { cell(field).trim().to_string() } else { number.to_string() };
-            if self.names.contains(&name) {
+            let name = if self.from_header { self.cell(field).trim().to_string() } else { number.to_string() };
+            if !name.is_empty() && self.names.contains(&name) {
                 let hint = "give every column its own name, or name columns by number if this is no header";
                 return Err(data(file, format!("the header names the column `{name}` twice"), hint));
             }
@@ -326,15 +375,32 @@ impl Columns {
         if row.len() != self.names.len() {
             return Err(format!("{} columns where the first row has {}", row.len(), self.names.len()));
         }
-        let fields: Map<String, Value> =
-            self.names.iter().cloned().zip(row.iter().map(|field| Value::from(cell(field)))).collect();
+        let mut fields = Map::new();
+        for ((name, field), number) in self.names.iter().zip(row.iter()).zip(1..) {
+            if !name.is_empty() {
+                fields.insert(name.clone(), self.cell(field).into());
+            } else if !field.trim_ascii().is_empty() {
+                return Err(format!("column {number} holds a value and has no name in the header"));
+            }
+        }
         Record::from_fields(&fields, &options.columns)
+    }
+
+    /// A cell as text; the row was checked to be UTF-8, and no cell boundary cuts a character.
+    fn cell(&self, field: &[u8]) -> String {
+        let text = String::from_utf8_lossy(field);
+        match unquoted(&text).filter(|_| self.quotes) {
+            Some(inside) => inside,
+            None => text.into_owned(),
+        }
     }
 }
 
-/// A cell as text; the row was checked to be UTF-8, and no cell boundary cuts a character.
-fn cell(field: &[u8]) -> String {
-    String::from_utf8_lossy(field).into_owned()
+/// What stands in a quoted cell; None if it is not quoted as a whole.
+fn unquoted(text: &str) -> Option<String> {
+    let inside = text.strip_prefix('"')?.strip_suffix('"')?;
+    let single = inside.replace("\"\"", "").contains('"');
+    (!single).then(|| inside.replace("\"\"", "\""))
 }
 
 fn read_text(bytes: &[u8], into: &mut Records) -> Result<()> {

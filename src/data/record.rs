@@ -95,14 +95,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// A field that is null is as good as absent, unless nothing else tells what the record is.
     pub fn of(fields: &Fields, map: &ColumnMap) -> Option<Kind> {
-        let has = |name: &str| fields.contains_key(name);
         if map.text.is_some() {
             return Some(Kind::Text);
         }
         if map.prompt.is_some() || map.completion.is_some() {
             return Some(Kind::Pair);
         }
+        Kind::by_names(|name| given(fields, name)).or_else(|| Kind::by_names(|name| fields.contains_key(name)))
+    }
+
+    fn by_names(has: impl Fn(&str) -> bool) -> Option<Kind> {
         match () {
             () if has("messages") => Some(Kind::Messages),
             () if has("conversations") => Some(Kind::Conversations),
@@ -151,7 +155,7 @@ impl Record {
             Kind::Pair => pair(fields, &name(prompt), &name(completion)),
             Kind::Instruction => Ok(Record::Instruction {
                 instruction: filled(fields, &name(prompt))?,
-                input: if fields.contains_key("input") { text(fields, "input")? } else { String::new() },
+                input: if given(fields, "input") { text(fields, "input")? } else { String::new() },
                 output: filled(fields, &name(completion))?,
             }),
             Kind::Text => Ok(Record::Text { text: filled(fields, &name(whole))?, splits: false }),
@@ -197,7 +201,7 @@ fn pair(fields: &Fields, prompt: &str, completion: &str) -> Result<Record, Reaso
             let mut messages = messages(before, prompt, openai_message)?;
             messages.iter_mut().for_each(|message| message.learned = false);
             messages.extend(self::messages(after, completion, openai_message)?);
-            Ok(Record::Chat(Turns { messages, tools: tools(fields) }))
+            Ok(Record::Chat(Turns { messages, tools: tools(fields)? }))
         }
         _ => Ok(Record::Pair { prompt: text(fields, prompt)?, completion: filled(fields, completion)? }),
     }
@@ -215,7 +219,7 @@ fn chat(fields: &Fields, name: &str, read: ReadMessage) -> Result<Record, Reason
     {
         messages.insert(0, Message::new("system", system));
     }
-    Ok(Record::Chat(Turns { messages, tools: tools(fields) }))
+    Ok(Record::Chat(Turns { messages, tools: tools(fields)? }))
 }
 
 fn messages(list: &[Value], name: &str, read: ReadMessage) -> Result<Vec<Message>, Reason> {
@@ -229,8 +233,31 @@ fn messages(list: &[Value], name: &str, read: ReadMessage) -> Result<Vec<Message
     list.iter().enumerate().map(one).collect()
 }
 
-fn tools(fields: &Fields) -> Option<Value> {
-    fields.get("tools").filter(|tools| !tools.is_null()).cloned()
+/// Some data sets hold the definitions as JSON within a string.
+fn tools(fields: &Fields) -> Result<Option<Value>, Reason> {
+    match fields.get("tools") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => match serde_json::from_str(text) {
+            Ok(list @ Value::Array(_)) => Ok(Some(list)),
+            _ => Err("`tools` is text, not a list of tools nor the JSON of one".into()),
+        },
+        Some(tools) => Ok(Some(tools.clone())),
+    }
+}
+
+/// OpenAI writes a call's arguments as JSON within a string; templates expect the object and write its JSON themselves.
+fn parse_arguments(calls: &mut Value) {
+    for call in calls.as_array_mut().into_iter().flatten() {
+        for place in ["/function/arguments", "/arguments"] {
+            if let Some(arguments) = call.pointer_mut(place)
+                && let Some(text) = arguments.as_str()
+                && let Ok(object @ Value::Object(_)) = serde_json::from_str(text)
+            {
+                *arguments = object;
+            }
+        }
+    }
 }
 
 fn openai_message(fields: &Fields) -> Result<Message, Reason> {
@@ -246,7 +273,7 @@ fn openai_message(fields: &Fields) -> Result<Message, Reason> {
             _ => return Err(format!("`weight` is {weight}; it may be 0 or 1")),
         },
     };
-    let calls = fields.get("tool_calls").is_some_and(|calls| !calls.is_null());
+    let calls = given(fields, "tool_calls");
     let content = match fields.get("content") {
         None | Some(Value::Null) if calls => String::new(),
         Some(Value::Array(parts)) => parts.iter().map(text_part).collect::<Result<String, Reason>>()?,
@@ -257,6 +284,7 @@ fn openai_message(fields: &Fields) -> Result<Message, Reason> {
     }
     let mut extra = fields.clone();
     extra.retain(|name, _| !["role", "content", "weight"].contains(&name.as_str()));
+    extra.get_mut("tool_calls").into_iter().for_each(parse_arguments);
     Ok(Message { role, content, extra, learned })
 }
 
@@ -279,6 +307,11 @@ fn sharegpt_message(fields: &Fields) -> Result<Message, Reason> {
     let learned = fields.get("weight").and_then(Value::as_f64) != Some(0.0);
     let content = if role == "assistant" && learned { filled(fields, "value")? } else { text(fields, "value")? };
     Ok(Message { learned, ..Message::new(role, &content) })
+}
+
+/// Whether there is such a field, and something in it.
+fn given(fields: &Fields, name: &str) -> bool {
+    fields.get(name).is_some_and(|value| !value.is_null())
 }
 
 fn get<'a>(fields: &'a Fields, name: &str) -> Result<&'a Value, Reason> {

@@ -15,6 +15,8 @@ pub struct Tokenizer {
     /// Ids that end a generation, each with its text: the model's own list and the template's end of turn.
     stops: Vec<(u32, String)>,
     end_of_turn: Option<u32>,
+    /// Ids below are tokens of the model.
+    vocab: usize,
     /// See `splits_anywhere`.
     splits: bool,
 }
@@ -32,10 +34,14 @@ impl Tokenizer {
         };
         let prefix = files.bos.filter(|_| files.add_bos).into_iter().collect();
         let splits = splits_anywhere(&inner)?;
-        let mut tokenizer =
-            Tokenizer { inner, template, prefix, end: first_eos, stops: Vec::new(), end_of_turn: None, splits };
+        let vocab = files.vocab.unwrap_or(usize::MAX);
+        let (end, stops) = (first_eos, Vec::new());
+        let mut tokenizer = Tokenizer { inner, template, prefix, end, stops, end_of_turn: None, vocab, splits };
         tokenizer.end_of_turn = tokenizer.find_end_of_turn()?;
         tokenizer.stops = tokenizer.find_stops(&files.eos)?;
+        tokenizer.prefix.iter().try_for_each(|bos| tokenizer.known("start", *bos).map(|_| ()))?;
+        tokenizer.check(&tokenizer.prefix)?;
+        tokenizer.check(tokenizer.end.as_slice())?;
         Ok(tokenizer)
     }
 
@@ -43,10 +49,20 @@ impl Tokenizer {
     /// added at the end.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let ids = encode(&self.inner, text)?;
+        self.check(&ids)?;
         if !add_special || ids.starts_with(&self.prefix) {
             return Ok(ids);
         }
         Ok([self.prefix.as_slice(), &ids].concat())
+    }
+
+    /// Every id has a row in the embedding: what is not there cannot be looked up.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
+        let text = self.token(*id).unwrap_or_default();
+        let what = format!("the token '{text}' has the id {id}, and the model knows ids below {} only", self.vocab);
+        let hint = "leave this token out, or use the model that was resized for it";
+        Err(Error::Unsupported { file: "tokenizer.json".into(), what, hint: hint.into() })
     }
 
     /// The ids of `text`, each with the byte range of the text that it came from.
@@ -129,22 +145,26 @@ impl Tokenizer {
         let Ok(text) = self.render_chat(&probe, false) else { return Ok(None) };
         let Some(at) = text.rfind(ANSWER) else { return Ok(None) };
         let added = self.inner.get_added_tokens_decoder();
-        let rest = self.encode(&text[at + ANSWER.len()..], false)?;
+        let rest = encode(&self.inner, &text[at + ANSWER.len()..])?;
         Ok(rest.into_iter().find(|id| added.get(id).is_some_and(|token| token.special)))
     }
 
     fn find_stops(&self, eos: &[u32]) -> Result<Vec<(u32, String)>> {
         let mut stops: Vec<(u32, String)> = Vec::new();
         for id in eos.iter().copied().chain(self.end_of_turn) {
-            let Some(text) = self.inner.id_to_token(id) else {
-                let what = format!("the end token {id} is not in the vocabulary of {} tokens", self.vocab_size());
-                return Err(malformed(what, "the tokenizer and the model's configuration do not belong together"));
-            };
+            let text = self.known("end", id)?;
             if !stops.iter().any(|(known, _)| *known == id) {
                 stops.push((id, text));
             }
         }
         Ok(stops)
+    }
+
+    fn known(&self, role: &str, id: u32) -> Result<String> {
+        self.inner.id_to_token(id).ok_or_else(|| {
+            let what = format!("the {role} token {id} is not in the vocabulary of {} tokens", self.vocab_size());
+            malformed(what, "the tokenizer and the model's configuration do not belong together")
+        })
     }
 }
 
@@ -169,7 +189,11 @@ impl TextStream {
     /// No character has more tokens than this; beyond it the bytes are not UTF-8 and are shown as U+FFFD.
     const LONGEST: usize = 8;
 
+    /// The end token is no text, even where the tokenizer does not call it special.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        if !self.special && tokenizer.stops.iter().any(|(stop, _)| *stop == id) {
+            return String::new();
+        }
         self.ids.push(id);
         self.emit(tokenizer, self.ids.len() - self.done > Self::LONGEST)
     }

@@ -108,6 +108,7 @@ impl Gpu {
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
             facts,
             device,
@@ -123,7 +124,7 @@ impl Gpu {
             cut: FIRST_CUT,
             pending_work: 0.0,
             pending_since: None,
-            staging: None,
+            staging: Some(staging),
             profile: None,
         }
     }
@@ -139,9 +140,6 @@ impl Gpu {
         let known = self.own.len();
         self.memory.extend(plan);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        if self.staging.is_none() {
-            self.staging = Some(self.new_staging(KEPT_STAGING)); // here, so that no step allocates
-        }
         for (i, decl) in plan.bufs.iter().enumerate().skip(known) {
             self.own.push(match self.memory.places[i] {
                 Place::Own => Some(self.buffer(&decl.label, decl.len)?),
@@ -293,8 +291,10 @@ impl Gpu {
         let label = format!("{:?}", step.kernel);
         let desc =
             wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: the checks left out are bounds, loop and division guards. Every index of our shaders is derived from
-        // sizes the plan was built with; GPU tests run each kernel with guards around its buffers.
+        // SAFETY: the checks left out are bounds, loop and division guards. An index of our shaders is derived from sizes
+        // the plan was built with, or is one that the host wrote: token ids, which are below the vocabulary (the
+        // tokenizer refuses others, and so does whoever writes them), and rows, slots and spans, which are computed
+        // from the same sizes. GPU tests run each kernel with guards around its buffers.
         let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
@@ -370,9 +370,10 @@ impl Gpu {
     /// Reads `len` words after everything submitted so far is done.
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
         let size = len as u64 * 4;
-        // Taken, not borrowed: a read that fails leaves a mapped buffer, which must not be used again.
+        // Small reads, every few steps, share a buffer; a whole adapter, read at times, gets one of its own. Taken, not
+        // borrowed: a read that fails leaves it mapped, and then it must not be used again.
         let kept = if size <= KEPT_STAGING { self.staging.take() } else { None };
-        let staging = kept.unwrap_or_else(|| self.new_staging(size));
+        let staging = kept.unwrap_or_else(|| new_staging(&self.device, size));
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
@@ -390,10 +391,9 @@ impl Gpu {
         };
         #[cfg(target_arch = "wasm32")]
         let mapped = receive.await.ok();
-        // A refused read is told before the loss of the device that is its cause.
         #[cfg(target_arch = "wasm32")]
         if !matches!(mapped, Some(Ok(()))) {
-            crate::clock::turn().await;
+            self.hear_the_cause().await;
         }
         self.check()?;
         mapped.ok_or_else(|| failed("a read was dropped"))?.map_err(|e| failed(&e.to_string()))?;
@@ -402,7 +402,6 @@ impl Gpu {
             bytemuck::pod_collect_to_vec(&view)
         };
         staging.unmap();
-        // What is read at every few steps is kept; a whole adapter, read at times, is not.
         if size <= KEPT_STAGING {
             self.staging = Some(staging);
         } else {
@@ -412,13 +411,14 @@ impl Gpu {
         Ok(words)
     }
 
-    fn new_staging(&self, size: u64) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("staging"),
-            size: size.max(KEPT_STAGING),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        })
+    /// A refused read is told before the loss of the device that is its cause, which comes from another process.
+    #[cfg(target_arch = "wasm32")]
+    async fn hear_the_cause(&self) {
+        const PATIENCE_MS: f64 = 2000.0;
+        let start = Instant::now();
+        while self.check().is_ok() && start.elapsed_ms() < PATIENCE_MS {
+            crate::clock::turn().await;
+        }
     }
 
     /// Everything submitted is done: the time since the first submit gives the speed, and so the next cut.
@@ -445,6 +445,15 @@ impl Gpu {
     pub fn set_style(&mut self, style: Style) {
         self.facts.style = style;
     }
+}
+
+fn new_staging(device: &wgpu::Device, size: u64) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("staging"),
+        size: size.max(KEPT_STAGING),
+        usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
 }
 
 fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) -> wgpu::BindGroupLayoutEntry {

@@ -170,6 +170,10 @@ impl Generator {
             if p.is_empty() {
                 return Err(Error::setting("prompt", format!("prompt {} has no tokens", i + 1), "give some text"));
             }
+            if let Some(id) = p.iter().find(|id| **id as usize >= self.vocab) {
+                let what = format!("prompt {} holds the token {id}, the model knows ids below {}", i + 1, self.vocab);
+                return Err(Error::setting("prompt", what, "use the tokenizer that belongs to the model"));
+            }
             if p.len() >= self.io.capacity {
                 let what = format!("prompt {} has {} tokens, room is for {}", i + 1, p.len(), self.io.capacity);
                 return Err(Error::setting("prompt", what, "shorten the prompt"));

@@ -15,6 +15,8 @@ use crate::weights::{Checkpoint, ModelFiles};
 /// Bytes of f32 values read at a time.
 const PIECE: usize = 8 << 20;
 
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
 /// A base model on a device.
 pub struct Base {
     pub plan: Plan,
@@ -59,21 +61,36 @@ impl<'a> Opened<'a> {
     pub async fn new(files: &'a ModelFiles) -> Result<Opened<'a>> {
         let mut spec = family::spec(files)?;
         let checkpoint = files.checkpoint();
-        if matches!(files, ModelFiles::Hf { .. }) && !spec.tied && !checkpoint.tensors.contains_key("lm_head.weight") {
+        if matches!(files, ModelFiles::Hf { .. }) && !spec.tied && !checkpoint.has("lm_head.weight") {
             spec.tied = true; // transformers leaves a tied head out of the file, also where config.json does not say so
         }
         let opened = Opened { spec, files };
-        checkpoint.expect(opened.spec.tensors().into_iter().map(|(t, shape)| (opened.name(t), shape)))?;
+        let wanted: Vec<(String, Vec<u64>)> =
+            opened.spec.tensors().into_iter().map(|(t, shape)| (opened.name(t), shape)).collect();
+        checkpoint.expect(wanted.iter().cloned())?;
+        let names: Vec<String> = wanted.into_iter().map(|(name, _)| name).collect();
+        let hint = "the configuration asks for a smaller or simpler model than the weights are of";
+        checkpoint.expect_no_more(&names, |name| opened.is_part(name), hint)?;
         opened.rope_divisors().await
+    }
+
+    /// Whether a tensor belongs to the decoder: not a value head or what else a training program may have left, not
+    /// rotary frequencies, which follow from the configuration, and not the copy that is the head of a tied model.
+    fn is_part(&self, name: &str) -> bool {
+        let decoder =
+            ["model.", "lm_head.", "blk.", "output", "token_embd"].iter().any(|start| name.starts_with(start));
+        let copy = self.spec.tied && name == self.name(Tensor::Head);
+        decoder && !copy && !name.ends_with("rotary_emb.inv_freq")
     }
 
     /// Llama 3's frequency scaling comes as a tensor in GGUF files.
     async fn rope_divisors(mut self) -> Result<Opened<'a>> {
         let checkpoint = self.files.checkpoint();
-        if let (ModelFiles::Gguf { .. }, Some(info)) = (self.files, checkpoint.tensors.get("rope_freqs.weight")) {
+        if matches!(self.files, ModelFiles::Gguf { .. }) && checkpoint.has(ROPE_DIVISORS) {
             let half = self.spec.head_dim as u64 / 2;
-            checkpoint.expect([("rope_freqs.weight".to_string(), vec![half])])?;
-            self.spec.rope.scaling = RopeScaling::Divisors(checkpoint.read_f32(info).await?);
+            checkpoint.expect([(ROPE_DIVISORS.to_string(), vec![half])])?;
+            let divisors = checkpoint.read_f32(checkpoint.get(ROPE_DIVISORS)?).await?;
+            self.spec.rope.scaling = RopeScaling::Divisors(divisors);
         }
         Ok(self)
     }

@@ -114,7 +114,7 @@ impl Session {
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, &options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
-        let layout = format!("{:?}", start.lora.config);
+        let layout = start.lora.layout();
         let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
         checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
         let memory = trainer::estimate(&self.base, &start.lora, &options)?;

@@ -338,6 +338,8 @@ fn diverged(step: u64, loss: f64, grad_norm: f32) -> Error {
 /// Writes what one micro-batch needs.
 pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Control) {
     assert_eq!(batch.b * batch.t, io.n, "tokens of a batch");
+    let (highest, vocab) = (batch.ids.iter().max(), base.spec().vocab);
+    assert!(highest.is_none_or(|id| (*id as usize) < vocab), "the token {highest:?} of a vocabulary of {vocab}");
     let (mut targets, mut rows, mut inverse) = (vec![NONE; io.n], vec![NONE; io.n], vec![NONE; io.n]);
     let supervised = (0..io.n).filter(|n| batch.targets[*n] != IGNORE);
     for (m, n) in supervised.enumerate() {

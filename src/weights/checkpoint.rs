@@ -5,7 +5,9 @@ use super::stored::{self, StoredType};
 use super::{malformed, unsupported};
 use crate::format::WeightFormat;
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+
+const UNFIT: &str = "the weights and the configuration do not belong together, or the download is incomplete";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
@@ -48,32 +50,52 @@ impl Checkpoint {
         self.sources.first().map_or("checkpoint", Source::name)
     }
 
+    /// Names of all tensors, also of those whose type is not read.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys().chain(self.refused.keys())
+    }
+
+    /// Whether there is such a tensor. One whose type is not read is there, too: it must not be taken for absent.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name) || self.refused.contains_key(name)
+    }
+
     pub fn get(&self, name: &str) -> Result<&TensorInfo> {
         self.tensors.get(name).ok_or_else(|| match self.refused.get(name) {
             Some(kind) => {
                 let known = StoredType::ALL.map(StoredType::name).join(", ");
                 unsupported(self.name(), format!("tensor '{name}' is {kind}"), format!("convert it to one of {known}"))
             }
-            None => self.mismatch(vec![format!("tensor '{name}' is missing")]),
+            None => self.mismatch(vec![format!("tensor '{name}' is missing")], UNFIT),
         })
     }
 
     /// Checks that every wanted tensor is there in its shape; says all that is wrong at once.
     pub fn expect(&self, wanted: impl IntoIterator<Item = (String, Vec<u64>)>) -> Result<()> {
-        let mut problems = Vec::new();
+        let (mut problems, mut hint) = (Vec::new(), UNFIT.to_string());
         for (name, shape) in wanted {
             match self.get(&name) {
                 Ok(info) if info.shape == shape => {}
                 Ok(info) => problems.push(format!("tensor '{name}' has shape {:?}, not {shape:?}", info.shape)),
-                Err(Error::Unsupported { what, .. }) => problems.push(what),
+                Err(Error::Unsupported { what, hint: convert, .. }) => {
+                    problems.push(what);
+                    hint = convert;
+                }
                 Err(_) => problems.push(format!("tensor '{name}' is missing")),
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(self.mismatch(problems)) }
+        if problems.is_empty() { Ok(()) } else { Err(self.mismatch(problems, hint)) }
     }
 
-    fn mismatch(&self, problems: Vec<String>) -> Error {
-        let hint = "the weights and the configuration do not belong together, or the download is incomplete";
+    /// Refuses tensors that `matter` and are not `known`: a model without a part of its own is another model.
+    pub fn expect_no_more(&self, known: &[String], matter: impl Fn(&str) -> bool, hint: &str) -> Result<()> {
+        let known: HashSet<&String> = known.iter().collect();
+        let unread = self.names().filter(|name| matter(name) && !known.contains(name));
+        let problems: Vec<String> = unread.map(|name| format!("tensor '{name}' would be left out")).collect();
+        if problems.is_empty() { Ok(()) } else { Err(self.mismatch(problems, hint)) }
+    }
+
+    fn mismatch(&self, problems: Vec<String>, hint: impl Into<String>) -> Error {
         Error::Mismatch { file: self.name().into(), problems, hint: hint.into() }
     }
 

@@ -162,6 +162,7 @@ pub async fn tokenizer_files(name: &str, sources: &[Source]) -> Result<Tokenizer
     let settings = optional_json(sources, "tokenizer_config.json").await?;
     let configs =
         [optional_json(sources, "generation_config.json").await?, optional_json(sources, "config.json").await?];
+    let vocab = configs[1]["vocab_size"].as_u64().and_then(|n| usize::try_from(n).ok());
     let token = |key: &str| token_text(&settings[key]).and_then(|text| token_id(&parsed, text));
     let configured = |key: &str| configs.iter().flat_map(|config| ids(&config[key])).collect::<Vec<u32>>();
 
@@ -181,6 +182,7 @@ pub async fn tokenizer_files(name: &str, sources: &[Source]) -> Result<Tokenizer
         add_bos: settings["add_bos_token"].as_bool().unwrap_or_else(|| starts_with_bos(&parsed, bos)),
         pad: token("pad_token").or_else(|| configured("pad_token_id").first().copied()),
         tokenizer_json,
+        vocab,
     })
 }
 

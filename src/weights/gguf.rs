@@ -218,7 +218,7 @@ impl Gguf {
     fn check_blocks(&self, arch: &str, problems: &mut Vec<String>) -> Result<()> {
         let key = format!("{arch}.block_count");
         let Some(told) = self.optional(&key, Gguf::u32)? else { return Ok(()) };
-        let names = self.checkpoint.tensors.keys().chain(self.checkpoint.refused.keys());
+        let names = self.checkpoint.names();
         let block = |name: &String| name.strip_prefix("blk.")?.split('.').next()?.parse::<u32>().ok();
         let found: BTreeSet<u32> = names.filter_map(block).collect();
         if found.len() as u64 != told as u64 || found.last().is_some_and(|&last| last >= told) {

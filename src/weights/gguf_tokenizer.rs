@@ -59,6 +59,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         eos: eos_ids(gguf, &vocabulary)?,
         add_bos: gguf.optional("tokenizer.ggml.add_bos_token", Gguf::bool)?.unwrap_or(add_bos),
         pad: id("padding_token_id")?,
+        vocab: gguf.checkpoint.tensors.get("token_embd.weight").map(|t| t.rows() as usize),
     })
 }
 
@@ -159,11 +160,12 @@ enum Split {
 }
 
 fn split(gguf: &Gguf) -> Result<Split> {
-    match gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("default") {
-        "default" | "gpt-2" => Ok(Split::Gpt2),
+    match gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("missing") {
+        "gpt-2" => Ok(Split::Gpt2),
         "smollm" | "starcoder" => Ok(Split::Digits),
         "qwen2" => Ok(Split::Qwen2),
         "llama-bpe" => Ok(Split::Llama3),
+        // "default", too: what a converter writes that does not know the rule, and llama.cpp's own is not GPT-2's.
         other => {
             let what = format!("pre-tokenizer '{other}' (tokenizer.ggml.pre)");
             let hint =

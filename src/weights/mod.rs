@@ -47,6 +47,8 @@ pub struct TokenizerFiles {
     /// Documents start with `bos`.
     pub add_bos: bool,
     pub pad: Option<u32>,
+    /// Rows of the model's embedding. A tokenizer may know more tokens than its model, added and never trained.
+    pub vocab: Option<usize>,
 }
 
 fn malformed(file: &str, at: impl Into<String>, what: impl Into<String>) -> Error {

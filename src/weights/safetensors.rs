@@ -116,7 +116,7 @@ fn find_missing(checkpoint: &Checkpoint, map: &BTreeMap<String, String>, problem
     shards.dedup();
     problems.extend(shards.iter().map(|file| format!("shard '{file}' is missing")));
     for (tensor, file) in map.iter().filter(|(_, file)| have(file)) {
-        if !checkpoint.tensors.contains_key(tensor) && !checkpoint.refused.contains_key(tensor) {
+        if !checkpoint.has(tensor) {
             problems.push(format!("tensor '{tensor}' is not in '{file}'"));
         }
     }
@@ -127,7 +127,7 @@ async fn add_file(checkpoint: &mut Checkpoint, source: Source, problems: &mut Ve
     check_offsets(source.name(), &header.tensors, source.len() - data)?;
     let index = checkpoint.sources.len();
     for (name, entry) in header.tensors {
-        if checkpoint.tensors.contains_key(&name) || checkpoint.refused.contains_key(&name) {
+        if checkpoint.has(&name) {
             problems.push(format!("tensor '{name}' is in two shards, also in '{}'", source.file_name()));
             continue;
         }
@@ -250,10 +250,4 @@ fn sort_metadata(file: &mut [u8]) {
     assert!(sorted.len() <= header.len(), "{} bytes of header became {}", header.len(), sorted.len());
     header.fill(b' ');
     header[..sorted.len()].copy_from_slice(&sorted);
-}
-
-/// Writes them to `path`, all or nothing.
-#[cfg(not(target_arch = "wasm32"))]
-pub fn write(path: impl AsRef<std::path::Path>, tensors: &[Named], metadata: &[(&str, &str)]) -> Result<()> {
-    super::source::atomic_write(path, &to_bytes(tensors, metadata)?)
 }

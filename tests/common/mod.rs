@@ -4,6 +4,7 @@
 pub mod tolerance;
 
 use luthier::gpu::Gpu;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Says SKIPPED; with `REQUIRE_GPU=1` a skipped GPU test fails.
@@ -13,7 +14,7 @@ pub fn gpu() -> Option<Gpu> {
         other => {
             let why = other.err().map_or("no GPU adapter".into(), |e| e.to_string());
             assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but: {why}");
-            println!("SKIPPED: {why}");
+            skipped(&why);
             None
         }
     }
@@ -25,6 +26,11 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     if full.exists() {
         return Some(full);
     }
-    println!("SKIPPED: {} is not there", full.display());
+    skipped(&format!("{} is not there", full.display()));
     None
+}
+
+/// Says so where plain `cargo test` shows it: the macros' output is kept back from tests that pass.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }

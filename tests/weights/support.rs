@@ -1,4 +1,5 @@
 //! Files made in code, and the shared ones where they are.
+#![allow(dead_code, unused_imports)]
 
 use luthier::Result;
 use luthier::weights::{Checkpoint, Gguf, Source, safetensors};

@@ -136,11 +136,27 @@ fn splitting_rules() {
 }
 
 #[test]
+fn a_rule_that_is_not_named_is_not_guessed() {
+    for pre in [None, Some("default"), Some("mpt")] {
+        let mut file = GgufFile::new()
+            .pair("tokenizer.ggml.model", text("gpt2"))
+            .pair("tokenizer.ggml.tokens", string_array(&["a"]))
+            .pair("tokenizer.ggml.merges", string_array::<&str>(&[]));
+        if let Some(pre) = pre {
+            file = file.pair("tokenizer.ggml.pre", text(pre));
+        }
+        let refused = gguf_tokenizer::tokenizer_files(&open_gguf(file.bytes()).unwrap()).unwrap_err();
+        assert!(refused.to_string().contains("pre-tokenizer"), "{pre:?}: {refused}");
+    }
+}
+
+#[test]
 fn special_tokens_are_never_cut() {
     let tokens = ["<|end|>", "<tool>", "a", "b", "ab"];
     let files = build(
         GgufFile::new()
             .pair("tokenizer.ggml.model", text("gpt2"))
+            .pair("tokenizer.ggml.pre", text("gpt-2"))
             .pair("tokenizer.ggml.tokens", string_array(&tokens))
             .pair("tokenizer.ggml.token_type", i32_array(&[3, 4, 1, 1, 1]))
             .pair("tokenizer.ggml.merges", string_array(&["a b"]))

@@ -1,10 +1,12 @@
 //! `cargo xtask`: everything around the crate that is not the crate: the wasm build, the demo in a browser or
-//! through the command line, and the tests with the tools they need. Nothing has to be installed beforehand but rustup.
+//! through the command line, and the tests with the tools they need. Nothing has to be installed beforehand but rustup,
+//! and Node.js for the page.
 
 mod browser;
 mod demo;
 mod demo_data;
-mod report;
+mod node;
+mod page;
 mod requirements;
 mod server;
 mod shell;
@@ -18,14 +20,15 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   demo                    build the page, serve it from this machine and open it in the browser
-       --headless           run it in headless Chromium and print what it learnt (needs Chromium or Chrome)
+       --headless           train in headless Chromium and print what was learnt (needs Chromium or Chrome)
        --native             do the same with the command line tool, without a browser
        --device DEVICE      webgpu or cpu (headless: default is one after the other)
-       --steps N            training steps, in place of the recipe's
+       --steps N            training steps, in place of the recipe's (headless and native)
        --port P             serve from this port
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
-  wasm                    build the page into target/www/demo
+  page                    build the page into www/dist, for any static host
+  wasm                    build the engine for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
 ";
 
@@ -53,9 +56,10 @@ fn run(args: &[String]) -> Outcome {
         Some(("demo", rest)) => demo::run(&demo_options(rest)?),
         Some(("test", [])) => test::run(false),
         Some(("test", [flag])) if flag == "--skip-missing" => test::run(true),
-        Some(("wasm", [])) => wasm::build().map(|page| println!("{}", page.display())),
+        Some(("page", [])) => page::build().map(|page| println!("{}", page.display())),
+        Some(("wasm", [])) => wasm::build().map(|package| println!("{}", package.display())),
         Some(("demo-data", [])) => demo::write_data(),
-        Some((command @ ("test" | "wasm" | "demo-data"), rest)) => {
+        Some((command @ ("test" | "page" | "wasm" | "demo-data"), rest)) => {
             Err(format!("`cargo xtask {command}` does not know {}\n\n{HELP}", rest.join(" ")).into())
         }
         Some((command, _)) => Err(format!("there is no `cargo xtask {command}`\n\n{HELP}").into()),

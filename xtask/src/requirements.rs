@@ -1,7 +1,7 @@
 //! What the tests need beside the Rust toolchain, and how each system installs it.
 
-use crate::browser;
 use crate::shell::{Outcome, check};
+use crate::{browser, node};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,6 +10,7 @@ pub enum Need {
     /// Something that runs the shaders natively; a software driver is enough. macOS and Windows bring theirs.
     VulkanDriver,
     Browser,
+    Node,
 }
 
 impl Need {
@@ -17,6 +18,7 @@ impl Need {
         match self {
             Need::VulkanDriver => "a Vulkan driver (a software one will do)",
             Need::Browser => "Chromium or Chrome",
+            Need::Node => "Node.js 20.19 or newer with npm",
         }
     }
 
@@ -24,6 +26,7 @@ impl Need {
         match self {
             Need::VulkanDriver => !cfg!(target_os = "linux") || vulkan_driver(),
             Need::Browser => browser::find().is_some(),
+            Need::Node => node::is_there(),
         }
     }
 }
@@ -36,25 +39,45 @@ fn vulkan_driver() -> bool {
         || folders.into_iter().any(installed)
 }
 
-/// How a system installs: the command, and its packages for the two needs.
+/// How a system installs: the command, and its packages for the needs.
 struct Installer {
     system: &'static str,
     command: &'static str,
     vulkan: &'static str,
     browser: &'static str,
+    node: &'static str,
 }
 
 const INSTALLERS: [Installer; 5] = [
-    Installer { system: "debian", command: "apt-get install -y", vulkan: "mesa-vulkan-drivers", browser: "chromium" },
+    Installer {
+        system: "debian",
+        command: "apt-get install -y",
+        vulkan: "mesa-vulkan-drivers",
+        browser: "chromium",
+        node: "nodejs npm",
+    },
     Installer {
         system: "ubuntu",
         command: "apt-get install -y",
         vulkan: "mesa-vulkan-drivers",
         browser: "chromium-browser",
+        node: "nodejs npm",
     },
-    Installer { system: "fedora", command: "dnf install -y", vulkan: "mesa-vulkan-drivers", browser: "chromium" },
-    Installer { system: "arch", command: "pacman -S --needed", vulkan: "vulkan-swrast", browser: "chromium" },
-    Installer { system: "macos", command: "brew install --cask", vulkan: "", browser: "chromium" },
+    Installer {
+        system: "fedora",
+        command: "dnf install -y",
+        vulkan: "mesa-vulkan-drivers",
+        browser: "chromium",
+        node: "nodejs",
+    },
+    Installer {
+        system: "arch",
+        command: "pacman -S --needed",
+        vulkan: "vulkan-swrast",
+        browser: "chromium",
+        node: "nodejs npm",
+    },
+    Installer { system: "macos", command: "brew install", vulkan: "", browser: "--cask chromium", node: "node" },
 ];
 
 impl Installer {
@@ -66,13 +89,17 @@ impl Installer {
     }
 
     fn line(&self, needs: &[Need]) -> String {
-        let package = |need: &Need| if *need == Need::Browser { self.browser } else { self.vulkan };
+        let package = |need: &Need| match need {
+            Need::VulkanDriver => self.vulkan,
+            Need::Browser => self.browser,
+            Need::Node => self.node,
+        };
         [self.command].into_iter().chain(needs.iter().map(package)).collect::<Vec<_>>().join(" ")
     }
 }
 
 fn missing() -> Vec<Need> {
-    [Need::VulkanDriver, Need::Browser].into_iter().filter(|need| !need.met()).collect()
+    [Need::VulkanDriver, Need::Browser, Need::Node].into_iter().filter(|need| !need.met()).collect()
 }
 
 /// Installs what is missing where that needs no question (Debian and its like, as root); otherwise says what to run.
@@ -110,7 +137,7 @@ fn advice(needs: &[Need], installer: Option<&Installer>) -> String {
     });
     format!(
         "the tests need {}.\n{how}\nand start again, or go on without: cargo xtask test --skip-missing\n\
-         (`cargo test` needs neither.)",
+         (`cargo test` needs none of them.)",
         names.join(" and ")
     )
 }

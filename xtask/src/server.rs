@@ -1,18 +1,13 @@
-//! A static file server on the loopback interface, and `/report`, through which a page run by us tells how it is doing.
-//! It speaks as much HTTP/1.1 as that takes: a thread a connection, one request each.
+//! A static file server on the loopback interface. It speaks as much HTTP/1.1 as that takes: a thread a connection, one
+//! request each.
 
 use crate::shell::Outcome;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Component, Path, PathBuf};
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-/// What the page may do: only what came from this server, wasm included. Its data has nowhere to go.
-const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data:; \
-                      base-uri 'none'; form-action 'none'";
 const LONGEST_HEAD: u64 = 64 << 10;
-const LONGEST_REPORT: u64 = 1 << 20;
 /// A connection that sends nothing for so long is let go: browsers open some in advance and never use them.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -31,47 +26,53 @@ impl Server {
         Ok(Server { listener, folder, port })
     }
 
-    pub fn url(&self, query: &str) -> String {
-        format!("http://127.0.0.1:{}/{query}", self.port)
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.port)
     }
 
-    /// Answers requests for as long as the process lives; reported lines go to `reports`.
-    pub fn serve(self, reports: Sender<String>) {
+    /// Answers requests for as long as the process lives.
+    pub fn serve(self) {
         for stream in self.listener.incoming().flatten() {
-            let (folder, reports) = (self.folder.clone(), reports.clone());
+            let folder = self.folder.clone();
             // A browser that hangs up in the middle of an answer is not our failure.
-            std::thread::spawn(move || drop(answer(stream, &folder, &reports)));
+            std::thread::spawn(move || drop(answer(stream, &folder)));
         }
     }
 }
 
-fn answer(stream: TcpStream, folder: &Path, reports: &Sender<String>) -> io::Result<()> {
+fn answer(stream: TcpStream, folder: &Path) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(&stream);
-    let Some(request) = Request::read(&mut reader)? else { return Ok(()) };
-    match (request.method.as_str(), request.path.as_str()) {
-        ("POST", "/report") => {
-            let mut body = String::new();
-            reader.take(request.length.min(LONGEST_REPORT)).read_to_string(&mut body)?;
-            body.lines().for_each(|line| drop(reports.send(line.to_owned())));
-            respond(&stream, "204 No Content", "text/plain", b"")
-        }
-        ("GET", path) => match file_of(folder, path) {
-            Some(file) => respond(&stream, "200 OK", mime(&file), &std::fs::read(&file)?),
-            None => respond(&stream, "404 Not Found", "text/plain", b"not found"),
-        },
-        _ => respond(&stream, "405 Method Not Allowed", "text/plain", b""),
+    let Some(request) = Request::read(&mut BufReader::new(&stream))? else { return Ok(()) };
+    if request.method != "GET" {
+        return respond(&stream, "405 Method Not Allowed", "text/plain", "", b"");
+    }
+    match file_of(folder, &request.path) {
+        Some(file) => respond(&stream, "200 OK", mime(&file), &policy(folder, &file), &std::fs::read(&file)?),
+        None => respond(&stream, "404 Not Found", "text/plain", "", b"not found"),
     }
 }
 
-fn respond(mut stream: &TcpStream, status: &str, mime: &str, body: &[u8]) -> io::Result<()> {
+fn respond(mut stream: &TcpStream, status: &str, mime: &str, policy: &str, body: &[u8]) -> io::Result<()> {
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {mime}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-         Content-Security-Policy: {POLICY}\r\nConnection: close\r\n\r\n",
+         Content-Security-Policy: {policy}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body)
+}
+
+/// What a document may do stands in its own <meta>; everything else, workers above all, gets what the front page may.
+fn policy(folder: &Path, file: &Path) -> String {
+    let document =
+        if file.extension().is_some_and(|extension| extension == "html") { file } else { &folder.join("index.html") };
+    policy_in(&std::fs::read_to_string(document).unwrap_or_default()).unwrap_or_default()
+}
+
+fn policy_in(html: &str) -> Option<String> {
+    let (_, behind) = html.split_once("http-equiv=\"Content-Security-Policy\"")?;
+    let (_, value) = behind.split_once('>')?.0.split_once("content=\"")?;
+    Some(value.split_once('"')?.0.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[derive(Debug, PartialEq)]
@@ -79,30 +80,22 @@ struct Request {
     method: String,
     /// Without the query.
     path: String,
-    /// Of the body.
-    length: u64,
 }
 
 impl Request {
-    /// Reads the head, leaving the reader at the body; None where nothing sensible came.
+    /// Reads the head; None where nothing sensible came.
     fn read(reader: &mut impl BufRead) -> io::Result<Option<Self>> {
         let mut lines = reader.take(LONGEST_HEAD).lines();
         let first = lines.next().transpose()?.unwrap_or_default();
-        let mut length = 0;
         for line in lines {
-            let line = line?;
-            match line.split_once(':') {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.trim().parse().unwrap_or(0)
-                }
-                Some(_) => {}
-                None => break, // the empty line that ends the head
+            if line?.is_empty() {
+                break;
             }
         }
         let mut words = first.split(' ');
         let (Some(method), Some(target)) = (words.next(), words.next()) else { return Ok(None) };
         let path = target.split(['?', '#']).next().unwrap_or_default();
-        Ok(Some(Request { method: method.into(), path: path.into(), length }))
+        Ok(Some(Request { method: method.into(), path: path.into() }))
     }
 }
 
@@ -122,6 +115,8 @@ fn mime(file: &Path) -> &'static str {
         Some("json") => "application/json",
         Some("jsonl" | "md" | "ts") => "text/plain; charset=utf-8",
         Some("svg") => "image/svg+xml",
+        Some("png") => "image/png",
+        Some("webmanifest") => "application/manifest+json",
         Some("wasm") => "application/wasm",
         _ => "application/octet-stream",
     }
@@ -149,21 +144,31 @@ mod tests {
     #[test]
     fn requests() {
         let read = |text: &str| Request::read(&mut text.as_bytes()).unwrap();
-        let post = read("POST /report?x HTTP/1.1\r\nHost: a\r\ncontent-length: 12\r\n\r\n{}");
-        assert_eq!(post, Some(Request { method: "POST".into(), path: "/report".into(), length: 12 }));
+        let post = read("POST /a?x HTTP/1.1\r\nHost: a\r\n\r\n{}");
+        assert_eq!(post, Some(Request { method: "POST".into(), path: "/a".into() }));
         assert_eq!(read(""), None);
         assert_eq!(read("\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn the_policy_is_that_of_the_document() {
+        let meta =
+            "<meta\n  http-equiv=\"Content-Security-Policy\"\n content=\"default-src 'none';\n  img-src 'self'\" />";
+        assert_eq!(policy_in(meta).unwrap(), "default-src 'none'; img-src 'self'");
+        assert_eq!(policy_in("<meta charset=\"utf-8\" />"), None);
     }
 
     #[test]
     fn answers_over_a_socket() {
         let folder = std::env::temp_dir().join(format!("luthier-answers-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("index.html"), "hello").unwrap();
+        let page = |policy| format!("<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">");
+        std::fs::write(folder.join("index.html"), page("default-src 'self'")).unwrap();
+        std::fs::write(folder.join("models.html"), page("connect-src https:")).unwrap();
+        std::fs::write(folder.join("worker.js"), "0").unwrap();
         let server = Server::bind(folder.clone(), 0).unwrap();
         let address = ("127.0.0.1", server.port);
-        let (sender, reports) = std::sync::mpsc::channel();
-        std::thread::spawn(move || server.serve(sender));
+        std::thread::spawn(move || server.serve());
         let ask = |request: &str| {
             let mut stream = TcpStream::connect(address).unwrap();
             stream.write_all(request.as_bytes()).unwrap();
@@ -171,15 +176,16 @@ mod tests {
             stream.read_to_string(&mut answer).unwrap();
             answer
         };
-        let page = ask("GET /?run=cpu HTTP/1.1\r\n\r\n");
-        assert!(
-            page.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/html") && page.ends_with("\r\n\r\nhello"),
-            "{page}"
-        );
+        let front = ask("GET /?run=cpu HTTP/1.1\r\n\r\n");
+        assert!(front.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/html"), "{front}");
+        assert!(front.ends_with(&format!("\r\n\r\n{}", page("default-src 'self'"))), "{front}");
+        let policy = |path: &str| ask(&format!("GET {path} HTTP/1.1\r\n\r\n"));
+        for (path, expected) in [("/", "default-src 'self'"), ("/worker.js", "default-src 'self'")] {
+            assert!(policy(path).contains(&format!("\r\nContent-Security-Policy: {expected}\r\n")), "{path}");
+        }
+        assert!(policy("/models.html").contains("\r\nContent-Security-Policy: connect-src https:\r\n"));
         assert!(ask("GET /no HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
         assert!(ask("DELETE / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
-        assert!(ask("POST /report HTTP/1.1\r\nContent-Length: 3\r\n\r\na\nb").starts_with("HTTP/1.1 204"));
-        assert_eq!((reports.recv().unwrap(), reports.recv().unwrap()), ("a".into(), "b".into()));
         std::fs::remove_dir_all(folder).unwrap();
     }
 

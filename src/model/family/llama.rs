@@ -8,7 +8,7 @@ use crate::weights::Gguf;
 use serde_json::{Value, json};
 
 pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
-    let act = keys.config["hidden_act"].as_str().unwrap_or("silu");
+    let act = keys.str_or("hidden_act", "silu")?;
     if act != "silu" {
         return Err(unsupported(keys.file, format!("hidden_act '{act}' is not supported"), "supported: silu"));
     }
@@ -38,6 +38,9 @@ fn rope(keys: &Keys) -> Result<Rope> {
         Value::Null => ("rope_scaling", &keys.config["rope_scaling"]),
         new => ("rope_parameters", new),
     };
+    if !(object.is_null() || object.is_object()) {
+        return Err(keys.bad(name, &format!("is {object}, expected an object")));
+    }
     let inner = Keys { config: object, file: keys.file };
     let theta = match &object["rope_theta"] {
         Value::Null => keys.f64_or("rope_theta", 10000.0)?,
@@ -47,7 +50,7 @@ fn rope(keys: &Keys) -> Result<Rope> {
         Some(v) if v > 0.0 => Ok(v),
         _ => Err(keys.bad(&format!("{name}.{key}"), &format!("is {}, expected a positive number", object[key]))),
     };
-    let kind = object["rope_type"].as_str().or(object["type"].as_str()).unwrap_or("default");
+    let kind = inner.str_or("rope_type", inner.str_or("type", "default")?)?;
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: number("factor")? },
@@ -74,8 +77,13 @@ pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
     let size = |name: &str| gguf.u32(&key(name)).map(|v| v as usize);
     let optional = |name: &str| gguf.optional(&key(name), Gguf::u32).map(|v| v.map(|v| v as usize));
     let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
-    let tensors = &gguf.checkpoint.tensors;
-    let vocab = tensors.get("token_embd.weight").map_or(0, |t| t.rows() as usize);
+    let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads.max(1));
+    if let Some(rotated) = optional("rope.dimension_count")?.filter(|rotated| *rotated != head_dim) {
+        let what = format!("llama.rope.dimension_count is {rotated}, and heads have {head_dim} dimensions");
+        return Err(unsupported(gguf.name(), what, "only heads that are rotated as a whole are supported"));
+    }
+    let checkpoint = &gguf.checkpoint;
+    let vocab = checkpoint.get("token_embd.weight")?.rows() as usize;
     Ok(ModelSpec {
         family: "llama".into(),
         vocab,
@@ -83,16 +91,16 @@ pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
         layers: size("block_count")?,
         heads,
         kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
-        head_dim: optional("attention.key_length")?.unwrap_or(hidden / heads.max(1)),
+        head_dim,
         ffn: size("feed_forward_length")?,
         eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
         rope: Rope {
             theta: gguf.optional(&key("rope.freq_base"), Gguf::f32)?.unwrap_or(10000.0) as f64,
             scaling: gguf_scaling(gguf)?,
         },
-        tied: !tensors.contains_key("output.weight"),
-        attention_bias: tensors.contains_key("blk.0.attn_q.bias"),
-        mlp_bias: tensors.contains_key("blk.0.ffn_gate.bias"),
+        tied: !checkpoint.has("output.weight"),
+        attention_bias: checkpoint.has("blk.0.attn_q.bias"),
+        mlp_bias: checkpoint.has("blk.0.ffn_gate.bias"),
         context: optional("context_length")?.unwrap_or(2048),
     })
 }

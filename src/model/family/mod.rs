@@ -89,6 +89,13 @@ impl Keys<'_> {
         }
     }
 
+    fn str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+        match &self.config[key] {
+            Value::Null => Ok(default),
+            value => value.as_str().ok_or_else(|| self.bad(key, &format!("is {value}, expected text"))),
+        }
+    }
+
     fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         match &self.config[key] {
             Value::Null => Ok(default),

@@ -203,6 +203,10 @@ export type TrainEvent =
   | { type: "probe"; step: number; texts: GeneratedText[] }
   | { type: "checkpoint"; step: number; bytes: number }
   | { type: "paused"; step: number }
+  /** Something went wrong that does not end the run: a checkpoint could not be written or read. */
+  | { type: "warning"; step: number; error: LuthierErrorData }
+  /** The engine died (device lost, out of memory, a fault of ours); what follows goes on from this step. */
+  | { type: "restart"; step: number; attempt: number; error: LuthierErrorData }
   | { type: "end"; step: number; reason: "done" | "stopped"; best: { step: number; loss: number } | null };
 
 export interface SamplingOptions {
@@ -265,6 +269,14 @@ export interface StoredRun {
   locked: boolean;
 }
 
+/** A file to download into the store; a known length and SHA-256 are checked. */
+export interface DownloadFile {
+  name: string;
+  url: string;
+  bytes?: number;
+  sha256?: string;
+}
+
 /** A model kept in this browser's private storage. */
 export interface StoredModel {
   name: string;
@@ -318,9 +330,21 @@ export interface LuthierStatic {
   options(): Promise<OptionRow[]>;
   runs(): Promise<StoredRun[]>;
   deleteRun(id: string): Promise<void>;
+  /** What a stored run has reported so far, in order. */
+  runLog(id: string): Promise<TrainEvent[]>;
+  /** The adapter of a stored run that has ended, as PEFT files: for {@link LuthierApi.importPeft} or a download. */
+  runAdapter(id: string): Promise<NamedBlob[]>;
   models(): Promise<StoredModel[]>;
   /** Opens a stored model's files. */
   storedModel(name: string): Promise<ModelFiles>;
-  /** Copies files into the store (a hub download writes there too). */
   deleteModel(name: string): Promise<void>;
+  /** Copies files into the store. */
+  storeModel(model: ModelFiles, onProgress?: (done: number, total: number) => void, signal?: AbortSignal): Promise<void>;
+  /** Downloads a model into the store; what an earlier try has brought is not asked for again. */
+  downloadModel(
+    name: string,
+    files: DownloadFile[],
+    onProgress?: (done: number, total: number) => void,
+    signal?: AbortSignal,
+  ): Promise<void>;
 }

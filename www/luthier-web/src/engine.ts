@@ -1,0 +1,49 @@
+/** The engine as wasm-bindgen exports it: JSON in and out, errors as plain `{ code, message, hint }`. */
+
+import type { NamedBlob } from "./types.js";
+
+export interface NamedBytes {
+  name: string;
+  bytes: Uint8Array<ArrayBuffer>;
+}
+
+export interface Engine {
+  device(): string;
+  info(): string;
+  preview(name: string, text: string, options: string): string;
+  estimate(name: string, text: string, columns: string, options: string): Promise<string>;
+  start_training(
+    data: string,
+    validation: string | undefined,
+    options: string,
+    checkpoint: Uint8Array | undefined,
+  ): Promise<string>;
+  step(): Promise<string>;
+  reports(): Promise<string>;
+  validate(): Promise<string>;
+  checkpoint(): Promise<Uint8Array>;
+  use_best(): string;
+  generate(
+    prompts: string,
+    options: string,
+    on_text: (prompt: number, piece: string) => boolean | undefined,
+  ): Promise<string>;
+  evaluate(data: string, options: string): Promise<string>;
+  adapter_files(): Promise<NamedBytes[]>;
+  load_adapter(files: NamedBytes[]): Promise<void>;
+  merged(dtype: string, sink: (name: string, chunk: Uint8Array<ArrayBuffer>) => void): Promise<void>;
+  run_json(): string;
+}
+
+export interface EngineModule {
+  default(wasm: { module_or_path: string }): Promise<unknown>;
+  option_table(): string;
+  benchmark(device: string): Promise<string>;
+  Session: {
+    create(
+      files: NamedBlob[],
+      options: { device: string; name: string },
+      progress: (done: number, total: number) => void,
+    ): Promise<Engine>;
+  };
+}

@@ -1,0 +1,16 @@
+// What workers have and TypeScript's DOM library leaves out.
+
+interface FileSystemSyncAccessHandle {
+  read(bytes: AllowSharedBufferSource, options?: { at?: number }): number;
+  write(bytes: AllowSharedBufferSource, options?: { at?: number }): number;
+  truncate(size: number): void;
+  getSize(): number;
+  flush(): void;
+  close(): void;
+}
+
+interface FileSystemFileHandle {
+  createSyncAccessHandle(): Promise<FileSystemSyncAccessHandle>;
+  /** Renames, over a file of that name if there is one. */
+  move(name: string): Promise<void>;
+}

@@ -1,0 +1,67 @@
+/** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
+
+import type {
+  DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, ModelFiles, ModelInfo,
+  NamedBlob, OptionRow, Preview, SamplingOptions, Summary, TrainEvent, TrainOptions,
+} from "./types.js";
+
+export interface Opened {
+  device: DeviceInfo;
+  model: ModelInfo;
+}
+
+/** A run as the worker gets it. */
+export interface Job {
+  data: DataText;
+  validation?: DataText;
+  options: TrainOptions;
+  probes: string[];
+  /** Where checkpoints go; without it they are handed to the page, which keeps the last. */
+  store?: { id: string; create: boolean };
+  every_seconds: number;
+  /** Goes on from here; a stored run finds its own. */
+  checkpoint?: Uint8Array;
+}
+
+/** A checkpoint of a run that is not stored. */
+export interface Kept {
+  type: "kept";
+  checkpoint: Uint8Array;
+}
+
+export type Control = "pause" | "unpause" | "stop" | "checkpoint";
+
+type Bytes = [done: number, total: number];
+type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
+
+export interface Calls {
+  open: Call<{ model: ModelFiles; device: DeviceChoice }, Opened, Bytes>;
+  benchmark: Call<DeviceChoice, { device: DeviceInfo; gflops: number }>;
+  options: Call<null, OptionRow[]>;
+  preview: Call<{ data: DataText; options: { seq_len?: number; limit?: number } }, Preview>;
+  estimate: Call<{ data: DataText; options: TrainOptions }, Summary>;
+  train: Call<Job, null, TrainEvent | Kept>;
+  control: Call<Control, null>;
+  generate: Call<{ prompts: string[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
+  evaluate: Call<{ data: DataText; options: object }, Evaluation>;
+  exportPeft: Call<null, NamedBlob[]>;
+  exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;
+  exportRun: Call<null, string>;
+  importPeft: Call<NamedBlob[], null>;
+  storeModel: Call<ModelFiles, null, Bytes>;
+  downloadModel: Call<{ name: string; files: DownloadFile[] }, null, Bytes>;
+}
+
+export type CallName = keyof Calls;
+
+/** To the worker. `wasm` is where the engine lies: a worker that starts from a blob cannot find it by itself. */
+export type Question =
+  | { [K in CallName]: { id: number; name: K; ask: Calls[K]["ask"]; wasm: string } }[CallName]
+  | { cancel: number };
+
+/** From the worker. After `fatal` it must be ended: a panic leaves the engine's memory in no known state. */
+export type Reply =
+  | { id: number; event: unknown }
+  | { id: number; answer: unknown }
+  | { id: number; error: LuthierErrorData }
+  | { fatal: LuthierErrorData };

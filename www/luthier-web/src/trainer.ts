@@ -1,0 +1,205 @@
+/** A run inside the worker: the loop around the engine's steps, with evaluations, probes, checkpoints and the controls. */
+
+import type { Engine } from "./engine.js";
+import { LuthierError } from "./error.js";
+import type { Control, Job, Kept } from "./protocol.js";
+import { RunFiles } from "./store/runs.js";
+import type { Evaluation, GeneratedText, StepReport, Summary, TrainEvent } from "./types.js";
+
+/** Lets one call into the engine end before the next begins, and messages be heard in between. */
+export type Turn = <T>(work: () => T | Promise<T>) => Promise<T>;
+export type Emit = (event: TrainEvent | Kept) => void;
+
+interface Started extends Summary {
+  step: number;
+}
+
+const PROBE = { temperature: 0, max_new_tokens: 48 };
+
+export class Run {
+  /** Steps done. */
+  #step = 0;
+  /** The last step after which the validation loss was measured. */
+  #evaluated = -1;
+  #paused = false;
+  #stopped = false;
+  #checkpointAsked = false;
+  #saved = performance.now();
+  #wake = () => {};
+  #files: RunFiles | null = null;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly turn: Turn,
+    private readonly job: Job,
+    private readonly model: string,
+    /** Steps between evaluations; 0 means only at the end. */
+    private readonly evalEvery: number,
+    private readonly emit: Emit,
+  ) {}
+
+  control(what: Control): void {
+    if (what === "checkpoint") this.#checkpointAsked = true;
+    else if (what === "stop") this.#stopped = true;
+    else this.#paused = what === "pause";
+    this.#wake();
+  }
+
+  async run(): Promise<void> {
+    const summary = await this.#start();
+    try {
+      await this.#train(summary.steps);
+      await this.#end();
+    } catch (error) {
+      const { code } = LuthierError.data(error);
+      // Anything else may go on from the last checkpoint, and stays "running" until then.
+      if (code === "diverged") await this.#files?.end("failed", this.#step, []);
+      throw error;
+    }
+  }
+
+  // ---- begin, loop, end
+
+  async #start(): Promise<Started> {
+    const { store } = this.job;
+    if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
+    const started = await this.#startEngine();
+    this.#step = started.step;
+    if (store?.create) this.#files = await RunFiles.create(store.id, this.job, this.model, started.steps);
+    else await this.#files?.goOn(started.step);
+    const { step, ...summary } = started;
+    this.emit({ type: "plan", summary, step });
+    return started;
+  }
+
+  /** From the newest checkpoint that can be read, else from the beginning, which gives the same bits, only later. */
+  async #startEngine(): Promise<Started> {
+    const { data, validation, options, checkpoint } = this.job;
+    const start = (from: Uint8Array | undefined) => this.turn(() =>
+      this.engine.start_training(JSON.stringify(data), validation && JSON.stringify(validation), JSON.stringify(options), from),
+    );
+    for await (const stored of this.#files?.checkpoints() ?? []) {
+      try {
+        return JSON.parse(await start(stored));
+      } catch (error) {
+        // A damaged one is why there are two; one of another run must not be passed over in silence.
+        if (LuthierError.data(error).code !== "malformed") throw error;
+        this.#warn(error);
+      }
+    }
+    return JSON.parse(await start(checkpoint));
+  }
+
+  async #train(steps: number): Promise<void> {
+    if (this.#step === 0) await this.#validate();
+    let done = this.#step >= steps;
+    while (!done && !this.#stopped) {
+      const result = JSON.parse(await this.turn(() => this.engine.step()));
+      ({ step: this.#step, done } = result);
+      this.#report(result.reports);
+      if (this.#step === 1) await this.#probeBase();
+      if (done || (this.evalEvery > 0 && this.#step % this.evalEvery === 0)) await this.#evaluate();
+      if (this.#due()) await this.#checkpoint();
+      if (this.#paused && !done && !this.#stopped) await this.#pause();
+    }
+  }
+
+  async #end(): Promise<void> {
+    const reason = this.#stopped ? "stopped" : "done";
+    await this.#drain();
+    // The best adapter is among those measured, so the last one has to be.
+    if (this.#step > 0 && this.#evaluated < this.#step) await this.#evaluate();
+    if (this.#stopped && this.#step > 0) await this.#checkpoint();
+    const best = await this.turn(() => JSON.parse(this.engine.use_best()));
+    if (this.#files) {
+      const adapter = await this.turn(() => this.engine.adapter_files());
+      await this.#files.end(reason, this.#step, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
+    }
+    this.emit({ type: "end", step: this.#step, reason, best });
+  }
+
+  // ---- what happens between steps
+
+  #report(reports: StepReport[]): void {
+    for (const report of reports) this.#tell({ type: "step", report });
+  }
+
+  /** Takes the reports of steps that are still under way, so that everything is told in order. */
+  async #drain(): Promise<void> {
+    this.#report(JSON.parse(await this.turn(() => this.engine.reports())));
+  }
+
+  async #evaluate(): Promise<void> {
+    await this.#drain();
+    await this.#validate();
+    await this.#probe(this.#step, true);
+  }
+
+  async #validate(): Promise<void> {
+    const step = this.#step;
+    const measured: (Evaluation & { best: boolean }) | null = JSON.parse(await this.turn(() => this.engine.validate()));
+    this.#evaluated = step;
+    if (!measured) return;
+    const { best, ...evaluation } = measured;
+    this.#tell({ type: "validation", step, evaluation, best });
+  }
+
+  /** What the base says needs no adapter, so it can be asked when somebody already sees that the run is going. */
+  async #probeBase(): Promise<void> {
+    await this.#drain();
+    await this.#probe(0, false);
+  }
+
+  async #probe(step: number, adapter: boolean): Promise<void> {
+    if (this.job.probes.length === 0) return;
+    const options = JSON.stringify({ ...PROBE, adapter });
+    const ask = () => this.engine.generate(JSON.stringify(this.job.probes), options, () => undefined);
+    const texts: GeneratedText[] = JSON.parse(await this.turn(ask));
+    this.#tell({ type: "probe", step, texts });
+  }
+
+  #due(): boolean {
+    return this.#checkpointAsked || performance.now() - this.#saved > 1000 * this.job.every_seconds;
+  }
+
+  async #checkpoint(): Promise<void> {
+    this.#checkpointAsked = false;
+    await this.#drain();
+    const checkpoint = await this.turn(() => this.engine.checkpoint());
+    const bytes = checkpoint.byteLength;
+    if (!this.#files) this.emit({ type: "kept", checkpoint });
+    else if (!(await this.#write(checkpoint))) return;
+    this.#saved = performance.now();
+    this.emit({ type: "checkpoint", step: this.#step, bytes });
+  }
+
+  /** A full disk is no reason to lose the run: it goes on, and says so. */
+  async #write(checkpoint: Uint8Array): Promise<boolean> {
+    try {
+      await this.#files?.checkpoint(this.#step, checkpoint);
+      return true;
+    } catch (error) {
+      this.#saved = performance.now();
+      this.#warn(error);
+      return false;
+    }
+  }
+
+  async #pause(): Promise<void> {
+    await this.#checkpoint();
+    this.emit({ type: "paused", step: this.#step });
+    while (this.#paused && !this.#stopped) {
+      await new Promise<void>((wake) => (this.#wake = wake));
+      if (this.#due()) await this.#checkpoint();
+    }
+  }
+
+  #warn(error: unknown): void {
+    this.emit({ type: "warning", step: this.#step, error: LuthierError.data(error) });
+  }
+
+  #tell(event: TrainEvent): void {
+    this.#files?.note(event);
+    this.emit(event);
+  }
+}

@@ -1,0 +1,213 @@
+/** The worker: owns wasm and the device, and answers what the page asks. One worker is one engine. */
+
+import * as engineModule from "../pkg/luthier.js";
+import type { Engine, EngineModule, NamedBytes } from "./engine.js";
+import { LuthierError } from "./error.js";
+import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
+import { downloadModel, storeModel } from "./store/models.js";
+import { Run } from "./trainer.js";
+import type { OptionRow } from "./types.js";
+
+// Holds the engine to what this package thinks of it.
+const module: EngineModule = engineModule;
+
+const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
+
+// ---- the engine
+
+let wasm = "";
+let loaded: Promise<unknown> | null = null;
+let session: Engine | null = null;
+let modelName = "";
+let run: Run | null = null;
+
+async function engine(): Promise<EngineModule> {
+  loaded ??= module.default({ module_or_path: wasm });
+  await loaded;
+  return module;
+}
+
+function model(): Engine {
+  if (session) return session;
+  throw new LuthierError("internal", "No model is open in this worker.");
+}
+
+let last: Promise<unknown> = Promise.resolve();
+
+/** One call into the engine at a time, and a turn of the event loop after each, in which messages are heard. */
+function turn<T>(work: () => T | Promise<T>): Promise<T> {
+  const mine = last.then(work);
+  last = mine.then(breathe, breathe);
+  return mine;
+}
+
+const { port1, port2 } = new MessageChannel();
+
+/** Unlike a timer, a message is not slowed down in a page that is hidden. */
+function breathe(): Promise<void> {
+  return new Promise((heard) => {
+    port1.onmessage = () => heard();
+    port2.postMessage(null);
+  });
+}
+
+// ---- what may be asked
+
+interface Context<K extends CallName> {
+  emit(event: Calls[K]["event"], transfer?: Transferable[]): void;
+  cancelled(): boolean;
+}
+
+type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) => Promise<Calls[K]["answer"]> };
+
+const handlers: Handlers = {
+  async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
+    const { Session } = await engine();
+    modelName = name;
+    session = await turn(() => Session.create(files, { device, name }, (done, total) => emit([done, total])));
+    return { device: JSON.parse(session.device()), model: JSON.parse(session.info()) };
+  },
+
+  async benchmark(device) {
+    const { benchmark } = await engine();
+    return JSON.parse(await turn(() => benchmark(device)));
+  },
+
+  async options() {
+    return JSON.parse((await engine()).option_table());
+  },
+
+  async preview({ data, options }) {
+    const given = JSON.stringify({ ...options, columns: data.columns ?? {} });
+    return JSON.parse(await turn(() => model().preview(data.name, data.text, given)));
+  },
+
+  async estimate({ data, options }) {
+    const columns = JSON.stringify(data.columns ?? {});
+    return JSON.parse(await turn(() => model().estimate(data.name, data.text, columns, JSON.stringify(options))));
+  },
+
+  async train(job, { emit }) {
+    run = new Run(model(), turn, job, modelName, job.options.eval_every ?? (await defaultOf("eval_every")), emit);
+    try {
+      await run.run();
+    } finally {
+      run = null;
+    }
+    return null;
+  },
+
+  async control(what) {
+    run?.control(what);
+    return null;
+  },
+
+  async generate({ prompts, options }, { emit, cancelled }) {
+    const onText = (prompt: number, piece: string) => {
+      emit([prompt, piece]);
+      return !cancelled();
+    };
+    return JSON.parse(await turn(() => model().generate(JSON.stringify(prompts), JSON.stringify(options), onText)));
+  },
+
+  async evaluate({ data, options }) {
+    return JSON.parse(await turn(() => model().evaluate(JSON.stringify(data), JSON.stringify(options))));
+  },
+
+  async exportPeft() {
+    const files = await turn(() => model().adapter_files());
+    return files.map(({ name, bytes }) => ({ name, blob: new Blob([bytes]) }));
+  },
+
+  async exportMerged({ dtype, bytes }, { emit }) {
+    // Blobs are the browser's, which keeps large ones on disk: the model is never whole in memory.
+    const parts = new Map<string, Blob[]>();
+    let done = 0;
+    await turn(() => model().merged(dtype, (name, chunk) => {
+      parts.set(name, [...(parts.get(name) ?? []), new Blob([chunk])]);
+      done += chunk.byteLength;
+      emit([done, Math.max(done, bytes)]);
+    }));
+    return [...parts].map(([name, chunks]) => ({ name, blob: new Blob(chunks) }));
+  },
+
+  async exportRun() {
+    return turn(() => model().run_json());
+  },
+
+  async importPeft(files) {
+    const read: NamedBytes[] = [];
+    for (const { name, blob } of files) read.push({ name, bytes: new Uint8Array(await blob.arrayBuffer()) });
+    await turn(() => model().load_adapter(read));
+    return null;
+  },
+
+  async storeModel(files, { emit, cancelled }) {
+    await storeModel(files, (done, total) => emit([done, total]), cancelled);
+    return null;
+  },
+
+  async downloadModel({ name, files }, { emit, cancelled }) {
+    await downloadModel(name, files, (done, total) => emit([done, total]), cancelled);
+    return null;
+  },
+};
+
+async function defaultOf(name: OptionRow["name"]): Promise<number> {
+  const rows: OptionRow[] = JSON.parse((await engine()).option_table());
+  return Number(rows.find((row) => row.name === name)?.default ?? 0);
+}
+
+// ---- messages
+
+const cancelled = new Set<number>();
+
+self.onmessage = ({ data }: MessageEvent<Question>) => {
+  if ("cancel" in data) cancelled.add(data.cancel);
+  else void answer(data.id, data.name, data.ask, data.wasm);
+};
+
+async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], url: string): Promise<void> {
+  wasm = url;
+  const context: Context<K> = {
+    emit: (event, transfer) => reply({ id, event }, transfer),
+    cancelled: () => cancelled.has(id),
+  };
+  try {
+    reply({ id, answer: await handlers[name](ask, context) });
+  } catch (error) {
+    if (isPanic(error)) die(error);
+    else reply({ id, error: LuthierError.data(error) });
+  } finally {
+    cancelled.delete(id);
+  }
+}
+
+// ---- panics
+
+// A panic reaches us as a trap; what it had to say went to console.error just before.
+let lastConsoleError = "";
+const consoleError = console.error;
+console.error = (...parts: unknown[]) => {
+  lastConsoleError = parts.join(" ");
+  consoleError(...parts);
+};
+
+const isPanic = (error: unknown) => error instanceof WebAssembly.RuntimeError;
+
+function die(error: unknown): void {
+  const { code, message, hint } = LuthierError.data(error);
+  // The first lines say what and where; the stack of a stripped wasm says nothing.
+  const said = isPanic(error) && lastConsoleError.split("\n\nStack:")[0];
+  reply({ fatal: { code, message: said || message, hint } });
+}
+
+// A panic in a future of the engine's never comes back through the promise that waits for it.
+self.addEventListener("error", (event) => {
+  event.preventDefault();
+  die(event.error ?? event.message);
+});
+self.addEventListener("unhandledrejection", (event) => {
+  event.preventDefault();
+  die(event.reason);
+});

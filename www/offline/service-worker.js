@@ -1,0 +1,40 @@
+// Keeps one version of the whole page for use without a network. offline/plugin.ts writes VERSION and FILES above this.
+// A new version waits until no tab uses the old one, so no run is ever cut off.
+
+const PREFIX = `luthier ${registration.scope} `;
+const CACHE = PREFIX + VERSION;
+
+addEventListener("install", (event) => {
+  // Past the HTTP cache: files of two versions must not mix.
+  const requests = FILES.map((file) => new Request(file, { cache: "reload" }));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)));
+});
+
+addEventListener("activate", (event) => {
+  event.waitUntil(Promise.all([dropOthers(), clients.claim()]));
+});
+
+async function dropOthers() {
+  const names = await caches.keys();
+  const old = names.filter((name) => name.startsWith(PREFIX) && name !== CACHE);
+  await Promise.all(old.map((name) => caches.delete(name)));
+}
+
+addEventListener("fetch", (event) => {
+  const { method, url } = event.request;
+  const path = pathOf(url);
+  if (method === "GET" && FILES.includes(path)) event.respondWith(answer(event.request, path));
+});
+
+/** The file a URL names below the page's folder; other origins have none. */
+function pathOf(url) {
+  const { origin, pathname } = new URL(url);
+  const scope = new URL(registration.scope);
+  if (origin !== scope.origin || !pathname.startsWith(scope.pathname)) return "";
+  return decodeURIComponent(pathname.slice(scope.pathname.length)) || "index.html";
+}
+
+async function answer(request, path) {
+  const cache = await caches.open(CACHE);
+  return (await cache.match(path)) ?? fetch(request);
+}

@@ -1,0 +1,104 @@
+/** Files in and out: what was dropped, zips, downloads. */
+
+import type { ModelFiles, NamedBlob } from "luthier-web";
+import { unzipSync, zipSync, type Zippable } from "fflate";
+import { problem } from "./errors";
+
+// ---- in
+
+const MODEL_FILE = /(\.safetensors|\.gguf|\.json|\.model|\.txt|\.jinja)$/i;
+
+/** A model from chosen or dropped files: one .gguf, or the files of a Hugging Face folder. */
+export function modelOf(files: File[]): ModelFiles {
+  const gguf = files.find((file) => /\.gguf$/i.test(file.name));
+  if (gguf) return { name: stem(gguf.name), files: [{ name: gguf.name, blob: gguf }] };
+  const found = files.filter((file) => MODEL_FILE.test(file.name));
+  const missing = [
+    found.some((file) => file.name === "config.json") ? "" : "config.json",
+    found.some((file) => file.name.endsWith(".safetensors")) ? "" : "a .safetensors file",
+    found.some((file) => /tokenizer/.test(file.name)) ? "" : "tokenizer.json",
+  ].filter(Boolean);
+  if (missing.length > 0) {
+    const seen = files.slice(0, 4).map((file) => file.name).join(", ") || "nothing";
+    throw problem("malformed", `That is no model folder: ${missing.join(" and ")} missing. Found: ${seen}.`,
+      "Choose one .gguf file, or all files of a Hugging Face folder (config.json, *.safetensors, tokenizer.json).");
+  }
+  const folder = found.map((file) => file.webkitRelativePath.split("/").at(-2)).find(Boolean);
+  return { name: folder ?? "local model", files: found.map((file) => ({ name: file.name, blob: file })) };
+}
+
+export const stem = (name: string): string => name.replace(/\.[^.]+$/, "");
+
+/** An adapter from its two files, or from the zip that this page writes. */
+export async function adapterOf(files: File[]): Promise<NamedBlob[]> {
+  const zip = files.find((file) => /\.zip$/i.test(file.name));
+  const found = zip ? await unzip(zip) : files.map((file) => ({ name: file.name, blob: file as Blob }));
+  const adapter = found.filter(({ name }) => /^adapter_(config\.json|model\.safetensors)$/.test(name));
+  if (adapter.length < 2) {
+    throw problem("malformed", `An adapter is adapter_config.json and adapter_model.safetensors; found: ${found.map((f) => f.name).join(", ") || "nothing"}.`,
+      "Choose both files of the PEFT folder, or a zip of it.");
+  }
+  return adapter;
+}
+
+async function unzip(zip: File): Promise<NamedBlob[]> {
+  try {
+    const entries = Object.entries(unzipSync(new Uint8Array(await zip.arrayBuffer())));
+    return entries.map(([path, bytes]) => ({ name: path.split("/").pop()!, blob: new Blob([bytes as BlobPart]) }));
+  } catch {
+    throw problem("malformed", `${zip.name} cannot be opened as a zip.`, "Unpack it and choose the two files in it.");
+  }
+}
+
+/** All files of a drop, folders opened. */
+export async function dropped(transfer: DataTransfer): Promise<File[]> {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry !== null && entry !== undefined);
+  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
+  return (await Promise.all(entries.map(filesOf))).flat();
+}
+
+async function filesOf(entry: FileSystemEntry): Promise<File[]> {
+  if (entry.isFile) return [await new Promise<File>((done, fail) => (entry as FileSystemFileEntry).file(done, fail))];
+  const reader = (entry as FileSystemDirectoryEntry).createReader();
+  const files: File[] = [];
+  // A reader gives its entries by the hundred, until it gives none.
+  for (;;) {
+    const some = await new Promise<FileSystemEntry[]>((done, fail) => reader.readEntries(done, fail));
+    if (some.length === 0) return files;
+    files.push(...(await Promise.all(some.filter((child) => child.isFile).map(filesOf))).flat());
+  }
+}
+
+// ---- out
+
+/** A zip that keeps the files as they are: weights do not get smaller. */
+export async function zip(folder: string, files: NamedBlob[]): Promise<Blob> {
+  const entries: Zippable = {};
+  for (const { name, blob } of files) entries[`${folder}/${name}`] = [new Uint8Array(await blob.arrayBuffer()), { level: 0 }];
+  return new Blob([zipSync(entries) as BlobPart], { type: "application/zip" });
+}
+
+export function download(name: string, blob: Blob): void {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  // The browser reads it after this turn; a minute is plenty.
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+interface SaveFolder {
+  getDirectoryHandle(name: string, options: { create: boolean }): Promise<FileSystemDirectoryHandle>;
+}
+type Picker = (options: { mode: "readwrite" }) => Promise<SaveFolder>;
+
+/** A folder of the disk to write to, where the browser has such a thing; must be asked for by a click. */
+export const folderPicker = (): Picker | null => (window as { showDirectoryPicker?: Picker }).showDirectoryPicker?.bind(window) ?? null;
+
+export async function saveInto(place: SaveFolder, folder: string, files: NamedBlob[]): Promise<void> {
+  const target = await place.getDirectoryHandle(folder, { create: true });
+  for (const { name, blob } of files) {
+    const writable = await (await target.getFileHandle(name, { create: true })).createWritable();
+    await blob.stream().pipeTo(writable);
+  }
+}

@@ -1,0 +1,83 @@
+/** The six steps: what each is called, and what it has found or still needs, in a few words. */
+
+import { app, STEPS, type StepId } from "../state/app.svelte";
+import { run } from "../state/run.svelte";
+import { fixed, grouped, percent, plural, short } from "../lib/format";
+
+export const TITLES: Record<StepId, { name: string; title: string; lead: string }> = {
+  model: { name: "Model", title: "Choose a model", lead: "A small language model is the instrument; your examples will tune it." },
+  data: { name: "Data", title: "Give it examples", lead: "A few hundred questions with the answers you want. They are read here and go nowhere." },
+  try: { name: "Try", title: "Ask it first", lead: "Hear the model as it is. The same questions are asked again while it learns." },
+  train: { name: "Train", title: "Train", lead: "A small adapter is learned beside the frozen weights." },
+  compare: { name: "Compare", title: "Before and after", lead: "The same questions, the same seed: the base model and the tuned one." },
+  keep: { name: "Keep", title: "Keep what was learned", lead: "Take the adapter with you, in files that other tools open." },
+};
+
+export interface Status {
+  done: boolean;
+  text: string;
+}
+
+export function status(step: StepId): Status {
+  return STATUS[step]();
+}
+
+const todo = (text: string): Status => ({ done: false, text });
+const done = (text: string): Status => ({ done: true, text });
+
+const STATUS: Record<StepId, () => Status> = {
+  model() {
+    if (app.opening) return todo("opening …");
+    return app.model ? done(`${app.model.name.split("/").pop()}, ${short(app.model.parameters)}`) : todo("none yet");
+  },
+  data() {
+    if (app.reading) return todo("reading …");
+    if (app.preview) return { done: app.preview.examples > 0, text: plural(app.preview.examples, "example") };
+    return todo(app.data && !app.model ? "needs a model" : "none yet");
+  },
+  try() {
+    const answered = app.baseAnswers.filter((answer) => answer !== null).length;
+    if (answered > 0) return done(plural(answered, "answer"));
+    return todo(app.model ? plural(app.probes.length, "question") : "needs a model");
+  },
+  train() {
+    switch (app.phase) {
+      case "starting":
+        return todo("starting …");
+      case "running":
+        return todo(`${percent(run.at, run.of)}, loss ${fixed(run.series.loss.at(-1), 2)}`);
+      case "paused":
+        return todo(`paused at ${grouped(run.at)}`);
+      case "stopping":
+        return todo("stopping …");
+      case "failed":
+        return todo("failed");
+      case "ended":
+        return done(run.best ? `loss ${fixed(run.best.loss, 3)}` : plural(run.at, "step"));
+      default:
+        return todo(app.ready ? "ready" : app.model ? "needs data" : "needs a model");
+    }
+  },
+  compare() {
+    const total = app.scores.reduce((sum, score) => sum + score.total, 0);
+    const tuned = app.scores.reduce((sum, score) => sum + score.tuned, 0);
+    if (total > 0) return done(`${tuned} of ${total} right`);
+    return todo(app.tuned ? "ready" : "needs an adapter");
+  },
+  keep() {
+    if (app.tuned) return todo("ready");
+    return todo(app.runs.length > 0 ? plural(app.runs.length, "stored run") : "needs an adapter");
+  },
+};
+
+/** To another step; its heading takes the focus, so that it is read. */
+export function goTo(step: StepId): void {
+  app.step = step;
+  requestAnimationFrame(() => {
+    document.getElementById("main")?.scrollTo({ top: 0 });
+    window.scrollTo({ top: 0 });
+    document.getElementById("step-title")?.focus({ preventScroll: true });
+  });
+}
+
+export const numberOf = (step: StepId): number => STEPS.indexOf(step) + 1;

@@ -1,0 +1,131 @@
+/** All that the page knows, in one place. Modules beside this one change it; components show it. */
+
+import type {
+  DataText, DeviceChoice, DeviceInfo, GeneratedText, LuthierApi, LuthierErrorData, ModelFiles, ModelInfo, OptionRow,
+  Preview, StoredModel, StoredRun, Summary, TrainOptions,
+} from "luthier-web";
+import { asError } from "../lib/errors";
+import type { HeldOut, Sample } from "../lib/gallery";
+import type { GpuReport, StorageReport } from "../lib/gpu";
+import { type Link, defaults, suggest } from "../lib/settings";
+
+export const STEPS = ["model", "data", "try", "train", "compare", "keep"] as const;
+export type StepId = (typeof STEPS)[number];
+
+export type Phase = "idle" | "starting" | "running" | "paused" | "stopping" | "ended" | "failed";
+
+export interface Progress {
+  what: string;
+  done: number;
+  total: number;
+}
+
+/** A question and what was said to it; null is nothing yet. */
+export interface Duel {
+  prompt: string;
+  base: string | null;
+  tuned: string | null;
+}
+
+export interface Score {
+  title: string;
+  total: number;
+  base: number;
+  tuned: number;
+  rows: { prompt: string; expected: string; base: string; tuned: string }[];
+}
+
+export interface ProbeRound {
+  step: number;
+  texts: GeneratedText[];
+}
+
+/** What is on the model beside its own weights. */
+export interface Tuned {
+  from: "run" | "file" | "history";
+  label: string;
+  /** What downloads are called after, beside the model. */
+  stem: string;
+}
+
+class App {
+  step = $state<StepId>("model");
+
+  // ---- machine
+  gpu = $state.raw<GpuReport | null>(null);
+  storage = $state.raw<StorageReport | null>(null);
+  choice = $state<DeviceChoice>("auto");
+  bench = $state.raw<{ device: DeviceInfo; gflops: number } | null>(null);
+  benching = $state(false);
+
+  // ---- model
+  api = $state.raw<LuthierApi | null>(null);
+  model = $state.raw<ModelInfo | null>(null);
+  device = $state.raw<DeviceInfo | null>(null);
+  opening = $state.raw<Progress | null>(null);
+  /** The files that are open, if they are the user's own: they can be kept in the browser. */
+  local = $state.raw<ModelFiles | null>(null);
+  stored = $state.raw<StoredModel[]>([]);
+
+  // ---- data
+  samples = $state.raw<Sample[]>([]);
+  sample = $state.raw<Sample | null>(null);
+  data = $state.raw<DataText | null>(null);
+  heldOut = $state.raw<HeldOut[]>([]);
+  preview = $state.raw<Preview | null>(null);
+  reading = $state(false);
+
+  // ---- try
+  probes = $state<string[]>([]);
+  baseAnswers = $state<(string | null)[]>([]);
+  asking = $state(false);
+  sampling = $state({ max_new_tokens: 48, temperature: 0, seed: 0, chat: true });
+
+  // ---- settings
+  rows = $state.raw<OptionRow[]>([]);
+  /** What the user, or a link, has set; everything else follows model and data. */
+  chosen = $state.raw<TrainOptions>({});
+  summary = $state.raw<Summary | null>(null);
+  estimating = $state(false);
+  link = $state.raw<Link | null>(null);
+
+  // ---- run
+  phase = $state<Phase>("idle");
+  runs = $state.raw<StoredRun[]>([]);
+  tuned = $state.raw<Tuned | null>(null);
+
+  // ---- compare and keep
+  duels = $state<Duel[]>([]);
+  scores = $state.raw<Score[]>([]);
+  comparing = $state.raw<Progress | null>(null);
+  exporting = $state.raw<Progress | null>(null);
+
+  /** What went wrong, where it is shown. */
+  errors = $state<Partial<Record<StepId | "settings" | "device" | "history", LuthierErrorData>>>({});
+
+  // ---- what follows
+  suggested: TrainOptions = $derived.by(() => {
+    if (!this.model) return {};
+    const tiny = this.model.parameters < 2e7;
+    return { ...suggest(this.model, this.preview), ...(tiny ? this.sample?.options : {}) };
+  });
+  options: TrainOptions = $derived({ ...defaults(this.rows), ...this.suggested, ...this.chosen });
+  busy: boolean = $derived(["starting", "running", "paused", "stopping"].includes(this.phase));
+  ready: boolean = $derived(this.model !== null && this.preview !== null && this.preview.examples > 0);
+}
+
+export const app = new App();
+
+/** Runs something that may fail; what fails is shown at its place. */
+export async function guarded(place: keyof App["errors"], work: () => Promise<void>): Promise<boolean> {
+  delete app.errors[place];
+  try {
+    await work();
+    return true;
+  } catch (error) {
+    // What the user has ended is no error.
+    const what = asError(error);
+    if (what.code !== "cancelled") app.errors[place] = what;
+    return false;
+  }
+}

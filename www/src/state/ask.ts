@@ -1,0 +1,102 @@
+/** Asking the model: the base before, base and tuned side by side, and on questions with known answers. */
+
+import { announce } from "./announce.svelte";
+import { app, guarded, type Score } from "./app.svelte";
+import type { HeldOut } from "../lib/gallery";
+
+/** Questions asked at a time: few enough for progress to show, enough for the device to be busy. */
+const BATCH = 16;
+
+let controller: AbortController | null = null;
+
+export function cancel(): void {
+  controller?.abort();
+}
+
+/** Asks with or without the adapter; each answer grows through `onText`. */
+async function ask(prompts: string[], adapter: boolean, onText: (i: number, text: string) => void): Promise<string[]> {
+  const { api, sampling } = app;
+  if (!api || prompts.length === 0) return [];
+  const grown = prompts.map(() => "");
+  const growing = (i: number, piece: string) => {
+    grown[i] += piece;
+    onText(i, grown[i] ?? "");
+  };
+  controller = new AbortController();
+  // A field that was emptied says nothing.
+  const said = Object.fromEntries(Object.entries(sampling).filter(([, value]) => value !== null));
+  const answers = await api.generate(prompts, { ...said, adapter }, growing, controller.signal);
+  answers.forEach(({ text }, i) => onText(i, text));
+  return answers.map(({ text }) => text);
+}
+
+export async function askBase(): Promise<void> {
+  app.asking = true;
+  await guarded("try", async () => {
+    app.probes = app.probes.filter((probe) => probe.trim());
+    const prompts = [...app.probes];
+    app.baseAnswers = prompts.map(() => null);
+    await ask(prompts, false, (i, text) => (app.baseAnswers[i] = text));
+    announce("The base model has answered.");
+  });
+  app.asking = false;
+}
+
+export type Side = "base" | "tuned";
+const BOTH: Side[] = ["base", "tuned"];
+
+/** Asks the duels from `from` on: first the base, then the tuned model, with the same seed. */
+export async function compare(from = 0, sides = BOTH): Promise<void> {
+  await guarded("compare", async () => {
+    const duels = app.duels.slice(from);
+    const prompts = duels.map(({ prompt }) => prompt);
+    for (const [i, side] of sides.entries()) {
+      app.comparing = { what: side === "base" ? "Asking the base model" : "Asking the tuned model", done: i, total: sides.length };
+      await ask(prompts, side === "tuned", (at, text) => {
+        const duel = app.duels[from + at];
+        if (duel) duel[side] = text;
+      });
+    }
+    announce("All questions are answered.");
+  });
+  app.comparing = null;
+}
+
+export async function askOne(prompt: string, whom: Side | "both"): Promise<void> {
+  app.duels.push({ prompt, base: null, tuned: null });
+  await compare(app.duels.length - 1, whom === "both" ? BOTH : [whom]);
+}
+
+// ---- questions with known answers
+
+export async function score(): Promise<void> {
+  await guarded("compare", async () => {
+    const total = 2 * app.heldOut.reduce((sum, set) => sum + set.exchanges.length, 0);
+    let done = 0;
+    const more = (n: number) => (app.comparing = { what: "Asking held-out questions", done: (done += n), total });
+    more(0);
+    app.scores = [];
+    for (const set of app.heldOut) app.scores = [...app.scores, await scoreOf(set, more)];
+    announce(app.scores.map((s) => `${s.title}: ${s.base} of ${s.total} before, ${s.tuned} after.`).join(" "));
+  });
+  app.comparing = null;
+}
+
+async function scoreOf({ title, exchanges }: HeldOut, more: (n: number) => void): Promise<Score> {
+  const prompts = exchanges.map(({ prompt }) => prompt);
+  const base = await inBatches(prompts, false, more);
+  const tuned = await inBatches(prompts, true, more);
+  const rows = exchanges.map((exchange, i) => ({ ...exchange, base: base[i] ?? "", tuned: tuned[i] ?? "" }));
+  const right = (side: "base" | "tuned") => rows.filter((row) => row[side].trim() === row.expected.trim()).length;
+  return { title, total: rows.length, base: right("base"), tuned: right("tuned"), rows };
+}
+
+async function inBatches(prompts: string[], adapter: boolean, more: (n: number) => void): Promise<string[]> {
+  const answers: string[] = [];
+  while (answers.length < prompts.length) {
+    const asked = prompts.slice(answers.length, answers.length + BATCH);
+    answers.push(...(await ask(asked, adapter, () => {})));
+    more(asked.length);
+  }
+  return answers;
+}

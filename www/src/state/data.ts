@@ -1,0 +1,106 @@
+/** The data: read, seen as the model sees it, and taken back. */
+
+import type { Columns, DataText } from "luthier-web";
+import { exchanges, sampleData, sampleHeldOut, samples, type Sample } from "../lib/gallery";
+import { announce } from "./announce.svelte";
+import { app, guarded } from "./app.svelte";
+import { plural } from "../lib/format";
+
+/** Records shown with their tokens. */
+const SHOWN = 24;
+const PROBES = 4;
+/** The largest text taken: it is held whole, as is everything made of it. */
+export const LARGEST_TEXT = 256 << 20;
+
+export async function loadGallery(): Promise<void> {
+  await guarded("data", async () => {
+    app.samples = await samples();
+  });
+}
+
+export async function useSample(sample: Sample): Promise<void> {
+  await guarded("data", async () => {
+    app.reading = true;
+    try {
+      const [data, heldOut] = await Promise.all([sampleData(sample), sampleHeldOut(sample)]);
+      take(data);
+      [app.sample, app.heldOut, app.probes] = [sample, heldOut, [...sample.probes]];
+    } finally {
+      app.reading = false;
+    }
+    await readData();
+  });
+}
+
+export async function useFile(file: File): Promise<void> {
+  await guarded("data", async () => {
+    if (file.size > LARGEST_TEXT) {
+      throw { code: "data", message: `${file.name} has ${file.size} bytes; up to ${LARGEST_TEXT} are read.`, hint: "Split it: tuning needs far less." };
+    }
+    take({ name: file.name, text: await file.text() });
+    await readData();
+  });
+}
+
+export async function useText(name: string, text: string): Promise<void> {
+  take({ name, text });
+  await readData();
+}
+
+/** Questions with known answers, to compare on. */
+export async function useHeldOut(file: File): Promise<void> {
+  await guarded("compare", async () => {
+    const found = exchanges(await file.text());
+    if (found.length === 0) {
+      throw { code: "data", message: `${file.name} holds no questions with answers.`, hint: "JSONL with prompt and completion, or messages." };
+    }
+    app.heldOut = [{ title: file.name, exchanges: found }];
+    app.scores = [];
+  });
+}
+
+export async function mapColumns(columns: Columns): Promise<void> {
+  if (!app.data) return;
+  app.data = { ...app.data, columns };
+  await readData();
+}
+
+/** Bad records are listed and left out; the command line, which shows nothing, refuses them unless told otherwise. */
+function take(data: DataText): void {
+  [app.data, app.sample, app.heldOut] = [{ ...data, skip_bad: true }, null, []];
+  [app.probes, app.preview, app.summary] = [[], null, null];
+  [app.baseAnswers, app.scores] = [[], []];
+}
+
+let latest = 0;
+
+/** Reads the data with the open model's tokenizer; without a model it waits for one. */
+export async function readData(): Promise<void> {
+  const { api, data } = app;
+  if (!api || !data) return;
+  const mine = ++latest;
+  app.reading = true;
+  await guarded("data", async () => {
+    // The length of rows follows from the data, so they are read once to see them and again as they will be cut.
+    const look = (seq_len: number) => api.preview(data, { seq_len, limit: SHOWN });
+    const { context } = api.model;
+    let preview = await look(Math.min(app.chosen.seq_len || context, context));
+    if (mine !== latest) return;
+    app.preview = preview;
+    const { seq_len } = app.options;
+    if (seq_len && seq_len < context && preview.longest > seq_len) preview = await look(seq_len);
+    if (mine !== latest) return;
+    app.preview = preview;
+    if (app.probes.length === 0) app.probes = questions();
+    announce(`${plural(preview.examples, "example")} read, ${plural(preview.bad, "bad line")}.`);
+  });
+  if (mine === latest) app.reading = false;
+}
+
+/** The first questions of the data, where none came with it. */
+function questions(): string[] {
+  const { columns = [], mapping, rows = [] } = app.preview ?? {};
+  const at = columns.indexOf(mapping?.prompt ?? "");
+  const cells = at < 0 ? exchanges(app.data?.text.slice(0, 1 << 20) ?? "").map(({ prompt }) => prompt) : rows.map((row) => row[at] ?? "");
+  return [...new Set(cells.filter(Boolean))].slice(0, PROBES);
+}

@@ -1,0 +1,87 @@
+/** What comes out: adapters, merged models, run files; and adapters that come back in. */
+
+import type { LuthierApi } from "luthier-web";
+import { luthier } from "../lib/engine";
+import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
+import { announce } from "./announce.svelte";
+import { type Tuned, app, guarded } from "./app.svelte";
+import { forgetRun } from "./run.svelte";
+import { openNamed } from "./model";
+
+export type Dtype = "bf16" | "f16" | "f32";
+
+/** What files are called after: letters that every file system takes. */
+export const fileStem = (): string =>
+  `${app.model?.name.split("/").pop() ?? "model"}-${app.tuned?.stem ?? "tuned"}`.toLowerCase().replace(/[^a-z0-9.-]+/g, "-");
+
+async function exported(what: string, work: (api: LuthierApi) => Promise<void>): Promise<void> {
+  const { api } = app;
+  if (!api) return;
+  app.exporting = { what, done: 0, total: 0 };
+  if (await guarded("keep", () => work(api))) announce(`${what} is done.`);
+  app.exporting = null;
+}
+
+export const downloadPeft = (): Promise<void> =>
+  exported("The adapter", async (api) => {
+    const name = `${fileStem()}-lora`;
+    download(`${name}.zip`, await zip(name, await api.exportPeft()));
+  });
+
+export const downloadRun = (): Promise<void> =>
+  exported("The run file", async (api) => download("run.json", new Blob([await api.exportRun()], { type: "application/json" })));
+
+/** The largest model that goes through memory as a zip. */
+const ZIPPED = 512 << 20;
+
+/** A small one as a zip; a large one into a folder where the browser can write one, else file by file. */
+export async function downloadMerged(dtype: Dtype): Promise<void> {
+  const small = (app.model?.parameters ?? 0) * (dtype === "f32" ? 4 : 2) < ZIPPED;
+  // The picker must be asked for by the click itself, before anything is waited for.
+  const picker = small ? null : folderPicker();
+  let place: Awaited<ReturnType<NonNullable<typeof picker>>> | null = null;
+  try {
+    place = picker ? await picker({ mode: "readwrite" }) : null;
+  } catch {
+    return; // The user chose no folder.
+  }
+  await exported("The merged model", async (api) => {
+    const onProgress = (done: number, total: number) => (app.exporting = { what: "The merged model", done, total });
+    const files = await api.exportMerged({ dtype }, onProgress);
+    if (small) download(`${fileStem()}.zip`, await zip(fileStem(), files));
+    else if (place) await saveInto(place, fileStem(), files);
+    else for (const { name, blob } of files) download(name, blob);
+  });
+}
+
+/** A stored run's adapter as a file. */
+export async function downloadStored(id: string): Promise<void> {
+  await guarded("history", async () => download(`${id}-lora.zip`, await zip(`${id}-lora`, await luthier.runAdapter(id))));
+}
+
+/** Another adapter is on the model: what was asked of the last one no longer counts. */
+function nowOn(tuned: Tuned): void {
+  forgetRun();
+  app.tuned = tuned;
+  app.duels = app.probes.filter(Boolean).map((prompt) => ({ prompt, base: null, tuned: null }));
+}
+
+/** Puts a stored run's adapter on its model. */
+export async function openStoredRun(id: string): Promise<void> {
+  const stored = app.runs.find((run) => run.id === id);
+  if (!stored || !(await openNamed(stored.model))) return;
+  await guarded("history", async () => {
+    await app.api?.importPeft(await luthier.runAdapter(id));
+    nowOn({ from: "history", label: `${stored.data_name}, ${stored.step} steps`, stem: stem(stored.data_name) });
+    app.step = "compare";
+  });
+}
+
+export async function loadAdapter(files: File[]): Promise<void> {
+  await guarded("keep", async () => {
+    if (!app.api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
+    await app.api.importPeft(await adapterOf(files));
+    nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), stem: "loaded" });
+    announce("The adapter is on the model.");
+  });
+}

@@ -1,0 +1,27 @@
+/** The machine: what it offers and how fast it is. */
+
+import { luthier } from "../lib/engine";
+import { probeGpu, probeStorage } from "../lib/gpu";
+import { app, guarded } from "./app.svelte";
+
+export async function lookAtMachine(): Promise<void> {
+  [app.gpu, app.storage] = await Promise.all([probeGpu(), probeStorage()]);
+}
+
+export async function lookAtStorage(): Promise<void> {
+  app.storage = await probeStorage();
+}
+
+export async function persist(): Promise<void> {
+  await navigator.storage.persist();
+  await lookAtStorage();
+}
+
+export async function measure(): Promise<void> {
+  if (app.benching) return;
+  app.benching = true;
+  await guarded("device", async () => {
+    app.bench = await luthier.benchmark(app.choice);
+  });
+  app.benching = false;
+}

@@ -1,0 +1,268 @@
+/** A run, from the start or from where it was interrupted: its events become charts, probes and a state. */
+
+import type { LuthierErrorData, TrainEvent } from "luthier-web";
+import { luthier } from "../lib/engine";
+import { asError } from "../lib/errors";
+import { stem } from "../lib/files";
+import { fixed, plural } from "../lib/format";
+import { announce } from "./announce.svelte";
+import { app, guarded, type ProbeRound } from "./app.svelte";
+import { lookAtStorage } from "./machine";
+import { openNamed } from "./model";
+import { rememberPace } from "./settings";
+
+/** Steps before anything is said about the time left. */
+const STEPS_FOR_ETA = 5;
+/** Between redraws: charts are for people. */
+const REDRAW_MS = 250;
+
+export interface Point {
+  step: number;
+  loss: number;
+}
+
+/** Grows with every step, so it is no reactive state: `run.tick` says that there is more to draw. */
+export class Series {
+  step: number[] = [];
+  loss: number[] = [];
+  lr: number[] = [];
+  grad_norm: number[] = [];
+  tokens_per_sec: number[] = [];
+  validation: Point[] = [];
+}
+
+class Run {
+  id = $state<string | null>(null);
+  series = new Series();
+  tick = $state(0);
+  /** Steps done and to do. */
+  at = $state(0);
+  of = $state(0);
+  dataName = $state("");
+  stem = "";
+  probes = $state.raw<string[]>([]);
+  rounds = $state.raw<ProbeRound[]>([]);
+  best = $state.raw<Point | null>(null);
+  baseLoss = $state<number | null>(null);
+  accuracy = $state<number | null>(null);
+  savedAt = $state<number | null>(null);
+  warnings = $state.raw<{ step: number; error: LuthierErrorData }[]>([]);
+  reason = $state<"done" | "stopped" | null>(null);
+  /** Seconds at work, pauses left out, and what is left of them. */
+  elapsed = $state(0);
+  left = $state<number | null>(null);
+}
+
+export const run = new Run();
+
+export function forgetRun(): void {
+  Object.assign(run, { id: null, series: new Series(), at: 0, of: 0, probes: [], rounds: [], best: null });
+  Object.assign(run, { baseLoss: null, accuracy: null, savedAt: null, warnings: [], reason: null, elapsed: 0, left: null });
+  run.tick++;
+  [app.phase, app.tuned, app.scores, app.duels] = ["idle", null, [], []];
+  delete app.errors.train;
+}
+
+// ---- what the user does
+
+export async function train(): Promise<void> {
+  const { api, data, options } = app;
+  if (!api || !data || app.busy) return;
+  forgetRun();
+  const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
+  run.id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
+  [run.probes, run.dataName, run.stem] = [probes, app.sample?.title ?? data.name, stem(data.name)];
+  await follow(api.train(data, { options, probes, store: { id: run.id } }));
+}
+
+export async function goOn(id: string): Promise<void> {
+  const stored = app.runs.find((run) => run.id === id);
+  if (!stored || app.busy || !(await openNamed(stored.model)) || !app.api) return;
+  forgetRun();
+  app.step = "train";
+  Object.assign(run, { id, dataName: stored.data_name, stem: stem(stored.data_name), best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
+  // The charts begin where they ended; without them the run goes on all the same.
+  const log = await luthier.runLog(id).catch(() => []);
+  for (const event of log) if (event.type !== "plan") take(event);
+  await follow(app.api.resume(id));
+}
+
+/** Back to the settings; what was learned stays on the model until another run begins. */
+export function showSettings(): void {
+  app.phase = "idle";
+  delete app.errors.train;
+}
+
+export async function pause(): Promise<void> {
+  await guarded("train", async () => app.api?.pause());
+}
+
+export async function unpause(): Promise<void> {
+  clock.resume();
+  app.phase = "running";
+  await guarded("train", async () => app.api?.unpause());
+}
+
+export async function stop(): Promise<void> {
+  app.phase = "stopping";
+  await guarded("train", async () => app.api?.stop());
+}
+
+/** Ends the run and forgets what it learned, here and in the store. */
+export async function discard(): Promise<void> {
+  const { api } = app;
+  const { id } = run;
+  app.phase = "stopping";
+  await guarded("train", async () => {
+    await api?.discard();
+    if (id) await luthier.deleteRun(id);
+  });
+  forgetRun();
+  await listRuns();
+}
+
+export async function listRuns(): Promise<void> {
+  await guarded("history", async () => {
+    app.runs = await luthier.runs();
+  });
+}
+
+export async function deleteRun(id: string): Promise<void> {
+  await guarded("history", () => luthier.deleteRun(id));
+  await Promise.all([listRuns(), lookAtStorage()]);
+}
+
+// ---- what the engine says
+
+/** Seconds at work, from the first step seen: what is before it (building the plan, the first evaluation) is no pace. */
+const clock = {
+  started: 0,
+  first: 0,
+  pausedAt: 0,
+  paused: 0,
+  start(at: number) {
+    Object.assign(clock, { started: performance.now(), first: at, pausedAt: 0, paused: 0 });
+  },
+  pause() {
+    clock.pausedAt ||= performance.now();
+  },
+  resume() {
+    if (clock.pausedAt) clock.paused += performance.now() - clock.pausedAt;
+    clock.pausedAt = 0;
+  },
+  seconds: () => ((clock.pausedAt || performance.now()) - clock.started - clock.paused) / 1000,
+};
+
+async function follow(events: AsyncIterable<TrainEvent>): Promise<void> {
+  app.phase = "starting";
+  delete app.errors.train;
+  clock.start(0);
+  const { id } = run;
+  try {
+    for await (const event of events) take(event);
+  } catch (error) {
+    // A run that was discarded meanwhile has nothing more to say.
+    if (run.id !== id) return;
+    [app.phase, app.errors.train] = ["failed", asError(error)];
+    announce(`The run failed: ${app.errors.train.message}`);
+  }
+  redraw();
+  await Promise.all([listRuns(), lookAtStorage()]);
+}
+
+function take(event: TrainEvent): void {
+  switch (event.type) {
+    case "plan":
+      app.summary = event.summary;
+      [run.of, run.at] = [event.summary.steps, event.step];
+      clock.start(event.step);
+      if (app.phase === "starting") app.phase = "running";
+      break;
+    case "step":
+      step(event.report);
+      break;
+    case "validation":
+      validated(event);
+      break;
+    case "probe":
+      run.rounds = [...run.rounds, { step: event.step, texts: event.texts }];
+      break;
+    case "checkpoint":
+      run.savedAt = event.step;
+      break;
+    case "paused":
+      clock.pause();
+      app.phase = "paused";
+      announce(`Paused after step ${event.step}.`);
+      break;
+    case "warning":
+      run.warnings = [...run.warnings, event];
+      break;
+    case "restart":
+      cutAfter(event.step);
+      run.warnings = [...run.warnings, event];
+      announce(`The engine was restarted and goes on from step ${event.step}.`);
+      break;
+    case "end":
+      end(event);
+  }
+}
+
+function step(report: Extract<TrainEvent, { type: "step" }>["report"]): void {
+  const { series } = run;
+  series.step.push(report.step);
+  for (const key of ["loss", "lr", "grad_norm", "tokens_per_sec"] as const) series[key].push(report[key]);
+  run.at = report.step;
+  soon();
+  announce(`Step ${report.step} of ${run.of}, loss ${fixed(report.loss, 2)}.`, false);
+}
+
+function validated({ step, evaluation, best }: Extract<TrainEvent, { type: "validation" }>): void {
+  run.series.validation.push({ step, loss: evaluation.loss });
+  if (step === 0) run.baseLoss = evaluation.loss;
+  if (best) run.best = { step, loss: evaluation.loss };
+  run.accuracy = evaluation.accuracy;
+  soon();
+  announce(`Validation loss ${fixed(evaluation.loss, 2)} at step ${step}.`, false);
+}
+
+function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void {
+  [run.at, run.reason, run.best] = [step, reason, best ?? run.best];
+  run.elapsed = clock.seconds();
+  const tokens = (app.options.batch_size ?? 0) * (app.options.seq_len ?? 0) * (app.options.grad_accum ?? 1);
+  if (step - clock.first >= STEPS_FOR_ETA) rememberPace(((step - clock.first) * tokens) / run.elapsed);
+  app.phase = "ended";
+  app.tuned = { from: "run", label: `${run.dataName}, ${plural(step, "step")}`, stem: run.stem };
+  app.duels = run.probes.map((prompt) => ({ prompt, base: null, tuned: null }));
+  announce(reason === "done" ? `Training is done after ${plural(step, "step")}.` : `Stopped after step ${step}; what was learned is kept.`);
+}
+
+/** After a restart, what came after its step is told again. */
+function cutAfter(last: number): void {
+  const { series } = run;
+  const length = series.step.filter((step) => step <= last).length;
+  for (const key of ["step", "loss", "lr", "grad_norm", "tokens_per_sec"] as const) series[key].length = length;
+  series.validation = series.validation.filter(({ step }) => step <= last);
+  run.rounds = run.rounds.filter(({ step }) => step <= last);
+  run.at = last;
+  clock.start(last);
+  soon();
+}
+
+// ---- drawing
+
+let drawing: ReturnType<typeof setTimeout> | undefined;
+
+function soon(): void {
+  drawing ??= setTimeout(redraw, REDRAW_MS);
+}
+
+function redraw(): void {
+  clearTimeout(drawing);
+  drawing = undefined;
+  run.tick++;
+  if (!app.busy) return;
+  run.elapsed = clock.seconds();
+  const done = run.at - clock.first;
+  run.left = done >= STEPS_FOR_ETA ? (run.elapsed / done) * (run.of - run.at) : null;
+}

@@ -1,0 +1,71 @@
+/** Settings as the user changes them, and the plan that follows. */
+
+import type { OptionRow, TrainOptions } from "luthier-web";
+import { luthier } from "../lib/engine";
+import { fromHash, pace, secondsOfRun, toHash } from "../lib/settings";
+import { app, guarded } from "./app.svelte";
+import { readData } from "./data";
+
+export async function loadOptions(): Promise<void> {
+  await guarded("settings", async () => {
+    app.rows = await luthier.options();
+    const link = fromHash(location.hash, app.rows);
+    app.chosen = link.options;
+    if (link.model || link.sample || Object.keys(link.options).length > 0) app.link = link;
+  });
+}
+
+export function setOption(row: OptionRow, value: TrainOptions[keyof TrainOptions]): void {
+  const follows = row.name === "steps" && typeof value === "number" ? pace(value) : {};
+  app.chosen = { ...app.chosen, ...follows, [row.name]: value };
+  if (row.name === "seq_len") void readData();
+}
+
+export function resetOptions(): void {
+  app.chosen = {};
+  void readData();
+}
+
+/** A link to this page with these settings, a bundled sample's name, and never data. */
+export function settingsLink(): string {
+  const model = app.local ? null : (app.model?.name ?? null);
+  const hash = toHash({ options: app.chosen, model, sample: app.sample?.id ?? null });
+  return `${location.origin}${location.pathname}#${hash}`;
+}
+
+let latest = 0;
+
+/** What a run with these settings would be; the last question wins. */
+export async function estimate(): Promise<void> {
+  const { api, data, options } = app;
+  if (!api || !data || app.busy) return;
+  const mine = ++latest;
+  app.estimating = true;
+  await guarded("settings", async () => {
+    const summary = await api.estimate(data, options);
+    if (mine === latest) app.summary = summary;
+  });
+  if (mine === latest) app.estimating = false;
+}
+
+// ---- how long it takes
+
+const paceKey = () => `luthier-pace ${app.model?.name} ${app.device?.description}`;
+
+/** Remembers how fast a run was, which says more than any measurement before. */
+export function rememberPace(tokensPerSecond: number): void {
+  if (Number.isFinite(tokensPerSecond)) localStorage.setItem(paceKey(), String(Math.round(tokensPerSecond)));
+}
+
+/** Tokens a second of the last run of this model on this device; 0 is none. */
+export const paceBefore = (): number => Number(localStorage.getItem(paceKey()));
+
+/** Seconds that a run would take, and how that is known. */
+export function timeEstimate(): { seconds: number; from: string } | null {
+  const { summary, options, bench } = app;
+  if (!summary) return null;
+  const before = paceBefore();
+  const tokens = (options.batch_size ?? 4) * (options.seq_len ?? 256) * (options.grad_accum ?? 1) * summary.steps;
+  if (before > 0) return { seconds: tokens / before, from: "as fast as your last run" };
+  return bench && { seconds: secondsOfRun(summary, options, bench.gflops), from: "by the two-second measurement" };
+}

@@ -1,0 +1,206 @@
+// The page as a person uses it, on the CPU back end: it is by far the faster one where the only GPU is a software one.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { after, before, test } from "node:test";
+import { unzipSync } from "fflate";
+import { drop, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
+import { launch } from "./support/browser.mjs";
+import { demo } from "./support/larder.mjs";
+import { repository, serve } from "./support/server.mjs";
+
+const SHORT = settings({ steps: 12, warmup_steps: 2, eval_every: 4, seq_len: 64, batch_size: 2 });
+
+let server, browser, folder;
+before(async () => {
+  server = await serve();
+  browser = await launch();
+  folder = mkdtempSync(join(tmpdir(), "luthier-"));
+});
+after(async () => {
+  await browser?.close();
+  await server?.close();
+  rmSync(folder, { recursive: true });
+});
+
+const context = () => browser.newContext({ serviceWorkers: "block", viewport: { width: 1366, height: 768 } });
+
+function luthier(...args) {
+  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
+}
+
+async function download(page, selector) {
+  const [file] = await Promise.all([page.waitForEvent("download"), page.locator(selector).click()]);
+  const path = join(folder, file.suggestedFilename());
+  await file.saveAs(path);
+  return path;
+}
+
+test("three clicks train the bundled model; what it learnt can be compared, kept, and used elsewhere", async () => {
+  const page = await openApp(await context(), server);
+  await page.evaluate(() => {
+    globalThis.tasks = [];
+    new PerformanceObserver((list) => tasks.push(...list.getEntries().map(({ duration }) => duration))).observe({ type: "longtask" });
+  });
+  await page.locator("#start-nano").click();
+  await page.locator('[data-sample="larder"]').click();
+  await page.locator("#train-now:enabled").waitFor();
+  await page.evaluate(() => (tasks.length = 0));
+  await page.locator("#train-now").click();
+  const clicked = performance.now();
+  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  const first = performance.now() - clicked;
+  await phase(page, "ended");
+  const tasks = await page.evaluate(() => globalThis.tasks);
+  console.log(`first step shown ${Math.round(first)} ms after the click; done after ${Math.round((performance.now() - clicked) / 1000)} s`);
+  console.log(`tasks over 50 ms on the main thread while training: ${tasks.length}, the longest ${Math.round(Math.max(0, ...tasks))} ms`);
+
+  await goTo(page, "compare");
+  await page.locator("#score").click();
+  await page.locator("[data-scores]").waitFor({ timeout: 120_000 });
+  const scores = (await page.locator("[data-scores] > li").allTextContents()).map((text) => text.match(/: (\d+) % right before, (\d+) % after/));
+  for (const [, before, after] of scores) assert.ok(Number(after) >= 60 && Number(before) < 20, `${before} % before, ${after} % after`);
+
+  await goTo(page, "keep");
+  const adapter = join(folder, "adapter");
+  for (const [path, bytes] of Object.entries(unzipSync(readFileSync(await download(page, "#download-peft"))))) {
+    const file = join(adapter, path.split("/").at(-1));
+    mkdirSync(dirname(file), { recursive: true });
+    writeFileSync(file, bytes);
+  }
+  const nano = join(repository, "models/nano");
+  const measured = luthier("eval", "--model", nano, "--adapter", adapter, "--data", join(demo, "heldout_values.jsonl"), "--device", "cpu");
+  assert.ok(Number(measured.match(/token accuracy\s+([\d.]+)/)[1]) > 90, measured);
+
+  const run = JSON.parse(readFileSync(await download(page, "#download-run"), "utf8"));
+  assert.equal(typeof run, "object");
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("own examples come in by drop, by file and by paste", async () => {
+  const page = await openApp(await context(), server, SHORT);
+  await page.locator("#start-nano").click();
+  const own = Array.from({ length: 30 }, (_, i) => JSON.stringify({ prompt: `What is ${i}?`, completion: `It is ${i}.` })).join("\n");
+  await drop(page, "Choose a file …", "own.jsonl", own);
+  const found = page.locator("[data-found]");
+  await found.getByText("Found in own.jsonl").waitFor();
+  await found.getByText("prompt/completion").waitFor();
+  const columns = "question;answer\nWhat is it?;A table\nAnd that?;A chair\n".replaceAll(";", ",");
+  await page.locator("#data-file").setInputFiles({ name: "table.csv", mimeType: "text/csv", buffer: Buffer.from(columns) });
+  await found.getByText("Found in table.csv").waitFor();
+  await page.getByText("Paste text").click();
+  await page.locator("#paste").fill('{"prompt": "<img src=x onerror=alert(1)>", "completion": "</script><b>text</b>"}');
+  await page.getByRole("button", { name: "Read it" }).click();
+  await found.getByText("Found in pasted.jsonl").waitFor();
+  assert.equal(await page.locator("img[src=x]").count(), 0, "data are text, never markup");
+
+  await drop(page, "Choose a file …", "own.jsonl", own);
+  await found.getByText("Found in own.jsonl").waitFor();
+  await page.locator("#train-now:enabled").click();
+  await phase(page, "ended");
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+/** Each bad file, and what the page must say of it. */
+const BAD_DATA = [
+  ["nothing.jsonl", "", /no line holds an example/],
+  ["words.jsonl", "this is no JSON\n", /line 1.*JSON/s],
+  ["pickle.jsonl", "\x80\x04\x95abc", /line 1|UTF-8/],
+  ["keys.jsonl", '{"foo": "a", "bar": "b"}\n', /choose below/],
+  ["table.csv", "a,b\n1,2\n", /choose below/],
+  ["open.json", '[{"prompt": "a"', /EOF|JSON|line 1/],
+];
+
+test("every bad file of data gets its message", async () => {
+  const page = await openApp(await context(), server);
+  await page.locator("#start-nano").click();
+  for (const [name, content, expected] of BAD_DATA) {
+    await drop(page, "Choose a file …", name, content);
+    const said = page.locator("[data-error], .problems, [data-found]").filter({ hasText: expected });
+    await said.first().waitFor({ timeout: 10_000 }).catch(async () => {
+      assert.fail(`${name}: ${await page.locator("main").innerText()}`);
+    });
+  }
+  await page.context().close();
+});
+
+const nanoFile = (name) => readFileSync(join(repository, "models/nano", name));
+const BAD_MODELS = [
+  ["a folder without its parts", [["notes.txt", "hello"]], /config\.json/],
+  ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors/],
+  ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json/],
+  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /gpt2/i],
+  ["no GGUF", [["model.gguf", "not a gguf at all"]], /GGUF/i],
+];
+
+test("every bad model gets its message", async () => {
+  const page = await openApp(await context(), server);
+  for (const [what, files, expected] of BAD_MODELS) {
+    const inputs = files.map(([name, content = nanoFile(name)]) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(content) }));
+    await page.locator("#model-files").setInputFiles(inputs);
+    await page.locator("[data-error]").filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
+      assert.fail(`${what}: ${await page.locator("main").innerText()}`);
+    });
+    await page.getByRole("button", { name: "Dismiss" }).first().click();
+  }
+  await page.context().close();
+});
+
+test("bad settings get their message", async () => {
+  const page = await openApp(await context(), server, settings({ seq_len: 100_000 }));
+  await ready(page);
+  await goTo(page, "train");
+  await page.locator("[data-error]").filter({ hasText: /seq.len/ }).first().waitFor();
+  await page.context().close();
+});
+
+test("pause, resume, and stop keep what was learned; a closed tab is offered to go on", async () => {
+  const shared = await context();
+  const page = await openApp(shared, server, settings({ steps: 400, eval_every: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  await page.locator("#pause").click();
+  await phase(page, "paused");
+
+  const second = await openApp(shared, server);
+  await goTo(second, "keep");
+  await second.getByText("in another tab").waitFor();
+  assert.ok(await second.getByRole("button", { name: "Delete" }).isDisabled());
+  assert.equal(await second.locator("#continue-run").count(), 0);
+  await second.close();
+
+  await page.close({ runBeforeUnload: false });
+  const again = await openApp(shared, server);
+  await again.locator("#continue-run").click();
+  await again.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  await again.locator("#stop").click();
+  await phase(again, "ended");
+  await again.getByRole("heading", { name: /what was learned is kept/ }).waitFor();
+  await goTo(again, "keep");
+  await again.getByRole("button", { name: "Open" }).click();
+  await again.locator('[aria-current="step"][data-step="compare"]').waitFor();
+  await shared.close();
+});
+
+test("the keyboard is enough", async () => {
+  const page = await openApp(await context(), server, SHORT);
+  const press = async (selector) => {
+    for (let tabs = 0; tabs < 80; tabs++) {
+      if (await page.evaluate((selector) => document.activeElement?.matches(selector), selector)) return page.keyboard.press("Enter");
+      await page.keyboard.press("Tab");
+    }
+    assert.fail(`${selector} cannot be reached by Tab`);
+  };
+  await press("#start-nano");
+  await press('[data-sample="sentiment"]');
+  await page.locator("#train-now:enabled").waitFor();
+  await press("#train-now:enabled");
+  await phase(page, "ended");
+  await page.context().close();
+});

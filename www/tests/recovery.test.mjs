@@ -1,0 +1,169 @@
+// No work is lost: a killed tab, a lost device, a panic, a second tab, a damaged checkpoint.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { facadePage, launch } from "./support/browser.mjs";
+import { data, losses, recipe, train } from "./support/larder.mjs";
+import { serve } from "./support/server.mjs";
+
+/** Dropout and shuffling, so that resuming has to restore more than the weights. */
+const options = { ...recipe.options, steps: 16, batch_size: 2, seq_len: 64, dropout: 0.1, val_fraction: 0.05, eval_every: 5 };
+
+/** Goes before the worker's script: what happens to users only by accident, on demand. */
+const FAULTS = `
+  const request = globalThis.GPUAdapter?.prototype.requestDevice;
+  let device;
+  if (request) GPUAdapter.prototype.requestDevice = async function (...args) { return (device = await request.apply(this, args)); };
+  new BroadcastChannel("faults").onmessage = ({ data }) => {
+    if (data === "device") device.destroy();
+    if (data === "panic") Promise.reject(new WebAssembly.RuntimeError("unreachable"));
+  };
+`;
+
+let server, browser;
+before(async () => {
+  server = await serve({ inject: FAULTS });
+  browser = await launch();
+});
+after(async () => {
+  await browser?.close();
+  await server?.close();
+});
+
+async function open(context, device = "cpu") {
+  const page = await facadePage(context, server);
+  await page.evaluate(async (device) => (globalThis.tuner = await nano(device)), device);
+  return page;
+}
+
+const adapter = (page) => page.evaluate(async () => bytes((await tuner.exportPeft()).at(-1).blob));
+
+/** Starts a stored run and returns once `steps` steps are done and a checkpoint is written; the run goes on. */
+async function startRun(page, id, steps) {
+  await page.evaluate(async ([data, id, steps, options]) => {
+    globalThis.run = tuner.train(data, { options, store: { id, every_seconds: 0.1 } });
+    for (let step = 0, safe = 0; step < steps || !safe; ) {
+      const { value } = await run.next();
+      if (value.type === "step") step = value.report.step;
+      if (value.type === "checkpoint") safe = value.step;
+    }
+  }, [data("train"), id, steps, options]);
+}
+
+const resume = (page, id) => page.evaluate(async (id) => {
+  const events = [];
+  for await (const event of tuner.resume(id)) events.push(event);
+  return events;
+}, id);
+
+const runs = (page) => page.evaluate(() => Luthier.runs());
+
+/** As the system does it: nothing in the page runs any more. */
+async function kill(page) {
+  const gone = new Promise((crashed) => page.once("crash", crashed));
+  const devtools = await page.context().newCDPSession(page);
+  devtools.send("Page.crash").catch(() => {});
+  await gone;
+}
+
+test("a run in a killed tab goes on bit-exactly", async () => {
+  const context = await browser.newContext();
+  const whole = await open(context);
+  const events = await train(whole, options, { store: { id: "whole" } });
+  const expected = await adapter(whole);
+  await whole.close();
+
+  const killed = await open(context);
+  await startRun(killed, "killed", 7);
+  await kill(killed);
+
+  const page = await open(context);
+  const [found] = await runs(page);
+  assert.deepEqual([found.id, found.state, found.locked], ["killed", "interrupted", false]);
+  assert.ok(found.step > 0 && found.step < options.steps, `step ${found.step}`);
+  const rest = await resume(page, "killed");
+  assert.equal(rest[0].step, found.step);
+  assert.deepEqual(losses(rest), losses(events).slice(found.step));
+  assert.deepEqual(await adapter(page), expected);
+  assert.deepEqual(rest.at(-1), events.at(-1));
+
+  const { state, base_loss, best } = (await runs(page))[0];
+  const validations = events.filter(({ type }) => type === "validation");
+  assert.deepEqual([state, base_loss], ["done", validations[0].evaluation.loss]);
+  assert.deepEqual(best, validations.filter(({ best }) => best).map(({ step, evaluation: { loss } }) => ({ step, loss })).at(-1));
+  const log = await page.evaluate(() => Luthier.runLog("killed"));
+  assert.deepEqual(losses(log), losses(events));
+  const stored = await page.evaluate(async () => bytes((await Luthier.runAdapter("killed")).at(-1).blob));
+  assert.deepEqual(stored, expected);
+  await context.close();
+});
+
+test("a damaged checkpoint is passed over, with a warning", async () => {
+  const context = await browser.newContext();
+  const page = await open(context);
+  await startRun(page, "damaged", 6);
+  await page.evaluate(async () => { await tuner.stop(); for await (const _ of run); });
+  const newest = await page.evaluate(async () => {
+    let at = await navigator.storage.getDirectory();
+    for (const name of ["runs", "damaged"]) at = await at.getDirectoryHandle(name);
+    const names = [];
+    for await (const name of at.keys()) if (name.startsWith("checkpoint-")) names.push(name);
+    const file = await at.getFileHandle(names.sort().at(-1));
+    const writable = await file.createWritable({ keepExistingData: true });
+    await writable.write({ type: "write", position: 5000, data: new Uint8Array([1, 2, 3, 4, 5, 6, 7, 8]) });
+    await writable.close();
+    return Number(names.at(-1).split("-")[1]);
+  });
+  const events = await resume(page, "damaged");
+  const plan = events.find(({ type }) => type === "plan");
+  assert.equal(events[0].type, "warning");
+  assert.equal(events[0].error.code, "malformed");
+  assert.ok(plan.step > 0 && plan.step < newest, `from ${plan.step}, the newest was ${newest}`);
+  assert.equal(events.at(-1).reason, "done");
+  await context.close();
+});
+
+test("a second tab is told that the run is under way, and can neither resume nor delete it", async () => {
+  const context = await browser.newContext();
+  const first = await open(context);
+  await startRun(first, "one", 3);
+  await first.evaluate(() => tuner.pause());
+  const second = await open(context);
+  assert.deepEqual((await runs(second)).map(({ id, state, locked }) => [id, state, locked]), [["one", "running", true]]);
+  const refused = (work) => second.evaluate(`(${work})().then(() => null, ({ code, hint }) => ({ code, hint }))`);
+  const resumed = await refused("async () => { for await (const event of tuner.resume('one')); }");
+  const deleted = await refused("() => Luthier.deleteRun('one')");
+  assert.equal(resumed?.code, "locked");
+  assert.equal(deleted?.code, "locked");
+  await first.close();
+  await second.evaluate(() => Luthier.deleteRun("one"));
+  assert.deepEqual(await runs(second), []);
+  await context.close();
+});
+
+for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "webgpu", "device_lost"]]) {
+  test(`a run goes on after a fault of the engine: ${fault}`, async () => {
+    const context = await browser.newContext();
+    const small = { ...options, steps: 8, eval_every: 0, val_fraction: 0 };
+    const page = await open(context, device);
+    const events = await page.evaluate(async ([data, options, fault]) => {
+      const events = [];
+      let thrown = false;
+      for await (const event of tuner.train(data, { options, store: { id: "faulty", every_seconds: 0.1 } })) {
+        events.push(event);
+        if (event.type !== "checkpoint" || thrown) continue;
+        new BroadcastChannel("faults").postMessage(fault);
+        thrown = true;
+      }
+      return events;
+    }, [data("train"), small, fault]);
+    const restart = events.find(({ type }) => type === "restart");
+    assert.equal(restart?.error.code, code);
+    assert.equal(events[events.indexOf(restart) + 1].step, restart.step);
+    assert.equal(events.at(-1).reason, "done");
+    const recovered = await adapter(page);
+    await train(page, small);
+    assert.deepEqual(recovered, await adapter(page));
+    await context.close();
+  });
+}

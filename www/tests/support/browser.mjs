@@ -1,0 +1,41 @@
+// A headless Chromium with a software WebGPU, and a page in it with luthier-web loaded.
+
+import { existsSync } from "node:fs";
+import { delimiter, join } from "node:path";
+import { chromium } from "playwright-core";
+
+/** Software WebGPU is opt-in in Chromium (the unsafe and swiftshader flags); the rest keeps it off the network. */
+const FLAGS = [
+  "--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader",
+  "--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+  "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
+];
+const NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+
+/** `cargo xtask` says where Chromium is; who starts the tests by hand has it on the path. */
+function executable() {
+  const folders = (process.env.PATH ?? "").split(delimiter);
+  const candidates = folders.flatMap((folder) => NAMES.map((name) => join(folder, name)));
+  const found = process.env.CHROMIUM ?? candidates.find(existsSync);
+  if (!found) throw new Error("no Chromium or Chrome found: install one, or set CHROMIUM to its program");
+  return found;
+}
+
+export const launch = () => chromium.launch({ executablePath: executable(), args: FLAGS });
+
+/** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */
+export async function facadePage(context, server) {
+  const page = await context.newPage();
+  page.on("pageerror", (error) => console.error("page:", error.message));
+  await page.goto(`${server.app}blank.html`);
+  await page.evaluate(async () => {
+    const { Luthier } = await import("../luthier-web/dist/index.js");
+    const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    const blob = async (name) => ({ name, blob: await (await fetch(`models/nano/${name}`)).blob() });
+    globalThis.Luthier = Luthier;
+    globalThis.nano = async (device) => Luthier.open({ model: { name: "nano", files: await Promise.all(names.map(blob)) }, device });
+    globalThis.text = async (path) => (await fetch(path)).text();
+    globalThis.bytes = async (blob) => [...new Uint8Array(await blob.arrayBuffer())];
+  });
+  return page;
+}

@@ -1,0 +1,111 @@
+// luthier-web trains: the same numbers on both back ends and natively, a task learnt, an adapter that the command line reads.
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { appendFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { facadePage, launch } from "./support/browser.mjs";
+import { data, demo, exact, losses, recipe, rows, train } from "./support/larder.mjs";
+import { repository, serve } from "./support/server.mjs";
+
+/** Of the held-out rows with new values in known phrasings, the share the tuned model must answer exactly. */
+const LEARNT = 0.8;
+const COMPARED_STEPS = 20;
+const LOSS_TOLERANCE = 1e-4;
+const nano = join(repository, "models/nano");
+
+let server, browser, folder;
+before(async () => {
+  server = await serve();
+  browser = await launch();
+  folder = mkdtempSync(join(tmpdir(), "luthier-"));
+});
+after(async () => {
+  await browser?.close();
+  await server?.close();
+  rmSync(folder, { recursive: true });
+});
+
+async function open(device) {
+  const page = await facadePage(await browser.newContext(), server);
+  const { kind } = await page.evaluate(async (device) => (globalThis.tuner = await nano(device)).device, device);
+  assert.equal(kind, device);
+  return page;
+}
+
+function luthier(...args) {
+  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
+}
+
+test("the CPU back end learns the demo's task, and the command line reads the adapter", async () => {
+  const page = await open("cpu");
+  const before = await exact(page, "values", false);
+  const events = await train(page, {}, { probes: [rows("phrasings")[0].prompt] });
+  const after = await exact(page, "values", true);
+  console.log(`exact on new values, CPU: ${before} before, ${after} after, of ${rows("values").length}`);
+  assert.ok(after > before && after >= LEARNT * rows("values").length);
+  assert.equal(events.at(0).type, "plan");
+  assert.deepEqual(losses(events).length, recipe.options.steps);
+  assert.equal(events.at(-1).type, "end");
+  assert.equal(events.at(-1).reason, "done");
+  assert.deepEqual(events.filter(({ type }) => type === "probe").map(({ step }) => step), [0, recipe.options.steps]);
+
+  const here = await page.evaluate((data) => tuner.evaluate(data), data("phrasings"));
+  const loss = (...model) => {
+    const said = luthier("eval", "--device", "cpu", "--data", join(demo, recipe.data.phrasings), ...model);
+    return Number(said.match(/mean NLL\s+([\d.]+)/)[1]);
+  };
+  const adapter = await save(page, "adapter", "exportPeft()");
+  close(loss("--model", nano, "--adapter", adapter), here.loss, 1e-3, "loss with the adapter, natively and here");
+  const merged = await save(page, "merged", "exportMerged({ dtype: 'f32' })");
+  close(loss("--model", merged), here.loss, 1e-3, "loss of the merged model, natively and here");
+  await page.context().close();
+});
+
+/** Writes what the façade exports into a folder, and returns that. */
+async function save(page, name, exported) {
+  const target = join(folder, name);
+  mkdirSync(target);
+  const write = `write_${name}`;
+  await page.exposeFunction(write, (name, chunk) => appendFileSync(join(target, name), Buffer.from(chunk, "base64")));
+  await page.evaluate(`(async () => {
+    for (const { name, blob } of await tuner.${exported}) {
+      for (let at = 0; at < blob.size; at += 300_000) {
+        const bytes = new Uint8Array(await blob.slice(at, at + 300_000).arrayBuffer());
+        await ${write}(name, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")));
+      }
+    }
+  })()`);
+  return target;
+}
+
+test("WebGPU, the CPU in wasm and the command line, which replays the run, compute the same losses", async () => {
+  const measured = {};
+  for (const device of ["cpu", "webgpu"]) {
+    const page = await open(device);
+    measured[device] = losses(await train(page, { steps: COMPARED_STEPS }));
+    writeFileSync(join(folder, "run.json"), await page.evaluate(() => tuner.exportRun()));
+    await page.context().close();
+  }
+  measured.native = replayed(join(folder, "run.json"));
+  for (const values of Object.values(measured)) {
+    assert.equal(values.length, COMPARED_STEPS);
+    values.forEach((loss, i) => close(loss, measured.native[i], LOSS_TOLERANCE, `loss of step ${i + 1}`));
+  }
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  assert.ok(mean(measured.webgpu.slice(-5)) < 0.8 * mean(measured.webgpu.slice(0, 5)), "the loss falls on WebGPU");
+});
+
+function replayed(run) {
+  const log = join(folder, "log.jsonl");
+  luthier("train", "--from", run, "--model", nano, "--device", "cpu", "--data", join(demo, recipe.data.train),
+    "--out", join(folder, "native"), "--log-json", log);
+  const lines = readFileSync(log, "utf8").split("\n").filter(Boolean).map(JSON.parse);
+  return lines.filter((line) => "loss" in line && "lr" in line).map(({ loss }) => loss);
+}
+
+function close(a, b, tolerance, what) {
+  assert.ok(Math.abs(a - b) <= tolerance * Math.abs(b), `${what}: ${a} and ${b}`);
+}
