@@ -123,6 +123,7 @@ fn gguf(model: &str) -> ModelFiles {
         .pair("llama.rope.freq_base", (6, (spec.rope.theta as f32).to_le_bytes().to_vec()))
         .pair("llama.context_length", size(spec.context))
         .pair("tokenizer.ggml.model", text("gpt2"))
+        .pair("tokenizer.ggml.pre", text("gpt-2"))
         .pair("tokenizer.ggml.tokens", string_array(&tokens))
         .pair("tokenizer.ggml.token_type", i32_array(&types))
         .pair("tokenizer.ggml.merges", string_array::<String>(&[]))

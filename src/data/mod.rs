@@ -33,6 +33,6 @@ pub use preview::{Preview, preview};
 #[cfg(not(target_arch = "wasm32"))]
 pub use read::read_file;
 pub use read::{Format, ReadOptions, Records, read};
-pub use record::{ColumnMap, Kind, Message, Record, Turns};
+pub use record::{ColumnMap, Message, Record, Turns};
 pub use template::ChatTemplate;
 pub use tokenizer::{TextStream, Tokenizer};

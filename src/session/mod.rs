@@ -154,11 +154,6 @@ impl Session {
         }
     }
 
-    /// Whether there is an adapter, trained or loaded.
-    pub fn has_adapter(&self) -> bool {
-        self.adapter.is_some()
-    }
-
     /// What the model would see of a file.
     pub fn preview(
         &self,
