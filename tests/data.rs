@@ -723,20 +723,6 @@ fn streamed_text_never_shows_half_a_character() {
 }
 
 #[test]
-fn an_end_token_is_not_shown_though_it_looks_like_text() {
-    let json =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/tokenizer.json")).unwrap();
-    let ids = nano().encode("ls -l", false).unwrap();
-    let eos = vec![*ids.last().unwrap()];
-    let tokenizer = Tokenizer::new(TokenizerFiles { tokenizer_json: json, eos, ..Default::default() }).unwrap();
-    let shown = |mut stream: TextStream| -> String {
-        ids.iter().map(|id| stream.push(&tokenizer, *id)).collect::<String>() + &stream.finish(&tokenizer)
-    };
-    assert_eq!(shown(TextStream::with_special()), "ls -l");
-    assert_eq!(shown(TextStream::default()), tokenizer.decode(&ids[..ids.len() - 1], true));
-}
-
-#[test]
 fn inspection_shows_ids_masks_and_hidden_characters() {
     let tokenizer = nano();
     let data = encoded(&tokenizer, "{\"prompt\":\"a\\u202Eb\",\"completion\":\"c\"}", 512);

@@ -189,11 +189,7 @@ impl TextStream {
     /// No character has more tokens than this; beyond it the bytes are not UTF-8 and are shown as U+FFFD.
     const LONGEST: usize = 8;
 
-    /// The end token is no text, even where the tokenizer does not call it special.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if !self.special && tokenizer.stops.iter().any(|(stop, _)| *stop == id) {
-            return String::new();
-        }
         self.ids.push(id);
         self.emit(tokenizer, self.ids.len() - self.done > Self::LONGEST)
     }
