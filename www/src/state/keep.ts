@@ -1,7 +1,6 @@
 /** What comes out: adapters, merged models, run files; and adapters that come back in. */
 
-import type { LuthierApi } from "luthier-web";
-import { luthier } from "../lib/engine";
+import { Luthier, type LuthierApi } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { announce } from "./announce.svelte";
 import { type Tuned, app, guarded } from "./app.svelte";
@@ -56,7 +55,7 @@ export async function downloadMerged(dtype: Dtype): Promise<void> {
 
 /** A stored run's adapter as a file. */
 export async function downloadStored(id: string): Promise<void> {
-  await guarded("history", async () => download(`${id}-lora.zip`, await zip(`${id}-lora`, await luthier.runAdapter(id))));
+  await guarded("history", async () => download(`${id}-lora.zip`, await zip(`${id}-lora`, await Luthier.runAdapter(id))));
 }
 
 /** Another adapter is on the model: what was asked of the last one no longer counts. */
@@ -71,7 +70,7 @@ export async function openStoredRun(id: string): Promise<void> {
   const stored = app.runs.find((run) => run.id === id);
   if (!stored || !(await openNamed(stored.model))) return;
   await guarded("history", async () => {
-    await app.api?.importPeft(await luthier.runAdapter(id));
+    await app.api?.importPeft(await Luthier.runAdapter(id));
     nowOn({ from: "history", label: `${stored.data_name}, ${stored.step} steps`, stem: stem(stored.data_name) });
     app.step = "compare";
   });

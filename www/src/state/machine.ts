@@ -1,6 +1,6 @@
 /** The machine: what it offers and how fast it is. */
 
-import { luthier } from "../lib/engine";
+import { Luthier } from "luthier-web";
 import { probeGpu, probeStorage } from "../lib/gpu";
 import { app, guarded } from "./app.svelte";
 
@@ -21,7 +21,7 @@ export async function measure(): Promise<void> {
   if (app.benching) return;
   app.benching = true;
   await guarded("device", async () => {
-    app.bench = await luthier.benchmark(app.choice);
+    app.bench = await Luthier.benchmark(app.choice);
   });
   app.benching = false;
 }

@@ -1,7 +1,6 @@
 /** Opening, keeping and deleting models. */
 
-import type { ModelFiles, StoredModel } from "luthier-web";
-import { luthier } from "../lib/engine";
+import { Luthier, type ModelFiles, type StoredModel } from "luthier-web";
 import { asError, problem } from "../lib/errors";
 import { modelOf } from "../lib/files";
 import { nano } from "../lib/gallery";
@@ -18,7 +17,7 @@ let reopen: (() => Promise<boolean>) | null = null;
 
 export const openNano = (): Promise<boolean> => open("nano", nano);
 
-export const openStored = (name: string): Promise<boolean> => open(name, () => luthier.storedModel(name));
+export const openStored = (name: string): Promise<boolean> => open(name, () => Luthier.storedModel(name));
 
 export async function openLocal(files: File[]): Promise<boolean> {
   return guarded("model", async () => {
@@ -57,7 +56,7 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
     const onProgress = (done: number, total: number) => {
       if (current()) app.opening = { what: name, done, total };
     };
-    const api = await luthier.open({ model: await get(), device: app.choice, onProgress });
+    const api = await Luthier.open({ model: await get(), device: app.choice, onProgress });
     if (!current()) {
       api.close();
       return false;
@@ -87,12 +86,12 @@ function close(): void {
 
 export async function listModels(): Promise<void> {
   await guarded("model", async () => {
-    app.stored = await luthier.models();
+    app.stored = await Luthier.models();
   });
 }
 
 export async function deleteModel({ name }: StoredModel): Promise<void> {
-  await guarded("model", () => luthier.deleteModel(name));
+  await guarded("model", () => Luthier.deleteModel(name));
   await Promise.all([listModels(), lookAtStorage()]);
 }
 
@@ -101,7 +100,7 @@ export async function keepModel(): Promise<void> {
   const model = app.local;
   if (!model) return;
   const what = `Copying ${model.name}`;
-  await guarded("model", () => luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
+  await guarded("model", () => Luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
   app.opening = null;
   await Promise.all([listModels(), lookAtStorage()]);
 }

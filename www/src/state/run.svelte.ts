@@ -1,7 +1,6 @@
 /** A run, from the start or from where it was interrupted: its events become charts, probes and a state. */
 
-import type { LuthierErrorData, TrainEvent } from "luthier-web";
-import { luthier } from "../lib/engine";
+import { Luthier, type LuthierErrorData, type TrainEvent } from "luthier-web";
 import { asError } from "../lib/errors";
 import { stem } from "../lib/files";
 import { fixed, plural } from "../lib/format";
@@ -82,7 +81,7 @@ export async function goOn(id: string): Promise<void> {
   app.step = "train";
   Object.assign(run, { id, dataName: stored.data_name, stem: stem(stored.data_name), best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
   // The charts begin where they ended; without them the run goes on all the same.
-  const log = await luthier.runLog(id).catch(() => []);
+  const log = await Luthier.runLog(id).catch(() => []);
   for (const event of log) if (event.type !== "plan") take(event);
   await follow(app.api.resume(id));
 }
@@ -115,7 +114,7 @@ export async function discard(): Promise<void> {
   app.phase = "stopping";
   await guarded("train", async () => {
     await api?.discard();
-    if (id) await luthier.deleteRun(id);
+    if (id) await Luthier.deleteRun(id);
   });
   forgetRun();
   await listRuns();
@@ -123,12 +122,12 @@ export async function discard(): Promise<void> {
 
 export async function listRuns(): Promise<void> {
   await guarded("history", async () => {
-    app.runs = await luthier.runs();
+    app.runs = await Luthier.runs();
   });
 }
 
 export async function deleteRun(id: string): Promise<void> {
-  await guarded("history", () => luthier.deleteRun(id));
+  await guarded("history", () => Luthier.deleteRun(id));
   await Promise.all([listRuns(), lookAtStorage()]);
 }
 

@@ -1,14 +1,13 @@
 /** Settings as the user changes them, and the plan that follows. */
 
-import type { OptionRow, TrainOptions } from "luthier-web";
-import { luthier } from "../lib/engine";
+import { Luthier, type OptionRow, type TrainOptions } from "luthier-web";
 import { fromHash, pace, secondsOfRun, toHash } from "../lib/settings";
 import { app, guarded } from "./app.svelte";
 import { readData } from "./data";
 
 export async function loadOptions(): Promise<void> {
   await guarded("settings", async () => {
-    app.rows = await luthier.options();
+    app.rows = await Luthier.options();
     const link = fromHash(location.hash, app.rows);
     app.chosen = link.options;
     if (link.model || link.sample || Object.keys(link.options).length > 0) app.link = link;
