@@ -184,3 +184,28 @@ fn a_checkpoint_of_another_base_is_refused() {
     assert!(error.contains(&want), "{error}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// The start may be measured after the first step: the same loss, and the run is none the wiser.
+#[test]
+fn looking_back_changes_nothing() {
+    let run = |back: bool| {
+        let mut session = session(DeviceChoice::Cpu);
+        start(&mut session, None).unwrap();
+        let before = (!back).then(|| block_on(session.validate()).unwrap().unwrap().loss);
+        let mut losses: Vec<f64> = block_on(session.step()).unwrap().iter().map(|r| r.loss).collect();
+        let loss = before.unwrap_or_else(|| block_on(session.validate_start()).unwrap().unwrap().loss);
+        assert_eq!(session.use_best(), Some(Best { loss, step: 0 }));
+        losses.extend(block_on(session.reports()).unwrap().iter().map(|r| r.loss));
+        assert_eq!(losses.len(), 1, "the report of the first step is not lost");
+        (loss, losses, adapter(&mut session))
+    };
+    assert!(run(false) == run(true));
+    // Whatever happens next: a second look back is refused, and the adapter is that of the first step still.
+    let mut session = session(DeviceChoice::Cpu);
+    start(&mut session, None).unwrap();
+    block_on(session.step()).unwrap();
+    let first = adapter(&mut session);
+    block_on(session.validate_start()).unwrap();
+    assert!(adapter(&mut session) == first);
+    assert!(matches!(block_on(session.validate_start()), Err(Error::Setting { .. })));
+}

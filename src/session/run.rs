@@ -254,6 +254,13 @@ impl Session {
         trainer.evaluate(&mut self.base, batches).await.map(Some)
     }
 
+    /// [`Session::validate`] as it would have been before the first step, asked after it: the first step is seen sooner.
+    pub async fn validate_start(&mut self) -> Result<Option<Evaluation>> {
+        let Some(batches) = &self.validation else { return Ok(None) };
+        let trainer = self.trainer.as_mut().expect("validation data belong to a run");
+        trainer.evaluate_start(&mut self.base, batches).await.map(Some)
+    }
+
     /// The best validation loss so far and its step.
     pub fn best(&self) -> Option<Best> {
         let (loss, step, _) = self.trainer.as_ref()?.best()?;

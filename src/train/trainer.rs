@@ -114,6 +114,8 @@ pub struct Trainer {
     last_read: Instant,
     /// Steps to submit before the next read.
     steps_a_read: usize,
+    /// The adapter before the first step, until [`Trainer::evaluate_start`] takes it.
+    start: Option<Vec<f32>>,
     /// Best validation loss so far, its step, and the adapter then.
     best: Option<(f64, u64, Vec<f32>)>,
 }
@@ -153,6 +155,7 @@ impl Trainer {
             unread: Vec::new(),
             last_read: Instant::now(),
             steps_a_read: 1,
+            start: Some(initial),
             best: None,
         })
     }
@@ -257,12 +260,35 @@ impl Trainer {
         // Evaluation writes over the ring: what it still holds of the run is taken out first.
         self.unread = self.reports(base).await?;
         let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
-        let better = self.best.as_ref().is_none_or(|(best, ..)| evaluation.loss < *best);
-        if better && evaluation.loss.is_finite() {
+        if self.is_best(&evaluation) {
             self.best = Some((evaluation.loss, self.step, self.adapter(base).await?));
         }
         self.last_read = Instant::now();
         Ok(evaluation)
+    }
+
+    /// [`Trainer::evaluate`] as it would have been before the first step, which by then was taken and may be shown: the
+    /// same numbers, and the run goes on with the same bits. Once, and before any other evaluation.
+    pub async fn evaluate_start(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
+        let Some(start) = self.start.take().filter(|_| self.best.is_none()) else {
+            let hint = "evaluate the start once, first of all evaluations, in a run that was not resumed";
+            return Err(Error::setting("validate", "the run's start is not known any more", hint));
+        };
+        self.unread = self.reports(base).await?;
+        let now = self.adapter(base).await?;
+        self.set_adapter(base, &start);
+        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        self.set_adapter(base, &now);
+        if self.is_best(&evaluation) {
+            self.best = Some((evaluation.loss, 0, start));
+        }
+        self.last_read = Instant::now();
+        Ok(evaluation)
+    }
+
+    fn is_best(&self, evaluation: &Evaluation) -> bool {
+        let better = self.best.as_ref().is_none_or(|(best, ..)| evaluation.loss < *best);
+        better && evaluation.loss.is_finite()
     }
 
     /// The adapter's parameters now.
@@ -297,7 +323,7 @@ impl Trainer {
             assert_eq!(values.len(), self.lora.len, "a state of another adapter");
             base.device.write_floats(buf, 0, values);
         }
-        (self.step, self.best) = (state.step, state.best);
+        (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
     /// The best validation loss, its step and adapter.

@@ -8,7 +8,7 @@ use crate::device::DeviceChoice;
 use crate::error::Error;
 use crate::model::generate::Sampling;
 use crate::session;
-use crate::train::{Checkpoint, TrainOptions};
+use crate::train::{Checkpoint, Evaluation, TrainOptions};
 use crate::weights::{ModelFiles, Source};
 use js_sys::{Array, Function, Promise, Uint8Array};
 use serde::Deserialize;
@@ -95,6 +95,16 @@ impl Default for GenerateOptions {
     }
 }
 
+impl Session {
+    /// `Evaluation` of `step` with `best`, or null.
+    fn validation(&self, evaluation: Option<Evaluation>, step: u64) -> String {
+        let Some(evaluation) = evaluation else { return "null".into() };
+        let mut out = serde_json::to_value(&evaluation).expect("plain data");
+        out["best"] = self.0.best().is_some_and(|best| best.step == step).into();
+        out.to_string()
+    }
+}
+
 #[wasm_bindgen]
 impl Session {
     /// `files`: `{ name, blob }[]`; `options`: `{ device, name }`; `progress(done, total)` in bytes.
@@ -170,10 +180,14 @@ impl Session {
 
     /// `Evaluation` on the validation data with `best`, or null.
     pub async fn validate(&mut self) -> Outcome<String> {
-        let Some(evaluation) = self.0.validate().await.map_err(thrown)? else { return Ok("null".into()) };
-        let mut out = serde_json::to_value(&evaluation).expect("plain data");
-        out["best"] = self.0.best().is_some_and(|best| best.step == self.0.step_number()).into();
-        Ok(out.to_string())
+        let evaluation = self.0.validate().await.map_err(thrown)?;
+        Ok(self.validation(evaluation, self.0.step_number()))
+    }
+
+    /// `validate` as it would have been before the first step; to be asked after it, before any other.
+    pub async fn validate_start(&mut self) -> Outcome<String> {
+        let evaluation = self.0.validate_start().await.map_err(thrown)?;
+        Ok(self.validation(evaluation, 0))
     }
 
     /// The run as it stands, to go on from in another session. Call `reports` before: those still under way are lost.

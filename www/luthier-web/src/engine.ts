@@ -21,6 +21,7 @@ export interface Engine {
   step(): Promise<string>;
   reports(): Promise<string>;
   validate(): Promise<string>;
+  validate_start(): Promise<string>;
   checkpoint(): Promise<Uint8Array>;
   use_best(): string;
   generate(

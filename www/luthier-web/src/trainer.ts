@@ -91,13 +91,12 @@ export class Run {
   }
 
   async #train(steps: number): Promise<void> {
-    if (this.#step === 0) await this.#validate();
     let done = this.#step >= steps;
     while (!done && !this.#stopped) {
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
-      if (this.#step === 1) await this.#probeBase();
+      if (this.#step === 1) await this.#lookBack();
       if (done || (this.evalEvery > 0 && this.#step % this.evalEvery === 0)) await this.#evaluate();
       if (this.#due()) await this.#checkpoint();
       if (this.#paused && !done && !this.#stopped) await this.#pause();
@@ -131,22 +130,22 @@ export class Run {
 
   async #evaluate(): Promise<void> {
     await this.#drain();
-    await this.#validate();
+    this.#evaluated = this.#step;
+    this.#validated(this.#step, await this.turn(() => this.engine.validate()));
     await this.#probe(this.#step, true);
   }
 
-  async #validate(): Promise<void> {
-    const step = this.#step;
-    const measured: (Evaluation & { best: boolean }) | null = JSON.parse(await this.turn(() => this.engine.validate()));
-    this.#evaluated = step;
+  #validated(step: number, json: string): void {
+    const measured: (Evaluation & { best: boolean }) | null = JSON.parse(json);
     if (!measured) return;
     const { best, ...evaluation } = measured;
     this.#tell({ type: "validation", step, evaluation, best });
   }
 
-  /** What the base says needs no adapter, so it can be asked when somebody already sees that the run is going. */
-  async #probeBase(): Promise<void> {
+  /** What was before training can be measured when somebody already sees that the run is going. */
+  async #lookBack(): Promise<void> {
     await this.#drain();
+    this.#validated(0, await this.turn(() => this.engine.validate_start()));
     await this.#probe(0, false);
   }
 
