@@ -1,7 +1,7 @@
 /** A stand-in for the engine, in development only (`?fake`): answers of the right shape, without wasm or GPU. */
 
 import type {
-  DataText, LuthierApi, LuthierStatic, ModelFiles, OptionRow, Preview, PreviewRecord, SamplingOptions, StoredRun, Summary,
+  DataText, LuthierApi, LuthierStatic, ModelFiles, OptionRow, Preview, PreviewRecord, Prompt, SamplingOptions, StoredRun, Summary,
   TrainEvent, TrainOptions,
 } from "luthier-web";
 
@@ -90,13 +90,13 @@ class FakeApi implements LuthierApi {
     await wait(150);
     return preview(data, o.seq_len, o.limit);
   }
-  async estimate(data: DataText, o: TrainOptions = {}): Promise<Summary> {
+  async estimate(data: DataText, o: TrainOptions = {}, validation?: DataText): Promise<Summary> {
     await wait(60);
     const p = preview(data, o.seq_len);
     const [weights, adapter, activations, other] = [2.7e6, 224e3 * (o.rank ?? 8), 58e3 * (o.batch_size ?? 4) * (o.seq_len ?? 256), 4e4];
     return {
-      device: DEVICE.description, examples: Math.round(p.examples * 0.9), validation_examples: Math.round(p.examples * 0.1),
-      truncated: p.truncated, duplicates: p.duplicates, tokens: p.tokens, supervised_tokens: p.supervised_tokens,
+      device: DEVICE.description, examples: validation ? p.examples : Math.round(p.examples * 0.9), validation_examples: validation ? preview(validation).examples : Math.round(p.examples * 0.1),
+      skipped: p.bad, truncated: p.truncated, lost_targets: 0, without_targets: 0, duplicates: p.duplicates, tokens: p.tokens, supervised_tokens: p.supervised_tokens,
       rows: 191, steps: o.steps ?? 140, trainable_parameters: 14016 * (o.rank ?? 8), parameters: 1_481_856,
       memory: { weights, adapter, activations, other, total: weights + adapter + activations + other, kept_blocks: 6, blocks: 6 },
     };
@@ -131,10 +131,10 @@ class FakeApi implements LuthierApi {
   async unpause() { this.#paused = false; }
   async stop() { this.#stopped = true; }
   async discard() { this.#stopped = true; this.#learned = 0; await wait(100); }
-  async generate(prompts: string[], o: SamplingOptions = {}, onText?: (i: number, piece: string) => void) {
+  async generate(prompts: Prompt[], o: SamplingOptions = {}, onText?: (i: number, piece: string) => void) {
     const out = [];
     for (const [i, prompt] of prompts.entries()) {
-      const text = answer(prompt, o.adapter === false ? 0 : this.#learned);
+      const text = answer(typeof prompt === "string" ? prompt : (prompt.at(-1)?.content ?? ""), o.adapter === false ? 0 : this.#learned);
       for (const piece of text.match(/\s?\S+/g) ?? []) { await wait(prompts.length > 8 ? 1 : 25); onText?.(i, piece); }
       out.push({ text, tokens: 8, finish: "stop" as const });
     }
