@@ -506,7 +506,7 @@ fn a_tuned_model_gives_its_answers_and_stops() {
     while !session.done() {
         block_on(session.step()).unwrap();
     }
-    let prompts = answers.map(|(prompt, _)| prompt.to_string());
+    let prompts = answers.map(|(prompt, _)| prompt.into());
     let sampling = Sampling { max_new_tokens: 60, ..Default::default() };
     let tuned = block_on(session.generate(&prompts, true, true, &sampling)).unwrap();
     for (got, (prompt, completion)) in tuned.iter().zip(answers) {

@@ -7,13 +7,13 @@ mod support;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use luthier::data::Tokenizer;
+use luthier::data::{Message, Tokenizer};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
 use luthier::model::generate::{Generator, Request, Sampling};
 use luthier::model::load::Opened;
 use luthier::model::spec::ModelSpec;
-use luthier::session::Session;
+use luthier::session::{Prompt, Session};
 use luthier::weights::{Checkpoint, ModelFiles, TokenizerFiles};
 use serde_json::{Value, json};
 use support::*;
@@ -162,14 +162,14 @@ fn an_answer_is_shown_without_its_end() {
     let mut files = ModelFiles::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap();
     let ask = |files: &ModelFiles| {
         let mut session = block_on(Session::open(files, "nano", DeviceChoice::Cpu, |_, _| ())).unwrap();
-        let (prompts, sampling) = (["List files".to_string()], Sampling { max_new_tokens: 4, ..Default::default() });
+        let (prompts, sampling) = (["List files".into()], Sampling { max_new_tokens: 4, ..Default::default() });
         let mut streamed = String::new();
         let show = |_: usize, piece: &str| {
             streamed += piece;
             true
         };
         let texts = block_on(session.generate_streaming(&prompts, true, false, &sampling, show)).unwrap();
-        let prompt = session.prompt_ids(&prompts[0], true).unwrap();
+        let prompt = session.prompt_ids(&prompts[0], true, 4).unwrap();
         let generated = block_on(session.generate_ids(&[prompt], false, &sampling, |_, _| true)).unwrap();
         (texts[0].text.clone(), streamed, generated[0].ids.clone())
     };
@@ -180,4 +180,62 @@ fn an_answer_is_shown_without_its_end() {
     let (text, streamed, _) = ask(&files);
     assert_eq!(text, streamed);
     assert!(text.len() < whole.len() && whole.starts_with(&text), "{whole:?} {text:?}");
+}
+
+fn nano() -> Session {
+    let files = ModelFiles::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap();
+    block_on(Session::open(&files, "nano", DeviceChoice::Cpu, |_, _| ())).unwrap()
+}
+
+fn talk(turns: &[(&str, &str)]) -> (Prompt, Vec<Message>) {
+    let prompt =
+        json!(turns.iter().map(|(role, content)| json!({ "role": role, "content": content })).collect::<Vec<_>>());
+    let messages = turns.iter().map(|(role, content)| Message::new(role, content)).collect();
+    (serde_json::from_value(prompt).unwrap(), messages)
+}
+
+#[test]
+fn a_conversation_is_asked_as_its_template_has_it() {
+    let session = nano();
+    let (prompt, messages) =
+        talk(&[("system", "Be brief."), ("user", "List files"), ("assistant", "ls"), ("user", "And hidden ones?")]);
+    let ids = session.prompt_ids(&prompt, true, 64).unwrap();
+    assert_eq!(ids, session.tokenizer.encode_chat(&messages).unwrap());
+    assert!(ids.len() > session.prompt_ids(&"And hidden ones?".into(), true, 64).unwrap().len());
+    let alone = talk(&[("user", "List files")]).0;
+    let ids = |prompt: &Prompt| session.prompt_ids(prompt, true, 64).unwrap();
+    assert_eq!(ids(&alone), ids(&"List files".into()));
+}
+
+#[test]
+fn the_oldest_turns_make_room() {
+    let session = nano();
+    let long = "word ".repeat(300);
+    let (system, old, answer) = (("system", "Be brief."), ("user", long.as_str()), ("assistant", "ls"));
+    let (new, last) = (("user", "List files"), ("user", "And hidden ones?"));
+    let (prompt, all) = talk(&[system, old, answer, new, answer, last]);
+    let ids = |messages: &[Message]| session.tokenizer.encode_chat(messages).unwrap();
+    let room = session.info().context - ids(&all).len();
+    assert_eq!(session.prompt_ids(&prompt, true, room).unwrap(), ids(&all), "it just fits");
+    let kept = talk(&[system, new, answer, last]).1;
+    assert_eq!(session.prompt_ids(&prompt, true, room + 1).unwrap(), ids(&kept));
+
+    let longer = "word ".repeat(1000);
+    let (prompt, all) = talk(&[("user", longer.as_str())]);
+    assert_eq!(session.prompt_ids(&prompt, true, 64).unwrap(), ids(&all), "the question itself stays");
+}
+
+#[test]
+fn a_bad_conversation_is_a_clear_error() {
+    let session = nano();
+    let refused = |prompt: &Prompt, chat| session.prompt_ids(prompt, chat, 64).unwrap_err();
+    let error = refused(&talk(&[("user", "List files"), ("robot", "ls")]).0, true);
+    assert!(error.to_string().contains(r#"the role "robot" in message 2"#), "{error}");
+    assert_eq!(error.hint(), "the roles are system, user, assistant");
+    let error = refused(&talk(&[]).0, true).to_string();
+    assert!(error.contains("without messages"), "{error}");
+    let error = refused(&talk(&[("user", "List files")]).0, false).to_string();
+    assert!(error.contains("chat: is off"), "{error}");
+    let error = serde_json::from_value::<Prompt>(json!([{ "role": "user" }])).unwrap_err().to_string();
+    assert!(error.contains("a list of messages with role and content"), "{error}");
 }

@@ -128,7 +128,7 @@ fn json_prompt(line: &str) -> Result<Prompt, String> {
 
 /// Writes an answer to stdout as it comes; returns its tokens.
 fn stream(session: &mut Session, prompt: &Prompt, chat: bool, sampling: &Sampling) -> Result<usize> {
-    let ids = session.prompt_ids(&prompt.text, chat)?;
+    let ids = session.prompt_ids(&prompt.text.as_str().into(), chat, sampling.max_new_tokens)?;
     let tokenizer = session.tokenizer.clone();
     let (mut text, mut out) = (TextStream::default(), std::io::stdout());
     let mut show = |text: String| out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
@@ -143,7 +143,7 @@ fn list(session: &mut Session, prompts: &[Prompt], args: &Args, sampling: &Sampl
     let bar = ProgressBar::new(prompts.len() as u64);
     let (mut tokens, mut exact) = (0, 0);
     for group in prompts.chunks(SEQUENCES) {
-        let texts: Vec<String> = group.iter().map(|p| p.text.clone()).collect();
+        let texts: Vec<_> = group.iter().map(|p| p.text.as_str().into()).collect();
         let answers = block_on(session.generate(&texts, args.chat, true, sampling))?;
         for (prompt, answer) in group.iter().zip(&answers) {
             tokens += answer.tokens;

@@ -40,15 +40,19 @@ pub struct Turns {
 }
 
 /// A message as the template sees it. `extra` holds further fields (`name`, `tool_calls` …).
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     pub role: String,
     pub content: String,
     #[serde(flatten)]
     pub extra: Map<String, Value>,
     /// Whether an assistant's message is to be learned.
-    #[serde(skip)]
+    #[serde(skip, default = "yes")]
     pub learned: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Message {

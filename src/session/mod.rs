@@ -1,9 +1,11 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+mod prompt;
 mod record;
 mod run;
 mod text;
 
+pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};

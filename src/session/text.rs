@@ -1,7 +1,7 @@
 //! Text from a session: prompts to ids, ids to text as it comes.
 
-use super::Session;
-use crate::data::{Message, TextStream};
+use super::{Prompt, Session};
+use crate::data::TextStream;
 use crate::error::{Error, Result};
 use crate::model::generate::{Finish, Generated, Generator, Request, Sampling};
 use serde::Serialize;
@@ -21,14 +21,6 @@ const CACHE_GIB: f64 = 4.0;
 pub const SEQUENCES: usize = 8;
 
 impl Session {
-    /// A prompt's ids: as a user turn of the chat template, or as plain text.
-    pub fn prompt_ids(&self, prompt: &str, chat: bool) -> Result<Vec<u32>> {
-        if !chat {
-            return self.tokenizer.encode(prompt, true);
-        }
-        self.tokenizer.encode_chat(&[Message::new("user", prompt)])
-    }
-
     /// Continues prompts, some at a time, with the adapter if asked. `on_token` gets (prompt, token) as they come.
     pub async fn generate_ids(
         &mut self,
@@ -93,12 +85,12 @@ impl Session {
     /// [`Session::generate_ids`] for texts.
     pub async fn generate(
         &mut self,
-        prompts: &[String],
+        prompts: &[Prompt],
         chat: bool,
         adapted: bool,
         sampling: &Sampling,
     ) -> Result<Vec<Text>> {
-        let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
+        let ids = self.ids_of(prompts, chat, sampling)?;
         let generated = self.generate_ids(&ids, adapted, sampling, |_, _| true).await?;
         Ok(generated.iter().map(|g| self.text(g)).collect())
     }
@@ -107,13 +99,13 @@ impl Session {
     /// and returns false to end that prompt.
     pub async fn generate_streaming(
         &mut self,
-        prompts: &[String],
+        prompts: &[Prompt],
         chat: bool,
         adapted: bool,
         sampling: &Sampling,
         mut on_text: impl FnMut(usize, &str) -> bool,
     ) -> Result<Vec<Text>> {
-        let ids = prompts.iter().map(|p| self.prompt_ids(p, chat)).collect::<Result<Vec<_>>>()?;
+        let ids = self.ids_of(prompts, chat, sampling)?;
         let mut streams: Vec<TextStream> = ids.iter().map(|_| TextStream::default()).collect();
         let tokenizer = self.tokenizer.clone();
         let on_token = |prompt: usize, id: u32| {
@@ -128,6 +120,10 @@ impl Session {
             }
         }
         Ok(generated.iter().map(|g| self.text(g)).collect())
+    }
+
+    fn ids_of(&self, prompts: &[Prompt], chat: bool, sampling: &Sampling) -> Result<Vec<Vec<u32>>> {
+        prompts.iter().map(|p| self.prompt_ids(p, chat, sampling.max_new_tokens)).collect()
     }
 
     /// The text of a continuation, without its end token.

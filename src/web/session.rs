@@ -7,7 +7,7 @@ use crate::data::{ColumnMap, ReadOptions, Records, read};
 use crate::device::DeviceChoice;
 use crate::error::Error;
 use crate::model::generate::Sampling;
-use crate::session;
+use crate::session::{self, Prompt};
 use crate::train::{Checkpoint, Evaluation, TrainOptions};
 use crate::weights::{ModelFiles, Source};
 use js_sys::{Array, Function, Promise, Uint8Array};
@@ -137,12 +137,21 @@ impl Session {
         Ok(json(&self.0.preview(&name, &text, &options, seq_len, limit).map_err(thrown)?))
     }
 
-    /// `Summary` of a run that is not started; records that cannot be used are passed over.
-    pub async fn estimate(&self, name: String, text: String, columns: String, options: String) -> Outcome<String> {
+    /// `Summary` of a run that is not started; records that cannot be used are passed over. `validation`: `DataText`.
+    pub async fn estimate(
+        &self,
+        name: String,
+        text: String,
+        columns: String,
+        validation: Option<String>,
+        options: String,
+    ) -> Outcome<String> {
         let columns = parse("columns", &columns)?;
         let options: TrainOptions = parse("options", &options)?;
         let records = DataText { name, text, columns, skip_bad: true }.read()?;
-        Ok(json(&self.0.estimate(&records, None, &options, None).map_err(thrown)?))
+        let usable = |v: DataText| DataText { skip_bad: true, ..v }.read();
+        let validation = validation.map(|v| usable(parse("validation", &v)?)).transpose()?;
+        Ok(json(&self.0.estimate(&records, validation.as_ref(), &options, None).map_err(thrown)?))
     }
 
     /// `Summary` and `step`, the steps done already. `data`, `validation`: `DataText`; `options`: `TrainOptions`.
@@ -210,9 +219,9 @@ impl Session {
         json(&self.0.use_best())
     }
 
-    /// `GeneratedText[]`. `on_text(prompt, piece)` gets text as it comes; where it returns false that prompt ends.
+    /// `GeneratedText[]` for `Prompt[]`. `on_text(prompt, piece)` gets text as it comes; where it returns false that prompt ends.
     pub async fn generate(&mut self, prompts: String, options: String, on_text: Option<Function>) -> Outcome<String> {
-        let prompts: Vec<String> = parse("prompts", &prompts)?;
+        let prompts: Vec<Prompt> = parse("prompts", &prompts)?;
         let GenerateOptions { sampling, adapter, chat } = parse("options", &options)?;
         let show = |prompt: usize, piece: &str| {
             let said = on_text.as_ref().map(|f| f.call2(&JsValue::NULL, &(prompt as u32).into(), &piece.into()));

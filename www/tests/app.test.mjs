@@ -64,6 +64,8 @@ test("three clicks train the bundled model; what it learnt can be compared, kept
   const scores = (await page.locator("[data-scores] > li").allTextContents()).map((text) => text.match(/: (\d+) % right before, (\d+) % after/));
   for (const [, before, after] of scores) assert.ok(Number(after) >= 60 && Number(before) < 20, `${before} % before, ${after} % after`);
 
+  await twoTurns(page);
+
   await goTo(page, "keep");
   const adapter = join(folder, "adapter");
   for (const [path, bytes] of Object.entries(unzipSync(readFileSync(await download(page, "#download-peft"))))) {
@@ -80,6 +82,38 @@ test("three clicks train the bundled model; what it learnt can be compared, kept
   assert.deepEqual(page.problems, []);
   await page.context().close();
 });
+
+/** A second question goes to each model with the first one and that model's answer to it. */
+async function twoTurns(page) {
+  await page.locator("#compare:enabled").waitFor({ timeout: 60_000 });
+  await page.evaluate(() => {
+    globalThis.asked = [];
+    const post = Worker.prototype.postMessage;
+    Worker.prototype.postMessage = function (message, ...rest) {
+      if (message.name === "generate") asked.push(message.ask.prompts);
+      return post.call(this, message, ...rest);
+    };
+  });
+  const say = async (question) => {
+    await page.getByLabel("Your question").fill(question);
+    await page.getByRole("button", { name: "Ask", exact: true }).click();
+    await page.locator("#compare:enabled").waitFor({ timeout: 60_000 });
+  };
+  await say("Put 3 eggs on shelf 1");
+  const answers = await page.locator(".duel").last().locator(".answer").allTextContents();
+  await say("And on shelf 2?");
+  const asked = await page.evaluate(() => globalThis.asked);
+  assert.deepEqual(asked.slice(0, 2), [["Put 3 eggs on shelf 1"], ["Put 3 eggs on shelf 1"]]);
+  asked.slice(2).forEach(([talk], side) => {
+    const said = ["Put 3 eggs on shelf 1", answers[side].trim(), "And on shelf 2?"];
+    assert.deepEqual(talk.map(({ role }) => role), ["user", "assistant", "user"]);
+    assert.deepEqual(talk.map(({ content }) => content.trim()), said);
+  });
+  assert.equal(asked.length, 4);
+  await page.locator("#new-conversation").click();
+  await say("List everything");
+  assert.deepEqual(await page.evaluate(() => globalThis.asked.at(-1)), ["List everything"]);
+}
 
 test("own examples come in by drop, by file and by paste", async () => {
   const page = await openApp(await context(), server, SHORT);
@@ -100,6 +134,14 @@ test("own examples come in by drop, by file and by paste", async () => {
 
   await drop(page, "Choose a file …", "own.jsonl", own);
   await found.getByText("Found in own.jsonl").waitFor();
+  const validation = page.locator("[data-validation]");
+  await drop(page, "Choose a validation file …", "words.jsonl", "this is no JSON\n");
+  await page.locator("[data-error]").filter({ hasText: /words\.jsonl holds no example.*line 1/is }).waitFor();
+  await drop(page, "Choose a validation file …", "held.jsonl", own.split("\n").slice(0, 7).join("\n"));
+  await validation.getByText("held.jsonl measures the run: 7 examples").waitFor();
+  await goTo(page, "train");
+  await page.locator(".plan").getByText("7, from held.jsonl").waitFor();
+  await goTo(page, "data");
   await page.locator("#train-now:enabled").click();
   await phase(page, "ended");
   assert.deepEqual(page.problems, []);

@@ -11,7 +11,13 @@ export interface Engine {
   device(): string;
   info(): string;
   preview(name: string, text: string, options: string): string;
-  estimate(name: string, text: string, columns: string, options: string): Promise<string>;
+  estimate(
+    name: string,
+    text: string,
+    columns: string,
+    validation: string | undefined,
+    options: string,
+  ): Promise<string>;
   start_training(
     data: string,
     validation: string | undefined,

@@ -8,7 +8,7 @@ import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
   DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, ModelInfo, NamedBlob, OpenOptions,
-  OptionRow, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
+  OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
@@ -100,8 +100,8 @@ class Instance implements LuthierApi {
     return this.#connection.call("preview", { data, options });
   }
 
-  estimate(data: DataText, options: TrainOptions = {}) {
-    return this.#connection.call("estimate", { data, options });
+  estimate(data: DataText, options: TrainOptions = {}, validation?: DataText) {
+    return this.#connection.call("estimate", { data, options, ...(validation && { validation }) });
   }
 
   // ---- runs
@@ -204,7 +204,7 @@ class Instance implements LuthierApi {
   // ---- use
 
   generate(
-    prompts: string[],
+    prompts: Prompt[],
     options: SamplingOptions = {},
     onText?: (prompt: number, piece: string) => void,
     signal?: AbortSignal,

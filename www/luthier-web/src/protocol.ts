@@ -2,7 +2,7 @@
 
 import type {
   DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, ModelFiles, ModelInfo,
-  NamedBlob, OptionRow, Preview, SamplingOptions, Summary, TrainEvent, TrainOptions,
+  NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export interface Opened {
@@ -39,10 +39,10 @@ export interface Calls {
   benchmark: Call<DeviceChoice, { device: DeviceInfo; gflops: number }>;
   options: Call<null, OptionRow[]>;
   preview: Call<{ data: DataText; options: { seq_len?: number; limit?: number } }, Preview>;
-  estimate: Call<{ data: DataText; options: TrainOptions }, Summary>;
+  estimate: Call<{ data: DataText; validation?: DataText; options: TrainOptions }, Summary>;
   train: Call<Job, null, TrainEvent | Kept>;
   control: Call<Control, null>;
-  generate: Call<{ prompts: string[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
+  generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
   exportPeft: Call<null, NamedBlob[]>;
   exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;

@@ -209,6 +209,17 @@ export type TrainEvent =
   | { type: "restart"; step: number; attempt: number; error: LuthierErrorData }
   | { type: "end"; step: number; reason: "done" | "stopped"; best: { step: number; loss: number } | null };
 
+export interface ChatMessage {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+/**
+ * What is asked: a text, or a conversation that the model goes on with. Of a conversation too long for the model's
+ * context the oldest turns are dropped, never the system's words or the last question.
+ */
+export type Prompt = string | ChatMessage[];
+
 export interface SamplingOptions {
   max_new_tokens?: number;
   /** 0 is greedy. */
@@ -218,7 +229,7 @@ export interface SamplingOptions {
   seed?: number;
   /** Use the adapter, if there is one. Default true. */
   adapter?: boolean;
-  /** Wrap prompts as a user turn of the chat template. Default true. */
+  /** Put prompts through the chat template, a text as a user turn; conversations need it. Default true. */
   chat?: boolean;
 }
 
@@ -294,7 +305,7 @@ export interface LuthierApi {
   /** What the model would see of this data. */
   preview(data: DataText, options?: { seq_len?: number; limit?: number }): Promise<Preview>;
   /** The plan of a run, without allocating anything. */
-  estimate(data: DataText, options?: TrainOptions): Promise<Summary>;
+  estimate(data: DataText, options?: TrainOptions, validation?: DataText): Promise<Summary>;
   /** Trains; breaking out of the loop or `stop()` keeps what was learned. */
   train(data: DataText, run?: RunOptions): AsyncIterable<TrainEvent>;
   /** Goes on with a stored run, bit-exactly; its data and options are in the store. */
@@ -306,7 +317,7 @@ export interface LuthierApi {
   /** Forgets the adapter: back to the base model. */
   discard(): Promise<void>;
   generate(
-    prompts: string[],
+    prompts: Prompt[],
     options?: SamplingOptions,
     onText?: (prompt: number, piece: string) => void,
     signal?: AbortSignal,

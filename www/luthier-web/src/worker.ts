@@ -82,9 +82,10 @@ const handlers: Handlers = {
     return JSON.parse(await turn(() => model().preview(data.name, data.text, given)));
   },
 
-  async estimate({ data, options }) {
+  async estimate({ data, validation, options }) {
     const columns = JSON.stringify(data.columns ?? {});
-    return JSON.parse(await turn(() => model().estimate(data.name, data.text, columns, JSON.stringify(options))));
+    const others = validation && JSON.stringify(validation);
+    return JSON.parse(await turn(() => model().estimate(data.name, data.text, columns, others, JSON.stringify(options))));
   },
 
   async train(job, { emit }) {

@@ -25,7 +25,11 @@ export interface Duel {
   prompt: string;
   base: string | null;
   tuned: string | null;
+  /** The next one goes on with this conversation. */
+  open: boolean;
 }
+
+export const unasked = (prompt: string, open = false): Duel => ({ prompt, base: null, tuned: null, open });
 
 export interface Score {
   title: string;
@@ -38,6 +42,12 @@ export interface Score {
 export interface ProbeRound {
   step: number;
   texts: GeneratedText[];
+}
+
+export interface Validation {
+  data: DataText;
+  examples: number;
+  bad: number;
 }
 
 /** What is on the model beside its own weights. */
@@ -74,6 +84,8 @@ class App {
   heldOut = $state.raw<HeldOut[]>([]);
   preview = $state.raw<Preview | null>(null);
   reading = $state(false);
+  /** The user's own validation data, in place of a share of the data. */
+  validation = $state.raw<Validation | null>(null);
 
   // ---- try
   probes = $state<string[]>([]);

@@ -1,7 +1,8 @@
 /** Asking the model: the base before, base and tuned side by side, and on questions with known answers. */
 
+import type { ChatMessage, Prompt } from "luthier-web";
 import { announce } from "./announce.svelte";
-import { app, guarded, type Score } from "./app.svelte";
+import { app, guarded, type Duel, type Score, unasked } from "./app.svelte";
 import type { HeldOut } from "../lib/gallery";
 
 /** Questions asked at a time: few enough for progress to show, enough for the device to be busy. */
@@ -14,7 +15,7 @@ export function cancel(): void {
 }
 
 /** Asks with or without the adapter; each answer grows through `onText`. */
-async function ask(prompts: string[], adapter: boolean, onText: (i: number, text: string) => void): Promise<string[]> {
+async function ask(prompts: Prompt[], adapter: boolean, onText: (i: number, text: string) => void): Promise<string[]> {
   const { api, sampling } = app;
   if (!api || prompts.length === 0) return [];
   const grown = prompts.map(() => "");
@@ -48,23 +49,60 @@ const BOTH: Side[] = ["base", "tuned"];
 /** Asks the duels from `from` on: first the base, then the tuned model, with the same seed. */
 export async function compare(from = 0, sides = BOTH): Promise<void> {
   await guarded("compare", async () => {
-    const duels = app.duels.slice(from);
-    const prompts = duels.map(({ prompt }) => prompt);
     for (const [i, side] of sides.entries()) {
       app.comparing = { what: side === "base" ? "Asking the base model" : "Asking the tuned model", done: i, total: sides.length };
-      await ask(prompts, side === "tuned", (at, text) => {
-        const duel = app.duels[from + at];
-        if (duel) duel[side] = text;
-      });
+      if (!(await askSide(from, side))) return;
     }
     announce("All questions are answered.");
   });
   app.comparing = null;
 }
 
+/** Questions that wait for no answer are asked together; false is that the user had enough. */
+async function askSide(from: number, side: Side): Promise<boolean> {
+  const turns = app.duels.map((_, i) => turnOf(i));
+  for (const turn of [...new Set(turns.slice(from))].sort((a, b) => a - b)) {
+    const asked = [...turns.keys()].filter((i) => i >= from && turns[i] === turn);
+    await ask(asked.map((i) => promptOf(i, side)), side === "tuned", (at, text) => {
+      const duel = app.duels[asked[at] ?? -1];
+      if (duel) duel[side] = text;
+    });
+    if (controller?.signal.aborted) return false;
+  }
+  return true;
+}
+
 export async function askOne(prompt: string, whom: Side | "both"): Promise<void> {
-  app.duels.push({ prompt, base: null, tuned: null });
+  app.duels.push(unasked(prompt, true));
   await compare(app.duels.length - 1, whom === "both" ? BOTH : [whom]);
+}
+
+// ---- conversations
+
+/** Whether the duel goes on with the one above it. */
+export const follows = (i: number): boolean => app.duels[i - 1]?.open ?? false;
+
+/** Duels of the same conversation above this one. */
+const turnOf = (i: number): number => (follows(i) ? 1 + turnOf(i - 1) : 0);
+
+/** What a side is asked: its own conversation so far, without the questions that it was not asked. */
+function promptOf(i: number, side: Side): Prompt {
+  const prompt = app.duels[i]?.prompt ?? "";
+  const before = app.duels.slice(i - turnOf(i), i).flatMap((duel) => exchangeOf(duel, side));
+  // Plain text knows no turns.
+  if (!app.sampling.chat || before.length === 0) return prompt;
+  return [...before, { role: "user", content: prompt }];
+}
+
+function exchangeOf({ prompt, ...answers }: Duel, side: Side): ChatMessage[] {
+  const answer = answers[side];
+  return answer === null ? [] : [{ role: "user", content: prompt }, { role: "assistant", content: answer }];
+}
+
+/** The next question goes on with nothing. */
+export function newConversation(): void {
+  const last = app.duels.at(-1);
+  if (last) last.open = false;
 }
 
 // ---- questions with known answers

@@ -34,12 +34,36 @@ export async function useSample(sample: Sample): Promise<void> {
 
 export async function useFile(file: File): Promise<void> {
   await guarded("data", async () => {
-    if (file.size > LARGEST_TEXT) {
-      throw { code: "data", message: `${file.name} has ${file.size} bytes; up to ${LARGEST_TEXT} are read.`, hint: "Split it: tuning needs far less." };
-    }
-    take({ name: file.name, text: await file.text() });
+    take({ name: file.name, text: await textOf(file) });
     await readData();
   });
+}
+
+async function textOf(file: File): Promise<string> {
+  if (file.size <= LARGEST_TEXT) return file.text();
+  throw { code: "data", message: `${file.name} has ${file.size} bytes; up to ${LARGEST_TEXT} are read.`, hint: "Split it: tuning needs far less." };
+}
+
+/** Validation data of the user's own; they are read as the data are, with the same columns. */
+export async function useValidation(file: File): Promise<void> {
+  await guarded("data", async () => {
+    const { api, data } = app;
+    if (!api || !data) return;
+    const validation = { ...data, name: file.name, text: await textOf(file) };
+    const { examples, bad, problems } = await api.preview(validation, { limit: 0 });
+    if (examples === 0) {
+      const why = problems[0] ? ` Line ${problems[0].line}: ${problems[0].message}` : "";
+      throw { code: "data", message: `${file.name} holds no example to validate on.${why}`, hint: "It is read like the data, by the same columns." };
+    }
+    // Other data may have come meanwhile.
+    if (app.data !== data) return;
+    app.validation = { data: validation, examples, bad };
+    announce(`${plural(examples, "example")} to validate on.`);
+  });
+}
+
+export function forgetValidation(): void {
+  app.validation = null;
 }
 
 export async function useText(name: string, text: string): Promise<void> {
@@ -62,13 +86,15 @@ export async function useHeldOut(file: File): Promise<void> {
 export async function mapColumns(columns: Columns): Promise<void> {
   if (!app.data) return;
   app.data = { ...app.data, columns };
+  // It was read by the columns of before.
+  app.validation = null;
   await readData();
 }
 
 /** Bad records are listed and left out; the command line, which shows nothing, refuses them unless told otherwise. */
 function take(data: DataText): void {
   [app.data, app.sample, app.heldOut] = [{ ...data, skip_bad: true }, null, []];
-  [app.probes, app.preview, app.summary] = [[], null, null];
+  [app.probes, app.preview, app.summary, app.validation] = [[], null, null, null];
   [app.baseAnswers, app.scores] = [[], []];
 }
 

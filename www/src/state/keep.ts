@@ -3,7 +3,7 @@
 import { Luthier, type LuthierApi } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { announce } from "./announce.svelte";
-import { type Tuned, app, guarded } from "./app.svelte";
+import { type Tuned, app, guarded, unasked } from "./app.svelte";
 import { forgetRun } from "./run.svelte";
 import { openNamed } from "./model";
 
@@ -62,7 +62,7 @@ export async function downloadStored(id: string): Promise<void> {
 function nowOn(tuned: Tuned): void {
   forgetRun();
   app.tuned = tuned;
-  app.duels = app.probes.filter(Boolean).map((prompt) => ({ prompt, base: null, tuned: null }));
+  app.duels = app.probes.filter(Boolean).map((prompt) => unasked(prompt));
 }
 
 /** Puts a stored run's adapter on its model. */

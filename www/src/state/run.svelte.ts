@@ -5,7 +5,7 @@ import { asError } from "../lib/errors";
 import { stem } from "../lib/files";
 import { fixed, plural } from "../lib/format";
 import { announce } from "./announce.svelte";
-import { app, guarded, type ProbeRound } from "./app.svelte";
+import { app, guarded, type ProbeRound, unasked } from "./app.svelte";
 import { lookAtStorage } from "./machine";
 import { openNamed } from "./model";
 import { rememberPace } from "./settings";
@@ -65,13 +65,13 @@ export function forgetRun(): void {
 // ---- what the user does
 
 export async function train(): Promise<void> {
-  const { api, data, options } = app;
+  const { api, data, options, validation } = app;
   if (!api || !data || app.busy) return;
   forgetRun();
   const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
   run.id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
   [run.probes, run.dataName, run.stem] = [probes, app.sample?.title ?? data.name, stem(data.name)];
-  await follow(api.train(data, { options, probes, store: { id: run.id } }));
+  await follow(api.train(data, { options, probes, store: { id: run.id }, ...(validation && { validation: validation.data }) }));
 }
 
 export async function goOn(id: string): Promise<void> {
@@ -232,7 +232,7 @@ function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void
   if (step - clock.first >= STEPS_FOR_ETA) rememberPace(((step - clock.first) * tokens) / run.elapsed);
   app.phase = "ended";
   app.tuned = { from: "run", label: `${run.dataName}, ${plural(step, "step")}`, stem: run.stem };
-  app.duels = run.probes.map((prompt) => ({ prompt, base: null, tuned: null }));
+  app.duels = run.probes.map((prompt) => unasked(prompt));
   announce(reason === "done" ? `Training is done after ${plural(step, "step")}.` : `Stopped after step ${step}; what was learned is kept.`);
 }
 

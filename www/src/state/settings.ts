@@ -36,12 +36,12 @@ let latest = 0;
 
 /** What a run with these settings would be; the last question wins. */
 export async function estimate(): Promise<void> {
-  const { api, data, options } = app;
+  const { api, data, options, validation } = app;
   if (!api || !data || app.busy) return;
   const mine = ++latest;
   app.estimating = true;
   await guarded("settings", async () => {
-    const summary = await api.estimate(data, options);
+    const summary = await api.estimate(data, options, validation?.data);
     if (mine === latest) app.summary = summary;
   });
   if (mine === latest) app.estimating = false;
