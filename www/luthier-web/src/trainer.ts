@@ -110,11 +110,18 @@ export class Run {
     if (this.#step > 0 && this.#evaluated < this.#step) await this.#evaluate();
     if (this.#stopped && this.#step > 0) await this.#checkpoint();
     const best = await this.turn(() => JSON.parse(this.engine.use_best()));
-    if (this.#files) {
-      const adapter = await this.turn(() => this.engine.adapter_files());
-      await this.#files.end(reason, this.#step, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
-    }
+    if (this.#files) await this.#keep(this.#files, reason);
     this.emit({ type: "end", step: this.#step, reason, best });
+  }
+
+  /** A full disk is no reason to lose what was learned either: it is on the model, and can still be taken away. */
+  async #keep(files: RunFiles, reason: "done" | "stopped"): Promise<void> {
+    const adapter = await this.turn(() => this.engine.adapter_files());
+    try {
+      await files.end(reason, this.#step, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
+    } catch (error) {
+      this.#warn(error);
+    }
   }
 
   // ---- what happens between steps

@@ -112,12 +112,11 @@ export async function discard(): Promise<void> {
   const { api } = app;
   const { id } = run;
   app.phase = "stopping";
-  await guarded("train", async () => {
-    await api?.discard();
-    if (id) await Luthier.deleteRun(id);
-  });
+  await guarded("train", async () => api?.discard());
   forgetRun();
-  await listRuns();
+  // Beside the list, where a run that could not be deleted still stands and can be tried again.
+  const deleted = !id || (await guarded("history", () => Luthier.deleteRun(id)));
+  if (deleted) await listRuns();
 }
 
 export async function listRuns(): Promise<void> {
@@ -127,8 +126,7 @@ export async function listRuns(): Promise<void> {
 }
 
 export async function deleteRun(id: string): Promise<void> {
-  await guarded("history", () => Luthier.deleteRun(id));
-  await Promise.all([listRuns(), lookAtStorage()]);
+  if (await guarded("history", () => Luthier.deleteRun(id))) await Promise.all([listRuns(), lookAtStorage()]);
 }
 
 // ---- what the engine says
