@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("num", &[]),
     ("simd", &["num"]),
     ("format", &["num", "simd"]),
-    ("weights", &["error", "format", "num"]),
+    ("weights", &["digest", "error", "format", "num"]),
     ("data", &["digest", "error", "num", "weights"]),
     ("plan", &["format", "num"]),
     ("ops", &["format", "num", "plan", "simd"]),

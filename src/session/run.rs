@@ -93,8 +93,8 @@ impl Session {
         initial: Option<(Lora, Vec<f32>)>,
     ) -> Result<Summary> {
         let start = self.prepare_run(records, validation, options, initial)?;
-        let memory = trainer::estimate(&self.base, &start.lora, options)?;
-        Ok(self.summary(&start, options, memory))
+        let planned = trainer::plan(&self.base, &start.lora, options)?;
+        Ok(self.summary(&start, options, planned.memory))
     }
 
     /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init;
@@ -117,12 +117,12 @@ impl Session {
         let layout = start.lora.layout();
         let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
         checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
-        let memory = trainer::estimate(&self.base, &start.lora, &options)?;
-        let summary = self.summary(&start, &options, memory);
+        let planned = trainer::plan(&self.base, &start.lora, &options)?;
+        let summary = self.summary(&start, &options, planned.memory.clone());
         let mut record = self.record(records, validation, &options);
         record.init_adapter = continued.map(|sha256| ModelRecord { name: "adapter".into(), sha256 });
         let Start { lora, flat, batches, validation, .. } = start;
-        let mut trainer = Trainer::new(&mut self.base, lora, flat, batches, options).await?;
+        let mut trainer = Trainer::planned(&mut self.base, planned, lora, flat, batches, options).await?;
         if let Some(checkpoint) = checkpoint {
             trainer.restore(&mut self.base, checkpoint.state);
         }

@@ -128,9 +128,20 @@ impl Trainer {
         batches: Batches,
         options: TrainOptions,
     ) -> Result<Trainer> {
-        options.check()?;
-        let kept = choose_kept_blocks(base, &lora, &options)?;
-        let (parts, memory) = plan_memory(base, &lora, &options, kept);
+        let planned = plan(base, &lora, &options)?;
+        Trainer::planned(base, planned, lora, initial, batches, options).await
+    }
+
+    /// [`Trainer::new`] for a run that was planned already, with the same adapter and options.
+    pub async fn planned(
+        base: &mut Base,
+        planned: Planned,
+        lora: Lora,
+        initial: Vec<f32>,
+        batches: Batches,
+        options: TrainOptions,
+    ) -> Result<Trainer> {
+        let Planned { parts, memory } = planned;
         base.plan = parts.plan;
         base.device.prepare(&base.plan).await?;
         let spec = base.spec();
@@ -257,13 +268,10 @@ impl Trainer {
 
     /// Loss and accuracy over all batches, each once. Remembers the adapter when it is the best so far.
     pub async fn evaluate(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
-        // Evaluation writes over the ring: what it still holds of the run is taken out first.
-        self.unread = self.reports(base).await?;
-        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        let evaluation = self.measure(base, batches).await?;
         if self.is_best(&evaluation) {
             self.best = Some((evaluation.loss, self.step, self.adapter(base).await?));
         }
-        self.last_read = Instant::now();
         Ok(evaluation)
     }
 
@@ -274,14 +282,21 @@ impl Trainer {
             let hint = "evaluate the start once, first of all evaluations, in a run that was not resumed";
             return Err(Error::setting("validate", "the run's start is not known any more", hint));
         };
-        self.unread = self.reports(base).await?;
         let now = self.adapter(base).await?;
         self.set_adapter(base, &start);
-        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        let measured = self.measure(base, batches).await;
         self.set_adapter(base, &now);
+        let evaluation = measured?;
         if self.is_best(&evaluation) {
             self.best = Some((evaluation.loss, 0, start));
         }
+        Ok(evaluation)
+    }
+
+    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
+    async fn measure(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
+        self.unread = self.reports(base).await?;
+        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
         self.last_read = Instant::now();
         Ok(evaluation)
     }
@@ -437,19 +452,19 @@ fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -
     Parts { plan, io, patches, sequences, update, moments: [m, v] }
 }
 
-/// Bytes of a run that was not started.
-pub fn estimate(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<MemoryPlan> {
-    let kept = choose_kept_blocks(base, lora, options)?;
-    Ok(plan_memory(base, lora, options, kept).1)
-}
-
 /// Steps of a run over these batches.
 pub fn total_steps(batches: &Batches, options: &TrainOptions) -> u64 {
     let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
     options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1))
 }
 
-fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> (Parts, MemoryPlan) {
+/// A run that was not started: nothing is allocated.
+pub struct Planned {
+    parts: Parts,
+    pub memory: MemoryPlan,
+}
+
+fn plan_keeping(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Planned {
     let parts = build(base, lora, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
@@ -459,33 +474,38 @@ fn plan_memory(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: us
     let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
     let other = total - weights - adapter - activations;
     let blocks = base.spec().layers;
-    (parts, MemoryPlan { weights, adapter, activations, other, total, kept_blocks, blocks })
+    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, total, kept_blocks, blocks } }
 }
 
-/// The most blocks whose activations fit; an error when not even recomputing all of them does.
-fn choose_kept_blocks(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<usize> {
+/// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
+pub fn plan(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<Planned> {
+    options.check()?;
     let blocks = base.spec().layers;
     if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
         let what = format!("is {kept}, the model has {blocks} blocks");
         return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
     }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let bytes = |kept: usize| plan_memory(base, lora, options, kept).1.total;
-    let (least, most) = (options.kept_blocks.unwrap_or(0), options.kept_blocks.unwrap_or(blocks));
-    if bytes(most) <= budget {
-        return Ok(most);
+    let keeping = |kept: usize| plan_keeping(base, lora, options, kept);
+    let mut too_many = options.kept_blocks.unwrap_or(blocks);
+    let all = keeping(too_many);
+    if all.memory.total <= budget {
+        return Ok(all);
     }
-    let needed = bytes(least);
-    if needed > budget {
+    let mut fits = keeping(options.kept_blocks.unwrap_or(0));
+    if fits.memory.total > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
-        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(needed), gib(budget));
+        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
         let hint = "lower --batch-size or --seq-len, or allow more with --memory-gib";
         return Err(Error::setting("memory-gib", what, hint));
     }
-    let (mut fits, mut too_many) = (0, blocks);
-    while too_many - fits > 1 {
-        let middle = (fits + too_many) / 2;
-        if bytes(middle) <= budget { fits = middle } else { too_many = middle }
+    while too_many - fits.memory.kept_blocks > 1 {
+        let middle = keeping((fits.memory.kept_blocks + too_many) / 2);
+        if middle.memory.total <= budget {
+            fits = middle;
+        } else {
+            too_many = middle.memory.kept_blocks;
+        }
     }
     Ok(fits)
 }

@@ -3,9 +3,9 @@
 //! The cache is `$LUTHIER_CACHE`, or `~/.cache/luthier`. A download grows in a `.part` file, goes on where it broke
 //! off, and gets its name only when it is complete and its SHA-256 (where the registry has one) is right.
 
+use crate::digest::Digest;
 use crate::{Error, Result};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -253,15 +253,15 @@ fn interrupted(url: &str, done: u64, what: &str) -> Error {
 
 fn hash(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
+    let mut digest = Digest::default();
     let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer)? {
             0 => break,
-            n => hasher.update(&buffer[..n]),
+            n => digest.add(&buffer[..n]),
         }
     }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    Ok(digest.hex())
 }
 
 #[cfg(test)]

@@ -1,36 +1,20 @@
 // The page as a person uses it, on the CPU back end: it is by far the faster one where the only GPU is a software one.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { unzipSync } from "fflate";
 import { drop, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
-import { launch } from "./support/browser.mjs";
 import { demo } from "./support/larder.mjs";
-import { repository, serve } from "./support/server.mjs";
+import { repository } from "./support/server.mjs";
+import { browser, folder, luthier, server, setUp } from "./support/setup.mjs";
 
 const SHORT = settings({ steps: 12, warmup_steps: 2, eval_every: 4, seq_len: 64, batch_size: 2 });
 
-let server, browser, folder;
-before(async () => {
-  server = await serve();
-  browser = await launch();
-  folder = mkdtempSync(join(tmpdir(), "luthier-"));
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-  rmSync(folder, { recursive: true });
-});
+setUp();
 
 const context = () => browser.newContext({ serviceWorkers: "block", viewport: { width: 1366, height: 768 } });
-
-function luthier(...args) {
-  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
-}
 
 async function download(page, selector) {
   const [file] = await Promise.all([page.waitForEvent("download"), page.locator(selector).click()]);

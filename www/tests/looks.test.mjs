@@ -4,26 +4,18 @@
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
+import { test } from "node:test";
 import { AxeBuilder } from "@axe-core/playwright";
 import { SCREENS, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
-import { launch } from "./support/browser.mjs";
-import { repository, serve } from "./support/server.mjs";
+import { repository } from "./support/server.mjs";
+import { browser, server, setUp } from "./support/setup.mjs";
 
 const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 const WINDOWS = { laptop: { width: 1366, height: 768 }, phone: { width: 390, height: 844 } };
 const pictures = join(process.env.CARGO_TARGET_DIR ?? join(repository, "target"), "screenshots");
 
-let server, browser;
-before(async () => {
-  mkdirSync(pictures, { recursive: true });
-  server = await serve();
-  browser = await launch();
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-});
+mkdirSync(pictures, { recursive: true });
+setUp();
 
 async function look(page, screen, problems) {
   for (const [window, size] of Object.entries(WINDOWS)) {

@@ -2,9 +2,8 @@
 
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
-import { after, before, test } from "node:test";
-import { launch } from "./support/browser.mjs";
-import { serve } from "./support/server.mjs";
+import { test } from "node:test";
+import { browser, server, setUp } from "./support/setup.mjs";
 
 const HUB = "https://huggingface.co";
 const REPO = "HuggingFaceTB/SmolLM2-135M";
@@ -12,15 +11,7 @@ const weights = randomBytes(3_000_000);
 const texts = { "config.json": "{}", "generation_config.json": "{}", "tokenizer.json": "{}", "tokenizer_config.json": "{}" };
 const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
 
-let server, browser;
-before(async () => {
-  server = await serve();
-  browser = await launch();
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-});
+setUp();
 
 /** A hub that redirects large files, as the real one does, and gives at most `most` bytes of them at a time. */
 async function hub(context, { most = Infinity, sent = weights } = {}) {

@@ -1,19 +1,11 @@
 // The page after its first visit, without a network.
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
-import { launch } from "./support/browser.mjs";
+import { test } from "node:test";
 import { serve } from "./support/server.mjs";
+import { browser, server, setUp } from "./support/setup.mjs";
 
-let server, browser;
-before(async () => {
-  server = await serve();
-  browser = await launch();
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-});
+setUp();
 
 test("the page reloads, and opens the bundled model and data, with the server gone", async () => {
   const context = await browser.newContext();

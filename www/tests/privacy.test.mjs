@@ -3,8 +3,8 @@
 import assert from "node:assert/strict";
 import http from "node:http";
 import { after, before, test } from "node:test";
-import { facadePage, launch } from "./support/browser.mjs";
-import { serve } from "./support/server.mjs";
+import { facadePage } from "./support/browser.mjs";
+import { browser, server, setUp } from "./support/setup.mjs";
 
 /** The ways out of a worker; `from` names who tried. */
 const WAYS = `
@@ -44,21 +44,19 @@ const IN_WORKER = `${WAYS}
   };
 `;
 
-let server, elsewhere, browser;
+setUp({ inject: IN_WORKER });
+
+let elsewhere;
 const reached = [];
 before(async () => {
-  server = await serve({ inject: IN_WORKER });
   elsewhere = http.createServer((request, response) => {
     reached.push(request.url);
     response.writeHead(200, { "access-control-allow-origin": "*", "content-type": "text/javascript" }).end("0");
   });
   elsewhere.on("upgrade", (request, socket) => (reached.push(request.url), socket.destroy()));
   await new Promise((ready) => elsewhere.listen(0, "127.0.0.1", ready));
-  browser = await launch();
 });
 after(async () => {
-  await browser?.close();
-  await server?.close();
   elsewhere?.closeAllConnections();
   elsewhere?.close();
 });

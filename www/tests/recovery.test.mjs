@@ -1,10 +1,10 @@
 // No work is lost: a killed tab, a lost device, a panic, a second tab, a damaged checkpoint.
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
-import { facadePage, launch } from "./support/browser.mjs";
+import { test } from "node:test";
+import { facadePage } from "./support/browser.mjs";
 import { data, losses, recipe, train } from "./support/larder.mjs";
-import { serve } from "./support/server.mjs";
+import { browser, server, setUp } from "./support/setup.mjs";
 
 /** Dropout and shuffling, so that resuming has to restore more than the weights. */
 const options = { ...recipe.options, steps: 16, batch_size: 2, seq_len: 64, dropout: 0.1, val_fraction: 0.05, eval_every: 5 };
@@ -20,15 +20,7 @@ const FAULTS = `
   };
 `;
 
-let server, browser;
-before(async () => {
-  server = await serve({ inject: FAULTS });
-  browser = await launch();
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-});
+setUp({ inject: FAULTS });
 
 async function open(context, device = "cpu") {
   const page = await facadePage(context, server);

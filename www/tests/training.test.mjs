@@ -1,14 +1,13 @@
 // luthier-web trains: the same numbers on both back ends and natively, a task learnt, an adapter that the command line reads.
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
-import { appendFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { after, before, test } from "node:test";
-import { facadePage, launch } from "./support/browser.mjs";
+import { test } from "node:test";
+import { facadePage } from "./support/browser.mjs";
 import { data, demo, exact, losses, recipe, rows, train } from "./support/larder.mjs";
-import { repository, serve } from "./support/server.mjs";
+import { repository } from "./support/server.mjs";
+import { browser, folder, luthier, server, setUp } from "./support/setup.mjs";
 
 /** Of the held-out rows with new values in known phrasings, the share the tuned model must answer exactly. */
 const LEARNT = 0.8;
@@ -16,27 +15,13 @@ const COMPARED_STEPS = 20;
 const LOSS_TOLERANCE = 1e-4;
 const nano = join(repository, "models/nano");
 
-let server, browser, folder;
-before(async () => {
-  server = await serve();
-  browser = await launch();
-  folder = mkdtempSync(join(tmpdir(), "luthier-"));
-});
-after(async () => {
-  await browser?.close();
-  await server?.close();
-  rmSync(folder, { recursive: true });
-});
+setUp();
 
 async function open(device) {
   const page = await facadePage(await browser.newContext(), server);
   const { kind } = await page.evaluate(async (device) => (globalThis.tuner = await nano(device)).device, device);
   assert.equal(kind, device);
   return page;
-}
-
-function luthier(...args) {
-  return execFileSync(process.env.LUTHIER ?? join(repository, "target/debug/luthier"), args, { encoding: "utf8" });
 }
 
 test("the CPU back end learns the demo's task, and the command line reads the adapter", async () => {

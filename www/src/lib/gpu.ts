@@ -89,7 +89,7 @@ export function whichBrowser(agent = navigator.userAgent): { browser: Browser; s
 export interface Advice {
   title: string;
   /** What to do, in order of ease. */
-  todo: string[];
+  advice: string[];
 }
 
 const ABSENT: Record<Browser, string> = {
@@ -120,24 +120,24 @@ export function advice(report: GpuReport, where = whichBrowser()): Advice | null
     case "insecure":
       return {
         title: "This page came over plain http, so the browser withholds WebGPU.",
-        todo: ["Open it by https, or from this machine itself (http://localhost).", CPU_MEANWHILE],
+        advice: ["Open it by https, or from this machine itself (http://localhost).", CPU_MEANWHILE],
       };
     case "absent":
-      return { title: "This browser has no WebGPU.", todo: [ABSENT[where.browser], CPU_MEANWHILE] };
+      return { title: "This browser has no WebGPU.", advice: [ABSENT[where.browser], CPU_MEANWHILE] };
     case "no_adapter":
       return {
         title: "The browser has WebGPU, but offers no graphics device.",
-        todo: [NO_ADAPTER[where.system], "chrome://gpu says why, in Chrome and Edge.", CPU_MEANWHILE],
+        advice: [NO_ADAPTER[where.system], "chrome://gpu says why, in Chrome and Edge.", CPU_MEANWHILE],
       };
     case "software":
       return {
         title: `WebGPU is there in software only (${report.name}).`,
-        todo: ["The CPU path is faster than that, so it is the one taken.", NO_ADAPTER[where.system]],
+        advice: ["The CPU path is faster than that, so it is the one taken.", NO_ADAPTER[where.system]],
       };
     case "too_small":
       return {
         title: `The limits of ${report.name} are too small: ${tooSmall(report)}.`,
-        todo: ["Another browser or a newer driver may allow more.", CPU_MEANWHILE],
+        advice: ["Another browser or a newer driver may allow more.", CPU_MEANWHILE],
       };
   }
 }

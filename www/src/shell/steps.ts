@@ -22,51 +22,51 @@ export function status(step: StepId): Status {
   return STATUS[step]();
 }
 
-const todo = (text: string): Status => ({ done: false, text });
+const pending = (text: string): Status => ({ done: false, text });
 const done = (text: string): Status => ({ done: true, text });
 
 const STATUS: Record<StepId, () => Status> = {
   model() {
-    if (app.opening) return todo("opening …");
-    return app.model ? done(`${app.model.name.split("/").pop()}, ${short(app.model.parameters)}`) : todo("none yet");
+    if (app.opening) return pending("opening …");
+    return app.model ? done(`${app.model.name.split("/").pop()}, ${short(app.model.parameters)}`) : pending("none yet");
   },
   data() {
-    if (app.reading) return todo("reading …");
+    if (app.reading) return pending("reading …");
     if (app.preview) return { done: app.preview.examples > 0, text: plural(app.preview.examples, "example") };
-    return todo(app.data && !app.model ? "needs a model" : "none yet");
+    return pending(app.data && !app.model ? "needs a model" : "none yet");
   },
   try() {
     const answered = app.baseAnswers.filter((answer) => answer !== null).length;
     if (answered > 0) return done(plural(answered, "answer"));
-    return todo(app.model ? plural(app.probes.length, "question") : "needs a model");
+    return pending(app.model ? plural(app.probes.length, "question") : "needs a model");
   },
   train() {
     switch (app.phase) {
       case "starting":
-        return todo("starting …");
+        return pending("starting …");
       case "running":
-        return todo(`${percent(run.at, run.of)}, loss ${fixed(run.series.loss.at(-1), 2)}`);
+        return pending(`${percent(run.at, run.of)}, loss ${fixed(run.series.loss.at(-1), 2)}`);
       case "paused":
-        return todo(`paused at ${grouped(run.at)}`);
+        return pending(`paused at ${grouped(run.at)}`);
       case "stopping":
-        return todo("stopping …");
+        return pending("stopping …");
       case "failed":
-        return todo("failed");
+        return pending("failed");
       case "ended":
         return done(run.best ? `loss ${fixed(run.best.loss, 3)}` : plural(run.at, "step"));
       default:
-        return todo(app.ready ? "ready" : app.model ? "needs data" : "needs a model");
+        return pending(app.ready ? "ready" : app.model ? "needs data" : "needs a model");
     }
   },
   compare() {
     const total = app.scores.reduce((sum, score) => sum + score.total, 0);
     const tuned = app.scores.reduce((sum, score) => sum + score.tuned, 0);
     if (total > 0) return done(`${tuned} of ${total} right`);
-    return todo(app.tuned ? "ready" : "needs an adapter");
+    return pending(app.tuned ? "ready" : "needs an adapter");
   },
   keep() {
-    if (app.tuned) return todo("ready");
-    return todo(app.runs.length > 0 ? plural(app.runs.length, "stored run") : "needs an adapter");
+    if (app.tuned) return pending("ready");
+    return pending(app.runs.length > 0 ? plural(app.runs.length, "stored run") : "needs an adapter");
   },
 };
 
