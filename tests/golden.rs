@@ -6,7 +6,7 @@ mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use luthier::adapter::{Lora, peft};
+use luthier::adapter::{Adapter, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
 use luthier::model::Base;
@@ -62,7 +62,7 @@ impl Case {
         tiny::base(self.text("model"), device)
     }
 
-    fn adapter(&self, base: &Base) -> (Lora, Vec<f32>) {
+    fn adapter(&self, base: &Base) -> (Adapter, Vec<f32>) {
         peft::open(&tiny::golden(self.text("adapter")), base.spec()).unwrap()
     }
 }
@@ -126,7 +126,7 @@ fn run(case: &Case, device: Device, window: &[Batch], errors: &mut Errors, allow
     for (i, batch) in window.iter().enumerate().filter(|_| window.len() == 1) {
         let (loss, grads) = block_on(trainer.gradients(&mut base, batch)).unwrap();
         errors.numbers("loss", allowed.loss, &[loss], &want[i..=i]);
-        errors.tensors("grads", allowed.grads, &tiny::by_key(&trainer.lora, &grads), &case.tensors.under("grad."));
+        errors.tensors("grads", allowed.grads, &tiny::by_key(&trainer.adapter, &grads), &case.tensors.under("grad."));
     }
     while !trainer.done() {
         for report in block_on(trainer.step_on(&mut base, window)).unwrap() {
@@ -137,8 +137,8 @@ fn run(case: &Case, device: Device, window: &[Batch], errors: &mut Errors, allow
     errors.numbers("losses", allowed.loss, &losses, &want);
     errors.numbers("norms", 10.0 * allowed.loss, &norms, &case.floats("grad_norms_f64"));
     if window.len() == 1 {
-        let last = block_on(trainer.adapter(&mut base)).unwrap();
-        errors.tensors("last", allowed.last, &tiny::by_key(&trainer.lora, &last), &case.tensors.under("final."));
+        let last = block_on(trainer.values(&mut base)).unwrap();
+        errors.tensors("last", allowed.last, &tiny::by_key(&trainer.adapter, &last), &case.tensors.under("final."));
     }
 }
 
@@ -224,7 +224,7 @@ fn adapter_files_round_trip() {
         let folder = std::env::temp_dir().join(format!("luthier-golden-{}-{name}", std::process::id()));
         peft::write(&folder, &peft::files(&lora, &flat, "base").unwrap()).unwrap();
         let (again, same) = peft::open(&folder, base.spec()).unwrap();
-        assert_eq!((&lora.config, &flat), (&again.config, &same), "{name}");
+        assert_eq!((lora.layout(), &flat), (again.layout(), &same), "{name}");
         let tensors = |path: std::path::PathBuf| Tensors::parse(&std::fs::read(path.join(peft::WEIGHTS)).unwrap());
         let (theirs, ours) = (tensors(tiny::golden(name)), tensors(folder.clone()));
         assert_eq!(ours.shapes(), theirs.shapes(), "{name}");
