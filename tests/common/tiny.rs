@@ -210,9 +210,11 @@ impl Rig {
         let patches = lora.declare(plan, true);
         let sequences = decoder.loss_sequences(plan, &io, Some(&patches), true, kept_blocks);
         let plain = decoder.loss_sequences(plan, &io, None, false, 0).evaluate;
+        let prologue = lora.prologue(plan, &patches, decoder);
         block_on(device.prepare(plan)).unwrap();
         io.write_tables(device, &decoder.spec, T);
         device.write_floats(patches.params, 0, &flat);
+        prologue.map(|sequence| device.run(plan, sequence, 0).unwrap());
         Rig { base, lora, patches, io, sequences, plain }
     }
 
