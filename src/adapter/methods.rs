@@ -59,16 +59,16 @@ impl Kind {
     }
 
     /// The learning rate to start from. Vectors and soft prompts want 10 to 60 times LoRA's (Liu et al. 2022: 3e-3 for
-    /// (IA)³; Lester et al. 2021: 0.3 with Adafactor's relative steps, some 3e-2 with Adam's), all weights a tenth of it.
+    /// (IA)³; Lester et al. 2021: 0.3 with Adafactor's relative steps, some 3e-2 with Adam's), all weights a fifth of it.
     pub fn lr(self) -> f64 {
         match self {
             Kind::Lora | Kind::Dora => 5e-4,
             Kind::Ia3 => 1e-2,
             Kind::Prompt => 3e-2,
-            Kind::Prefix => 1e-2,
+            Kind::Prefix => 3e-2,
             Kind::Norm | Kind::Bitfit => 5e-3,
-            Kind::LastK => 1e-4,
-            Kind::Full => 5e-5,
+            Kind::LastK => 2e-4,
+            Kind::Full => 1e-4,
         }
     }
 
