@@ -68,11 +68,13 @@ export const Luthier: LuthierStatic = {
 
 /** A run under way, from before its lock to after its last word. */
 interface Running {
-  wanted: Wanted;
+  job: Job;
   /** The step from which another worker would go on. */
   step: number;
   over: Promise<void>;
 }
+
+const unstopped = (): Wanted => ({ paused: false, stopped: false });
 
 class Instance implements LuthierApi {
   #connection: Connection;
@@ -123,7 +125,7 @@ class Instance implements LuthierApi {
   async *train(data: DataText, run: RunOptions = {}): AsyncGenerator<TrainEvent> {
     const { options = {}, validation, probes = [], store, signal } = run;
     const every_seconds = store?.every_seconds ?? CHECKPOINT_SECONDS;
-    const job: Job = { data, options, probes, every_seconds, ...(validation && { validation }) };
+    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, ...(validation && { validation }) };
     yield* this.#follow({ ...job, ...(store && { store: { id: store.id, create: true } }) }, signal);
   }
 
@@ -131,7 +133,7 @@ class Instance implements LuthierApi {
     const { record, data, validation } = await runs.load(id);
     this.#checkBase(record);
     const { options, probes, every_seconds } = record;
-    const job: Job = { data, options, probes, every_seconds, store: { id, create: false } };
+    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, store: { id, create: false } };
     yield* this.#follow({ ...job, ...(validation && { validation }) }, signal);
   }
 
@@ -165,11 +167,11 @@ class Instance implements LuthierApi {
     await this.#put(files);
   }
 
-  /** Kept here, whatever becomes of the worker that is told. */
+  /** Told to the worker, if there is one that listens, and kept for those that take the run up after it. */
   async #want(wish: Partial<Wanted>): Promise<void> {
     if (!this.#run) return;
-    Object.assign(this.#run.wanted, wish);
-    await this.#tell(this.#run.wanted);
+    const { wanted } = this.#run.job;
+    await this.#tell(Object.assign(wanted, wish));
   }
 
   async #tell(control: Control): Promise<void> {
@@ -183,9 +185,9 @@ class Instance implements LuthierApi {
       throw new LuthierError("setting", "A run is under way on this model.", "Stop it first, or open the model again.");
     }
     const queue = new Queue<TrainEvent>();
-    const run: Running = { wanted: { paused: false, stopped: false }, step: 0, over: Promise.resolve() };
+    const run: Running = { job, step: 0, over: Promise.resolve() };
     this.#run = run;
-    run.over = this.#locked(job, run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
+    run.over = this.#locked(run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
     const stop = () => void this.stop();
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
@@ -200,13 +202,14 @@ class Instance implements LuthierApi {
   }
 
   /** One run at a time here, and one tab a stored run. */
-  async #locked(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  async #locked(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { store } = run.job;
     let unlock = () => {};
     const unwatch = watchLeaving(() => void this.#tell("checkpoint"));
     try {
-      if (job.store) unlock = await runs.lock(job.store.id);
+      if (store) unlock = await runs.lock(store.id);
       await this.#mending?.catch(() => {});
-      await this.#restarting(job, run, emit);
+      await this.#restarting(run, emit);
     } finally {
       unwatch();
       unlock();
@@ -215,12 +218,13 @@ class Instance implements LuthierApi {
   }
 
   /** Goes on from the last checkpoint when the worker or its device dies. */
-  async #restarting(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  async #restarting(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { store } = run.job;
     const faults: number[] = [];
     for (;;) {
       try {
         if (this.#used || !this.#connection.alive) await this.#reopen();
-        return await this.#attempt(job, run, emit);
+        return await this.#attempt(run, emit);
       } catch (error) {
         if (!this.#isFault(error)) throw error;
         faults.push(performance.now());
@@ -228,24 +232,22 @@ class Instance implements LuthierApi {
         if (recent > RESTARTS) throw error;
         emit({ type: "restart", step: run.step, attempt: recent, error: LuthierError.data(error) });
         // The worker may have died when the run was on disk, but before it could say so.
-        if (job.store?.create) job.store.create = !(await runs.exists(job.store.id));
+        if (store?.create) store.create = !(await runs.exists(store.id));
       }
     }
   }
 
-  /** One try. `job` and `run` learn from where another one would go on. */
-  async #attempt(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  /** One try. `run` learns from where another one would go on. */
+  async #attempt(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { job } = run;
     [this.#used, this.#tuned, this.#adapter] = [true, null, null];
-    const training = this.#connection.call("train", job, (event) => {
+    await this.#connection.call("train", job, (event) => {
       if (event.type === "kept") job.checkpoint = event.checkpoint;
       else if (event.type === "tuned") [this.#tuned, this.#adapter] = [event.tuned, event.tuned.best];
       else emit(event);
       if (event.type === "plan" && job.store) job.store.create = false;
       if (event.type === "plan" || event.type === "checkpoint") run.step = event.step;
     });
-    // What was asked before there was somebody to hear it.
-    void this.#tell(run.wanted);
-    await training;
   }
 
   // ---- use

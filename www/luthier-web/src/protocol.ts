@@ -10,8 +10,15 @@ export interface Opened {
   model: ModelInfo;
 }
 
-/** A run as the worker gets it. */
+/** How the user wants a run to be. */
+export interface Wanted {
+  paused: boolean;
+  stopped: boolean;
+}
+
+/** A run as each worker that takes it up gets it. */
 export interface Job {
+  wanted: Wanted;
   data: DataText;
   validation?: DataText;
   options: TrainOptions;
@@ -35,12 +42,6 @@ export interface Tuned {
 
 /** What the page keeps because the worker may die: the last checkpoint of a run that is not stored, and what comes out. */
 export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; tuned: Tuned };
-
-/** How the user wants the run: said again to each worker that takes it up. */
-export interface Wanted {
-  paused: boolean;
-  stopped: boolean;
-}
 
 export type Control = Wanted | "checkpoint";
 
