@@ -54,12 +54,16 @@ export const Luthier: LuthierStatic = {
   runAdapter: runs.adapter,
   models: models.list,
   storedModel: models.open,
+  holdModel: models.hold,
   deleteModel: models.deleteModel,
   async storeModel(model, onProgress, signal) {
     await idle().call("storeModel", model, (bytes) => onProgress?.(...bytes), signal);
   },
-  async downloadModel(name, files, onProgress, signal) {
-    await idle().call("downloadModel", { name, files }, (bytes) => onProgress?.(...bytes), signal);
+  async downloadModel(model, onProgress, signal) {
+    await idle().call("downloadModel", model, (bytes) => onProgress?.(...bytes), signal);
+  },
+  async checkModel(name, onProgress, signal) {
+    await idle().call("checkModel", name, (bytes) => onProgress?.(...bytes), signal);
   },
 };
 
