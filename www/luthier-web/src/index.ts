@@ -4,6 +4,7 @@ import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
 import type { Control, Job, Opened } from "./protocol.js";
 import { Queue } from "./queue.js";
+import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
@@ -12,6 +13,7 @@ import type {
 } from "./types.js";
 
 export * from "./types.js";
+export { type SeenRequest, closeWaysOut, watchRequests } from "./privacy.js";
 export { LuthierError };
 
 const CHECKPOINT_SECONDS = 30;
@@ -48,6 +50,7 @@ export const Luthier: LuthierStatic = {
     });
     return optionRows;
   },
+  onRequest,
   runs: runs.list,
   deleteRun: runs.deleteRun,
   runLog: runs.log,

@@ -1,5 +1,6 @@
 /** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
 
+import type { SeenRequest } from "./privacy.js";
 import type {
   DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, ModelDownload, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
@@ -65,4 +66,5 @@ export type Reply =
   | { id: number; event: unknown }
   | { id: number; answer: unknown }
   | { id: number; error: LuthierErrorData }
+  | { request: SeenRequest }
   | { fatal: LuthierErrorData };

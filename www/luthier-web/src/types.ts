@@ -3,6 +3,8 @@
  * line (`--seq-len` is `seq_len`), because the same Rust structures are behind both. Nothing here runs.
  */
 
+import type { SeenRequest } from "./privacy.js";
+
 /** Where the engine computes. "auto" takes a real GPU if there is one, else the CPU; "webgpu" takes a software GPU too. */
 export type DeviceChoice = "auto" | "webgpu" | "cpu";
 
@@ -371,6 +373,8 @@ export interface LuthierStatic {
   /** Multiply-adds a second of a product the size of this engine's, ×2, in GFLOP/s; takes about two seconds. */
   benchmark(device?: DeviceChoice): Promise<{ device: DeviceInfo; gflops: number }>;
   options(): Promise<OptionRow[]>;
+  /** Tells of every request that the engine's workers make or are refused, until the returned function is called. */
+  onRequest(heard: (request: SeenRequest) => void): () => void;
   runs(): Promise<StoredRun[]>;
   deleteRun(id: string): Promise<void>;
   /** What a stored run has reported so far, in order. */

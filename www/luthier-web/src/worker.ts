@@ -3,6 +3,7 @@
 import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
+import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
@@ -12,6 +13,9 @@ import type { OptionRow } from "./types.js";
 const module: EngineModule = engineModule;
 
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
+
+closeWaysOut();
+watchRequests((request) => reply({ request }));
 
 // ---- the engine
 
