@@ -5,6 +5,7 @@ import { LuthierError } from "./error.js";
 import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
 import { Queue } from "./queue.js";
 import { available } from "./store/opfs.js";
+import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
@@ -13,6 +14,7 @@ import type {
 } from "./types.js";
 
 export * from "./types.js";
+export { type SeenRequest, closeWaysOut, watchRequests } from "./privacy.js";
 export { LuthierError };
 
 const CHECKPOINT_SECONDS = 30;
@@ -50,6 +52,7 @@ export const Luthier: LuthierStatic = {
     return optionRows;
   },
   canStore: available,
+  onRequest,
   runs: runs.list,
   deleteRun: runs.deleteRun,
   runLog: runs.log,
@@ -57,12 +60,16 @@ export const Luthier: LuthierStatic = {
   runRecord: runs.ended,
   models: models.list,
   storedModel: models.open,
+  holdModel: models.hold,
   deleteModel: models.deleteModel,
   async storeModel(model, onProgress, signal) {
     await idle().call("storeModel", model, (bytes) => onProgress?.(...bytes), signal);
   },
-  async downloadModel(name, files, onProgress, signal) {
-    await idle().call("downloadModel", { name, files }, (bytes) => onProgress?.(...bytes), signal);
+  async downloadModel(model, onProgress, signal) {
+    await idle().call("downloadModel", model, (bytes) => onProgress?.(...bytes), signal);
+  },
+  async checkModel(name, onProgress, signal) {
+    await idle().call("checkModel", name, (bytes) => onProgress?.(...bytes), signal);
   },
 };
 

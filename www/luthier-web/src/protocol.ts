@@ -1,7 +1,8 @@
 /** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
 
+import type { SeenRequest } from "./privacy.js";
 import type {
-  DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, ModelFiles, ModelInfo,
+  DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, ModelDownload, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -63,7 +64,8 @@ export interface Calls {
   exportRun: Call<null, string>;
   importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
-  downloadModel: Call<{ name: string; files: DownloadFile[] }, null, Bytes>;
+  downloadModel: Call<ModelDownload, null, Bytes>;
+  checkModel: Call<string, null, Bytes>;
 }
 
 export type CallName = keyof Calls;
@@ -78,4 +80,5 @@ export type Reply =
   | { id: number; event: unknown }
   | { id: number; answer: unknown }
   | { id: number; error: LuthierErrorData }
+  | { request: SeenRequest }
   | { fatal: LuthierErrorData };

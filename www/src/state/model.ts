@@ -3,9 +3,11 @@
 import { Luthier, type ModelFiles, type StoredModel } from "luthier-web";
 import { asError, problem } from "../lib/errors";
 import { modelOf } from "../lib/files";
+import { bytes } from "../lib/format";
 import { nano } from "../lib/gallery";
 import { announce } from "./announce.svelte";
 import { app, guarded } from "./app.svelte";
+import { confirmed } from "./confirm.svelte";
 import { readData } from "./data";
 import { forgetRun } from "./run.svelte";
 import { lookAtStorage } from "./machine";
@@ -17,7 +19,17 @@ let reopen: (() => Promise<boolean>) | null = null;
 
 export const openNano = (): Promise<boolean> => open("nano", nano);
 
-export const openStored = (name: string): Promise<boolean> => open(name, () => Luthier.storedModel(name));
+/** Lets other tabs delete the stored model that was open here. */
+let letGo = (): void => {};
+
+export const openStored = (name: string): Promise<boolean> =>
+  open(name, async () => {
+    // While it is open nobody deletes it: after a fault its files are read again.
+    const release = await Luthier.holdModel(name);
+    letGo();
+    letGo = release;
+    return Luthier.storedModel(name);
+  });
 
 export async function openLocal(files: File[]): Promise<boolean> {
   return guarded("model", async () => {
@@ -77,6 +89,7 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
 
 function close(): void {
   app.api?.close();
+  letGo();
   [app.api, app.model, app.device, app.local, app.preview, app.summary] = [null, null, null, null, null, null];
   app.baseAnswers = [];
   forgetRun();
@@ -90,8 +103,19 @@ export async function listModels(): Promise<void> {
   });
 }
 
-export async function deleteModel({ name }: StoredModel): Promise<void> {
-  await guarded("model", () => Luthier.deleteModel(name));
+/** Why a stored model cannot be deleted now; null: it can. */
+export function inUse({ name, locked }: StoredModel): string | null {
+  if (app.opening?.what === name) return "It is being opened.";
+  // The user's own files may have the name of their copy; then the copy is not what is open.
+  if (app.model?.name === name && !app.local) return "It is open: open another model to delete it.";
+  return locked ? "In use: open on another tab, or being written there." : null;
+}
+
+export async function deleteModel({ name, bytes: size, source }: StoredModel): Promise<void> {
+  const back = source ? "It can be downloaded again." : "It came from your own files, which stay where they are.";
+  const text = `${bytes(size)} of ${name} in this browser. ${back}`;
+  if (!(await confirmed({ title: "Delete this model?", text, action: "Delete" }))) return;
+  if (await guarded("model", () => Luthier.deleteModel(name))) announce(`${name} was deleted from this browser.`);
   await Promise.all([listModels(), lookAtStorage()]);
 }
 
@@ -100,7 +124,8 @@ export async function keepModel(): Promise<void> {
   const model = app.local;
   if (!model) return;
   const what = `Copying ${model.name}`;
-  await guarded("model", () => Luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
+  const kept = await guarded("model", () => Luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
   app.opening = null;
+  if (kept) announce(`A copy of ${model.name} is kept in this browser.`);
   await Promise.all([listModels(), lookAtStorage()]);
 }

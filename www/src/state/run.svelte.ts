@@ -1,11 +1,12 @@
 /** A run, from the start or from where it was interrupted: its events become charts, probes and a state. */
 
-import { Luthier, type LuthierErrorData, type TrainEvent } from "luthier-web";
+import { Luthier, type LuthierErrorData, type StoredRun, type TrainEvent } from "luthier-web";
 import { asError } from "../lib/errors";
 import { stem } from "../lib/files";
-import { fixed, plural } from "../lib/format";
+import { bytes, date, fixed, plural } from "../lib/format";
 import { announce } from "./announce.svelte";
 import { app, guarded, type ProbeRound, unasked } from "./app.svelte";
+import { confirmed } from "./confirm.svelte";
 import { lookAtStorage } from "./machine";
 import { openNamed } from "./model";
 import { rememberPace } from "./settings";
@@ -110,13 +111,17 @@ export async function stop(): Promise<void> {
 /** Ends the run and forgets what it learned, here and in the store. */
 export async function discard(): Promise<void> {
   const { api } = app;
+  const text = `What was learned in ${plural(run.at, "step")}, and its checkpoints, will be gone.`;
+  if (!(await confirmed({ title: "Discard this run?", text, action: "Discard" })) || !app.busy) return;
   const { id } = run;
   app.phase = "stopping";
   await guarded("train", async () => api?.discard());
   forgetRun();
   // Beside the list, where a run that could not be deleted still stands and can be tried again.
   const deleted = !id || (await guarded("history", () => Luthier.deleteRun(id)));
-  if (deleted) await listRuns();
+  if (!deleted) return;
+  announce("The run was discarded.");
+  await listRuns();
 }
 
 export async function listRuns(): Promise<void> {
@@ -125,8 +130,12 @@ export async function listRuns(): Promise<void> {
   });
 }
 
-export async function deleteRun(id: string): Promise<void> {
-  if (await guarded("history", () => Luthier.deleteRun(id))) await Promise.all([listRuns(), lookAtStorage()]);
+export async function deleteRun({ id, data_name, created, step, bytes: size }: StoredRun): Promise<void> {
+  const text = `“${data_name}”, begun ${date(created)}, ${plural(step, "step")}, ${bytes(size)}: what it learned will be gone.`;
+  if (!(await confirmed({ title: "Delete this run?", text, action: "Delete" }))) return;
+  if (!(await guarded("history", () => Luthier.deleteRun(id)))) return;
+  announce("The run was deleted.");
+  await Promise.all([listRuns(), lookAtStorage()]);
 }
 
 // ---- what the engine says

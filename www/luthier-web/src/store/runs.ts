@@ -7,6 +7,7 @@ import { LuthierError } from "../error.js";
 import type { Job } from "../protocol.js";
 import type { NamedBytes } from "../engine.js";
 import type { AdapterChoice, DataText, ModelInfo, NamedBlob, StoredRun, TrainEvent } from "../types.js";
+import { heldNames, take, tryLock } from "./lock.js";
 import {
   type Folder, available, decodeName, encodeName, folder, isTemporary, names, read, readJson, remove, size, write,
 } from "./opfs.js";
@@ -38,35 +39,16 @@ const pathOf = (id: string) => [RUNS, encodeName(id)];
 
 const lockName = (id: string) => `luthier-run-${id}`;
 
+const elsewhere = () => new LuthierError("locked", "This run is open in another tab.", "Go on there, or close that tab.");
+
 /** Takes the run for this tab until the returned function is called, or the tab ends. */
-export async function lock(id: string): Promise<() => void> {
-  if (!navigator.locks) throw new LuthierError("storage", "Runs cannot be stored here.", "Use https.");
-  // A page that was just reloaded lets go a moment later.
-  for (let tries = 5; ; tries--) {
-    const release = await tryLock(lockName(id));
-    if (release) return release;
-    if (tries === 0) throw new LuthierError("locked", "This run is open in another tab.", "Go on there, or close that tab.");
-    await new Promise((again) => setTimeout(again, 200));
-  }
-}
-
-function tryLock(name: string): Promise<(() => void) | null> {
-  return new Promise((taken, failed) => {
-    const hold = (lock: Lock | null) => lock ? new Promise<void>((release) => taken(release)) : taken(null);
-    navigator.locks.request(name, { ifAvailable: true }, hold).catch(failed);
-  });
-}
-
-async function lockedNames(): Promise<Set<string | undefined>> {
-  const { held = [] } = (await navigator.locks?.query()) ?? {};
-  return new Set(held.map(({ name }) => name));
-}
+export const lock = (id: string): Promise<() => void> => take(lockName(id), elsewhere());
 
 // ---- for the page
 
 export async function list(): Promise<StoredRun[]> {
   if (!(await available())) return [];
-  const [runs, locked] = await Promise.all([folder([RUNS]), lockedNames()]);
+  const [runs, locked] = await Promise.all([folder([RUNS]), heldNames()]);
   const ids = (await names(runs)).map(decodeName);
   const one = (id: string, locked: boolean) => describe(id, locked).catch(() => unreadable(id, locked, 0));
   const found = await Promise.all(ids.map((id) => one(id, locked.has(lockName(id)))));
@@ -76,7 +58,7 @@ export async function list(): Promise<StoredRun[]> {
 async function describe(id: string, locked: boolean): Promise<StoredRun | null> {
   const at = await folder(pathOf(id));
   if (!at) return null;
-  if (!locked) await sweep(id, at);
+  if (!locked && (await sweep(id, at)) === "gone") return null;
   const there = await names(at);
   if (!there.includes(RECORD)) return null;
   const [record, bytes] = await Promise.all([readJson<RunRecord>(at, RECORD), size(at)]);
@@ -96,16 +78,17 @@ function unreadable(id: string, locked: boolean, bytes: number): StoredRun {
 }
 
 /** Clears what a killed tab has left: files half written, and a run that never came to its record. */
-async function sweep(id: string, at: Folder): Promise<void> {
+async function sweep(id: string, at: Folder): Promise<"gone" | "kept"> {
   const stale = (there: string[]) => !there.includes(RECORD) || there.some(isTemporary);
-  if (!stale(await names(at))) return;
   // A tab at work on it holds its lock, from before there is a folder.
-  const release = await tryLock(lockName(id));
-  if (!release) return;
+  const release = stale(await names(at)) ? await tryLock(lockName(id)) : null;
+  if (!release) return "kept";
   try {
     const there = await names(at);
-    if (!there.includes(RECORD)) return await removeRun(id);
     for (const name of there.filter(isTemporary)) await remove(at, name);
+    if (there.includes(RECORD)) return "kept";
+    await removeRun(id);
+    return "gone";
   } finally {
     release();
   }
