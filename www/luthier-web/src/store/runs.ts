@@ -15,6 +15,8 @@ import {
 const RUNS = "runs";
 const KEPT_CHECKPOINTS = 2;
 const CHECKPOINT = /^checkpoint-(\d+)$/;
+/** 0 is a file that is none. */
+const stepOfCheckpoint = (name: string) => Number(name.match(CHECKPOINT)?.[1] ?? 0);
 const RECORD = "record.json";
 const LOG = "log.json";
 /** What the engine makes of it when it has ended, as `luthier train --from` reads it. */
@@ -63,7 +65,9 @@ async function describe(id: string, locked: boolean): Promise<StoredRun | null> 
   if (!there.includes(RECORD)) return null;
   const [record, bytes] = await Promise.all([readJson<RunRecord>(at, RECORD), size(at)]);
   if (!record) return unreadable(id, locked, bytes);
-  const { created, model, base_sha256 = null, data_name, options, step, steps, best, base_loss } = record;
+  const { created, model, base_sha256 = null, data_name, options, steps, best, base_loss } = record;
+  // A tab may be killed between a checkpoint and the record that tells of it.
+  const step = Math.max(record.step, ...there.map(stepOfCheckpoint));
   // Whoever was killed could not say so: the lock can.
   const state = record.state === "running" && !locked ? "interrupted" : record.state;
   const adapters = CHOICES.filter((choice) => ADAPTER.every((name) => there.includes(adapterName(choice, name))));
@@ -229,7 +233,7 @@ export class RunFiles {
     Object.assign(this.record, { step, state: "running" });
     if (this.record.best && this.record.best.step > step) this.record.best = bestOf(kept);
     await this.#writeRecord();
-    const later = (await this.#checkpointNames()).filter((name) => Number(name.match(CHECKPOINT)?.[1]) > step);
+    const later = (await this.#checkpointNames()).filter((name) => stepOfCheckpoint(name) > step);
     for (const name of later) await remove(this.folder, name);
   }
 
