@@ -46,6 +46,13 @@ test("the page trains, says that the run will not be saved, and hands the adapte
   await page.context().close();
 });
 
+test("the page of models says that none can be kept", async () => {
+  const page = await (await browser.newContext()).newPage();
+  await page.goto(`${elsewhere().app}models.html`);
+  await page.getByText("This browser lets the page keep nothing here").waitFor();
+  await page.context().close();
+});
+
 test("the package lists nothing and refuses, in words, to store", async () => {
   const page = await facadePage(await browser.newContext(), elsewhere());
   await page.evaluate(async () => (globalThis.tuner = await nano("cpu")));
