@@ -8,8 +8,9 @@ import { browser, server, setUp } from "./support/setup.mjs";
 
 setUp();
 
-test("with the server gone the page reloads, starts its engine, opens the bundled model, and trains", async () => {
+test("with the server gone the page reloads, starts its engine, opens the bundled model, and trains", async (t) => {
   const host = await serve();
+  t.after(host.close);
   const context = await browser.newContext();
   const page = await openApp(context, host);
   await page.evaluate(() => navigator.serviceWorker.ready.then(() => null));
@@ -26,10 +27,11 @@ test("with the server gone the page reloads, starts its engine, opens the bundle
   await context.close();
 });
 
-test("a new version takes over when the user says so, in the only tab; the old one's files go", async () => {
+test("a new version takes over when the user says so, in the only tab; the old one's files go", async (t) => {
   let version = "one";
   const host = await serve({ alter: (path, body) => path.endsWith("service-worker.js")
     ? { body: String(body).replace(/VERSION = "\w+"/, `VERSION = "${version}"`) } : {} });
+  t.after(host.close);
   const context = await browser.newContext();
   const page = await openApp(context, host);
   const caches = () => page.evaluate(async () => (await caches.keys()).map((name) => name.split(" ").at(-1)));
@@ -55,7 +57,6 @@ test("a new version takes over when the user says so, in the only tab; the old o
   await page.waitForFunction(async () => (await caches.keys()).every((name) => name.endsWith(" two")));
   assert.equal(await page.locator("#update").count(), 0);
   await context.close();
-  await host.close();
 });
 
 test("the manifest can be installed", async () => {

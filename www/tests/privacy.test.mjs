@@ -194,22 +194,22 @@ test("text does not become code", async () => {
 });
 
 /** A service worker that would try everything, with or without the policy as a header. */
-async function withServiceWorker(headers, work) {
+async function withServiceWorker(t, headers, work) {
   const inject = (path, body) => path.endsWith("service-worker.js") ? { body: listening("service") + body, headers } : {};
   const host = await serve({ alter: inject });
+  t.after(host.close);
   const page = await openApp(await browser.newContext(), host);
   await page.evaluate(() => navigator.serviceWorker.ready.then(() => null));
   await work(page);
   await page.context().close();
-  await host.close();
 }
 
-test("nothing leaves from the service worker where the host sends the policy; elsewhere that is up to its code", async () => {
-  await withServiceWorker({ "content-security-policy": policy() }, async (page) => {
+test("nothing leaves from the service worker where the host sends the policy; elsewhere that is up to its code", async (t) => {
+  await withServiceWorker(t, { "content-security-policy": policy() }, async (page) => {
     await tryOn(page, "service");
     assert.deepEqual(reached, []);
   });
-  await withServiceWorker({}, async (page) => {
+  await withServiceWorker(t, {}, async (page) => {
     await tryOn(page, "service");
     assert.ok(names("service").has("fetch") && names("service").has("socket"), String(reached));
   });
