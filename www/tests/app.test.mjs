@@ -132,47 +132,61 @@ test("own examples come in by drop, by file and by paste", async () => {
   await page.context().close();
 });
 
-/** Each bad file, and what the page must say of it. */
+/** Each bad file, and what the page must say of it: in the alert, or among what was found in the file. */
 const BAD_DATA = [
-  ["nothing.jsonl", "", /no line holds an example/],
-  ["words.jsonl", "this is no JSON\n", /line 1.*JSON/s],
-  ["pickle.jsonl", "\x80\x04\x95abc", /line 1|UTF-8/],
-  ["keys.jsonl", '{"foo": "a", "bar": "b"}\n', /choose below/],
-  ["table.csv", "a,b\n1,2\n", /choose below/],
-  ["open.json", '[{"prompt": "a"', /EOF|JSON|line 1/],
+  ["nothing.jsonl", "", "found", /no line holds an example/],
+  ["words.jsonl", "this is no JSON\n", "found", /line 1\s.*not JSON/],
+  ["pickle.jsonl", Buffer.from([0x80, 0x04, 0x95, 0x61, 0xff, 0x00]), "alert", /no UTF-8 text/],
+  ["latin.csv", Buffer.from("prompt,completion\nna\xefve,caf\xe9\n", "latin1"), "alert", /no UTF-8 text/],
+  ["weights.jsonl", Buffer.from([0x50, 0x4b, 0x03, 0x04, 0x00, 0xff]), "alert", /zip archive/],
+  ["table.parquet", Buffer.from("PAR1\x15\x04\xff", "latin1"), "alert", /Parquet/],
+  ["keys.jsonl", '{"foo": "a", "bar": "b"}\n', "found", /choose below.*line 1\s.*`foo`, `bar`/s],
+  ["table.csv", "a,b\n1,2\n", "found", /choose below.*line 2\s.*`a`, `b`/s],
+  ["open.json", '[{"prompt": "a"', "alert", /not JSON: EOF/],
 ];
 
 test("every bad file of data gets its message", async () => {
   const page = await openApp(await context(), server);
   await page.locator("#start-nano").click();
-  for (const [name, content, expected] of BAD_DATA) {
+  await page.getByText("Choose a set, or bring a file.").waitFor();
+  const where = { found: page.locator("[data-found]"), alert: page.locator("[data-error]") };
+  for (const [name, content, place, expected] of BAD_DATA) {
     await drop(page, "Choose a file …", name, content);
-    const said = page.locator("[data-error], .problems, [data-found]").filter({ hasText: expected });
-    await said.first().waitFor({ timeout: 10_000 }).catch(async () => {
+    // Its own name, so that what was said of the last one does not count.
+    await where[place].filter({ hasText: name }).filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
       assert.fail(`${name}: ${await page.locator("main").innerText()}`);
     });
   }
+  const wide = Buffer.from('\ufeff{"prompt": "ä", "completion": "ö"}\n', "utf16le");
+  await drop(page, "Choose a file …", "wide.jsonl", wide);
+  const { found } = where;
+  await found.getByText("Found in wide.jsonl").waitFor();
+  await found.getByText("ä").first().waitFor();
   await page.context().close();
 });
 
 const nanoFile = (name) => readFileSync(join(repository, "models/nano", name));
+const PICKLE = Buffer.from([0x80, 0x02, 0x8a, 0x0a, 0xff, 0x00]);
 const BAD_MODELS = [
-  ["a folder without its parts", [["notes.txt", "hello"]], /config\.json/],
-  ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors/],
-  ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json/],
-  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /gpt2/i],
-  ["no GGUF", [["model.gguf", "not a gguf at all"]], /GGUF/i],
+  ["a folder without its parts", [["notes.txt", "hello"]], /config\.json and a \.safetensors file and tokenizer\.json missing\. Found: notes\.txt/],
+  ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors: .*the data at 84000/],
+  ["weights that are a pickle", [["config.json"], ["tokenizer.json"], ["model.safetensors", PICKLE]], /model\.safetensors: .*pickle/],
+  ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json: .*not JSON/],
+  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /architecture 'gpt2' is not supported/],
+  ["no GGUF", [["model.gguf", Buffer.from([0x00, 0xff, 0x80, 0x01])]], /model\.gguf: .*no GGUF file \(4 bytes/],
 ];
 
 test("every bad model gets its message", async () => {
   const page = await openApp(await context(), server);
+  const alert = page.locator("[data-error]");
   for (const [what, files, expected] of BAD_MODELS) {
     const inputs = files.map(([name, content = nanoFile(name)]) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(content) }));
     await page.locator("#model-files").setInputFiles(inputs);
-    await page.locator("[data-error]").filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
+    await alert.filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
       assert.fail(`${what}: ${await page.locator("main").innerText()}`);
     });
-    await page.getByRole("button", { name: "Dismiss" }).first().click();
+    await page.getByRole("button", { name: "Dismiss" }).click();
+    await alert.waitFor({ state: "detached" });
   }
   await page.context().close();
 });

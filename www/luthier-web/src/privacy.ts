@@ -13,7 +13,10 @@ export interface SeenRequest {
 /** No Content-Security-Policy reaches the first two; the third obeys it only in some browsers. */
 const WAYS_OUT = ["RTCPeerConnection", "webkitRTCPeerConnection", "WebTransport"];
 
-/** To be called before any data are read: what the page and its worker have no use for, nobody else can use in them. */
+/**
+ * To be called before any data are read. A foreign script could have them again through an empty frame; that there is none
+ * is what `script-src` and Trusted Types are for.
+ */
 export function closeWaysOut(): void {
   for (const name of WAYS_OUT) Reflect.deleteProperty(globalThis, name);
 }
