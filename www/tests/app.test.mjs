@@ -228,6 +228,25 @@ test("pause, resume, and stop keep what was learned; a closed tab is offered to 
   await shared.close();
 });
 
+test("stop, pressed while the run is still starting, ends it", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 400, eval_every: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.evaluate(() => {
+    const seen = new MutationObserver(() => {
+      if (!document.querySelector('[data-phase="starting"]')) return;
+      seen.disconnect();
+      document.querySelector("#stop").click();
+    });
+    seen.observe(document.body, { childList: true, subtree: true });
+  });
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  const [, step] = (await page.locator('[data-phase="ended"] h2').textContent()).match(/Stopped after step (\d+)/);
+  assert.equal(Number(step), 0);
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
 test("a run that gained nothing says so, and its last adapter can be taken; an older run has its recipe too", async () => {
   const shared = await context();
   const page = await openApp(shared, server, settings({ steps: 6, warmup_steps: 0, lr: 0.5, eval_every: 3, seq_len: 64, batch_size: 2 }));
