@@ -161,7 +161,7 @@ impl Session {
             self.name,
             short(here)
         );
-        let hint = "it fits by its shapes alone, and its answers may be worse than the base's: use it with its own base";
+        let hint = "it fits by its shapes alone, and may answer worse than the base: use it with its own";
         Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
