@@ -131,11 +131,29 @@ impl Stored {
     }
 }
 
-/// The adapter as PEFT would write it; `base` is what the base model is called.
-pub fn files(adapter: &Adapter, flat: &[f32], base: &str) -> Result<Files> {
+/// The base model of an adapter: what it is called and, where that is known, its hash.
+#[derive(Clone, Copy)]
+pub struct BaseName<'a> {
+    pub name: &'a str,
+    pub sha256: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for BaseName<'a> {
+    fn from(name: &'a str) -> Self {
+        BaseName { name, sha256: None }
+    }
+}
+
+/// Where the weights' metadata hold the base's hash: PEFT has no place for it, and passes over metadata.
+const BASE_SHA256: &str = "base_sha256";
+
+/// The adapter as PEFT would write it.
+pub fn files<'a>(adapter: &Adapter, flat: &[f32], base: impl Into<BaseName<'a>>) -> Result<Files> {
+    let BaseName { name: base, sha256 } = base.into();
     let tensors: Vec<_> =
         stored(adapter).into_iter().map(|s| (s.name.clone(), s.shape.clone(), s.gather(flat))).collect();
-    let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
+    let base_sha256: Vec<_> = sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
+    let weights = safetensors::to_bytes(&tensors, &base_sha256)?;
     let config = serde_json::to_vec_pretty(&config_json(adapter, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
 }
@@ -224,6 +242,11 @@ fn laid_out(
         Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
         Config::Base(tensors) => Adapter::new(spec, *tensors),
     })
+}
+
+/// The hash of the base an adapter was tuned on, where its weights say it: those that Luthier wrote do.
+pub async fn base_sha256(weights: Source) -> Result<Option<String>> {
+    Ok(safetensors::open(vec![weights], None).await?.metadata.remove(BASE_SHA256))
 }
 
 /// `adapter_config.json` and the name of the base model it was trained on. Its modules are those that the file names

@@ -12,7 +12,7 @@ pub use text::{SEQUENCES, Text};
 
 use crate::adapter::Adapter;
 use crate::adapter::merge::{self, Dtype};
-use crate::adapter::peft::{self, Files};
+use crate::adapter::peft::{self, BaseName, Files};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
@@ -48,6 +48,8 @@ pub struct Session {
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelInfo {
     pub name: String,
+    /// Of the configuration and all weights: names may be the same, this is not.
+    pub sha256: String,
     pub family: String,
     pub parameters: u64,
     pub layers: usize,
@@ -123,6 +125,7 @@ impl Session {
         let spec = self.spec();
         ModelInfo {
             name: self.name.clone(),
+            sha256: self.base.sha256.clone(),
             family: spec.family.clone(),
             parameters: spec.parameters(),
             layers: spec.layers,
@@ -151,6 +154,21 @@ impl Session {
         (self.trainer, self.validation) = (None, None);
         self.set_adapter(adapter, patches);
         Ok(())
+    }
+
+    /// What to say of an adapter that was tuned on another base, by its hash: it may fit all the same, by its shapes.
+    pub fn other_base(&self, tuned_on: Option<&str>) -> Option<Error> {
+        let here = &self.base.sha256;
+        let there = tuned_on.filter(|there| there != here)?;
+        let short = |sha256: &str| sha256.chars().take(12).collect::<String>();
+        let what = format!(
+            "the adapter was tuned on another base model: its sha256 begins {}, that of {} begins {}",
+            short(there),
+            self.name,
+            short(here)
+        );
+        let hint = "it fits by its shapes alone, and may answer worse than the base: use it with its own";
+        Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
     /// Sequences built for another adapter are not used again.
@@ -201,7 +219,8 @@ impl Session {
     pub async fn adapter_files(&mut self) -> Result<Files> {
         let flat = self.adapter_values().await?;
         let (adapter, _) = self.adapter.as_ref().expect("it has values");
-        peft::files(adapter, &flat, &self.published)
+        let base = BaseName { name: &self.published, sha256: Some(&self.base.sha256) };
+        peft::files(adapter, &flat, base)
     }
 
     /// The adapter's numbers; an error where there is none, or where they are none.

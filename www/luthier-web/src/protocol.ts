@@ -1,7 +1,8 @@
 /** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
 
+import type { SeenRequest } from "./privacy.js";
 import type {
-  DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, ModelFiles, ModelInfo,
+  DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, ModelDownload, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -10,8 +11,15 @@ export interface Opened {
   model: ModelInfo;
 }
 
-/** A run as the worker gets it. */
+/** How the user wants a run to be. */
+export interface Wanted {
+  paused: boolean;
+  stopped: boolean;
+}
+
+/** A run as each worker that takes it up gets it. */
 export interface Job {
+  wanted: Wanted;
   data: DataText;
   validation?: DataText;
   options: TrainOptions;
@@ -23,13 +31,20 @@ export interface Job {
   checkpoint?: Uint8Array;
 }
 
-/** A checkpoint of a run that is not stored. */
-export interface Kept {
-  type: "kept";
-  checkpoint: Uint8Array;
+/** What came out of a run. */
+export interface Tuned {
+  /** The one on the model: the best by validation, where there was one. */
+  best: NamedBlob[];
+  /** That of the last step, where it is another. */
+  last: NamedBlob[] | null;
+  /** run.json */
+  record: string;
 }
 
-export type Control = "pause" | "unpause" | "stop" | "checkpoint";
+/** What the page keeps because the worker may die: the last checkpoint of a run that is not stored, and what comes out. */
+export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; tuned: Tuned };
+
+export type Control = Wanted | "checkpoint";
 
 type Bytes = [done: number, total: number];
 type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
@@ -47,9 +62,10 @@ export interface Calls {
   exportPeft: Call<null, NamedBlob[]>;
   exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;
   exportRun: Call<null, string>;
-  importPeft: Call<NamedBlob[], null>;
+  importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
-  downloadModel: Call<{ name: string; files: DownloadFile[] }, null, Bytes>;
+  downloadModel: Call<ModelDownload, null, Bytes>;
+  checkModel: Call<string, null, Bytes>;
 }
 
 export type CallName = keyof Calls;
@@ -64,4 +80,5 @@ export type Reply =
   | { id: number; event: unknown }
   | { id: number; answer: unknown }
   | { id: number; error: LuthierErrorData }
+  | { request: SeenRequest }
   | { fatal: LuthierErrorData };

@@ -3,22 +3,26 @@
 import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
+import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
-import { downloadModel, storeModel } from "./store/models.js";
+import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
-import type { OptionRow } from "./types.js";
+import type { ModelInfo, OptionRow } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
 const module: EngineModule = engineModule;
 
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
 
+closeWaysOut();
+watchRequests((request) => reply({ request }));
+
 // ---- the engine
 
 let wasm = "";
 let loaded: Promise<unknown> | null = null;
 let session: Engine | null = null;
-let modelName = "";
+let info: ModelInfo | null = null;
 let run: Run | null = null;
 
 async function engine(): Promise<EngineModule> {
@@ -55,7 +59,7 @@ function breathe(): Promise<void> {
 
 interface Context<K extends CallName> {
   emit(event: Calls[K]["event"], transfer?: Transferable[]): void;
-  cancelled(): boolean;
+  signal: AbortSignal;
 }
 
 type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) => Promise<Calls[K]["answer"]> };
@@ -63,9 +67,10 @@ type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) =
 const handlers: Handlers = {
   async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
     const { Session } = await engine();
-    modelName = name;
     session = await turn(() => Session.create(files, { device, name }, (done, total) => emit([done, total])));
-    return { device: JSON.parse(session.device()), model: JSON.parse(session.info()) };
+    const model: ModelInfo = JSON.parse(session.info());
+    info = model;
+    return { device: JSON.parse(session.device()), model };
   },
 
   async benchmark(device) {
@@ -89,7 +94,8 @@ const handlers: Handlers = {
   },
 
   async train(job, { emit }) {
-    run = new Run(model(), turn, job, modelName, job.options.eval_every ?? (await defaultOf("eval_every")), emit);
+    // Before anything is waited for: what is asked of the run next must find it.
+    run = new Run(model(), turn, job, info!, job.options.eval_every ?? defaultOf("eval_every"), emit);
     try {
       await run.run();
     } finally {
@@ -103,10 +109,10 @@ const handlers: Handlers = {
     return null;
   },
 
-  async generate({ prompts, options }, { emit, cancelled }) {
+  async generate({ prompts, options }, { emit, signal }) {
     const onText = (prompt: number, piece: string) => {
       emit([prompt, piece]);
-      return !cancelled();
+      return !signal.aborted;
     };
     return JSON.parse(await turn(() => model().generate(JSON.stringify(prompts), JSON.stringify(options), onText)));
   },
@@ -139,48 +145,52 @@ const handlers: Handlers = {
   async importPeft(files) {
     const read: NamedBytes[] = [];
     for (const { name, blob } of files) read.push({ name, bytes: new Uint8Array(await blob.arrayBuffer()) });
-    await turn(() => model().load_adapter(read));
+    return turn(() => model().load_adapter(read));
+  },
+
+  async storeModel(model, { emit, signal }) {
+    await storeModel(model, (done, total) => emit([done, total]), signal);
     return null;
   },
 
-  async storeModel(files, { emit, cancelled }) {
-    await storeModel(files, (done, total) => emit([done, total]), cancelled);
+  async downloadModel(model, { emit, signal }) {
+    await downloadModel(model, (done, total) => emit([done, total]), signal);
     return null;
   },
 
-  async downloadModel({ name, files }, { emit, cancelled }) {
-    await downloadModel(name, files, (done, total) => emit([done, total]), cancelled);
+  async checkModel(name, { emit, signal }) {
+    await checkModel(name, (done, total) => emit([done, total]), signal);
     return null;
   },
 };
 
-async function defaultOf(name: OptionRow["name"]): Promise<number> {
-  const rows: OptionRow[] = JSON.parse((await engine()).option_table());
+/** Of an engine that is loaded: a model is open. */
+function defaultOf(name: OptionRow["name"]): number {
+  const rows: OptionRow[] = JSON.parse(module.option_table());
   return Number(rows.find((row) => row.name === name)?.default ?? 0);
 }
 
 // ---- messages
 
-const cancelled = new Set<number>();
+const underway = new Map<number, AbortController>();
 
 self.onmessage = ({ data }: MessageEvent<Question>) => {
-  if ("cancel" in data) cancelled.add(data.cancel);
+  if ("cancel" in data) underway.get(data.cancel)?.abort();
   else void answer(data.id, data.name, data.ask, data.wasm);
 };
 
 async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], url: string): Promise<void> {
   wasm = url;
-  const context: Context<K> = {
-    emit: (event, transfer) => reply({ id, event }, transfer),
-    cancelled: () => cancelled.has(id),
-  };
+  const stop = new AbortController();
+  underway.set(id, stop);
+  const context: Context<K> = { emit: (event, transfer) => reply({ id, event }, transfer), signal: stop.signal };
   try {
     reply({ id, answer: await handlers[name](ask, context) });
   } catch (error) {
     if (isPanic(error)) die(error);
     else reply({ id, error: LuthierError.data(error) });
   } finally {
-    cancelled.delete(id);
+    underway.delete(id);
   }
 }
 
