@@ -11,7 +11,7 @@ use luthier::Error;
 use luthier::adapter::merge::{Dtype, merge_sharded};
 use luthier::adapter::{Lora, peft};
 use luthier::device::Device;
-use luthier::model::tensors::{Tensor, gguf_name, hf_name};
+use luthier::model::tensors::Tensor;
 use luthier::model::{Base, Module, Site};
 use luthier::weights::{ModelFiles, Source};
 use pollster::block_on;
@@ -133,7 +133,7 @@ fn gguf(model: &str) -> ModelFiles {
     let mut data = Vec::new();
     for (tensor, shape) in spec.tensors() {
         let checkpoint = files.checkpoint();
-        let values = block_on(checkpoint.read_f32(checkpoint.get(&hf_name(tensor)).unwrap())).unwrap();
+        let values = block_on(checkpoint.read_f32(checkpoint.get(&spec.hf_name(tensor)).unwrap())).unwrap();
         let values = match tensor {
             Tensor::Weight(Site { module: Module::Q | Module::K, .. }) => {
                 interleaved(&values, shape[1] as usize, spec.head_dim)
@@ -141,7 +141,7 @@ fn gguf(model: &str) -> ModelFiles {
             _ => values,
         };
         let dims: Vec<u64> = shape.iter().rev().copied().collect();
-        file = file.tensor(&gguf_name(tensor), &dims, F32, data.len() as u64);
+        file = file.tensor(&spec.gguf_name(tensor), &dims, F32, data.len() as u64);
         data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         data.resize(data.len().next_multiple_of(32), 0);
     }

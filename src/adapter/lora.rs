@@ -4,6 +4,7 @@
 //! adapted linear, in order of layer and module. Gradients and Adam's moments have the same layout.
 
 use crate::error::{Error, Result};
+use crate::model::family::Family;
 use crate::model::{LinearPatch, ModelSpec, Module, Patches, Site};
 use crate::num::uniform;
 use crate::plan::{Buf, Elem, Plan};
@@ -75,6 +76,8 @@ pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub config: LoraConfig,
+    /// Whose names the files use.
+    pub family: &'static Family,
     pub sites: BTreeMap<Site, LinearPatch>,
     pub shapes: BTreeMap<Site, (usize, usize)>,
     /// Floats of the flat buffer, padding included.
@@ -96,7 +99,8 @@ impl Lora {
         let modules = Module::ALL.into_iter().filter(occurs).collect();
         let config = LoraConfig { modules, ..config.check(spec)? };
         let complete = sites == all_sites(spec, &config.modules);
-        let mut lora = Lora { sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, complete, config };
+        let mut lora =
+            Lora { family: spec.family, sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, complete, config };
         for site in sites {
             lora.add(site, spec.linear_shape(site.module));
         }

@@ -6,7 +6,7 @@
 use super::lora::Lora;
 use crate::error::{Error, Result};
 use crate::model::load::Opened;
-use crate::model::tensors::{Tensor, hf_name};
+use crate::model::tensors::Tensor;
 use crate::model::{LinearPatch, ModelSpec, family};
 use crate::weights::{ModelFiles, TokenizerFiles};
 use half::{bf16, f16};
@@ -82,10 +82,10 @@ pub async fn merge_sharded(
     }
     let shards = shards(&opened.spec, dtype, shard);
     if shards.len() > 1 {
-        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
+        sink("model.safetensors.index.json", &index(&opened.spec, &shards, dtype)).await?;
     }
     for shard in &shards {
-        sink(&shard.name, &header(shard, dtype)).await?;
+        sink(&shard.name, &header(&opened.spec, shard, dtype)).await?;
         for (tensor, shape) in &shard.tensors {
             let cols = shape.last().copied().unwrap_or(1) as usize;
             let each = async |row0: usize, mut values: Vec<f32>| {
@@ -94,7 +94,7 @@ pub async fn merge_sharded(
                 {
                     add(patch, flat, lora.shapes[site].0, row0, cols, &mut values);
                 }
-                check(*tensor, dtype, &values)?;
+                check(&opened.spec, *tensor, dtype, &values)?;
                 sink(&shard.name, &dtype.encode(&values)).await
             };
             opened.read(*tensor, each).await?;
@@ -114,12 +114,12 @@ fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, va
     }
 }
 
-fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
+fn check(spec: &ModelSpec, tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
     let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
     match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
         None => Ok(()),
         Some(v) => Err(Error::Unsupported {
-            file: hf_name(tensor),
+            file: spec.hf_name(tensor),
             what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
             hint: "use bf16 or f32".into(),
         }),
@@ -146,21 +146,23 @@ fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
 }
 
-fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
+fn index(spec: &ModelSpec, shards: &[Shard], dtype: Dtype) -> Vec<u8> {
     let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
     let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
+    let map: Map<String, Value> = all().map(|(s, t, _)| (spec.hf_name(t), s.name.clone().into())).collect();
     pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
 }
 
 /// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
-fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
+fn header(spec: &ModelSpec, shard: &Shard, dtype: Dtype) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
     for (tensor, shape) in &shard.tensors {
         let end = at + shape.iter().product::<u64>() * dtype.bytes();
-        entries
-            .insert(hf_name(*tensor), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
+        entries.insert(
+            spec.hf_name(*tensor),
+            json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }),
+        );
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();

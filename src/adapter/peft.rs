@@ -3,7 +3,7 @@
 
 use super::lora::{Lora, LoraConfig, all_sites};
 use crate::error::{Error, Result};
-use crate::model::tensors::module_path;
+use crate::model::tensors::Names;
 use crate::model::{ModelSpec, Module, Site};
 use crate::weights::{Checkpoint, Source, safetensors};
 use serde_json::{Value, json};
@@ -18,33 +18,30 @@ pub type Files = Vec<(String, Vec<u8>)>;
 const PREFIX: &str = "base_model.model.";
 const PLAIN: &str = "only plain LoRA on linear layers is read";
 
-/// What PEFT calls a linear.
-fn path(site: Site) -> String {
-    format!("model.layers.{}.{}", site.layer, module_path(site.module))
-}
-
-fn key(site: Site, factor: &str) -> String {
-    format!("{PREFIX}{}.lora_{factor}.weight", path(site))
+fn key(names: &Names, site: Site, factor: &str) -> String {
+    format!("{PREFIX}{}.lora_{factor}.weight", names.path(site))
 }
 
 /// The linear whose factor A has this name.
-fn site(name: &str) -> Option<Site> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?.split_once('.')?;
+fn site(names: &Names, name: &str) -> Option<Site> {
+    let path = name.strip_prefix(PREFIX)?.strip_prefix(names.layer)?.strip_prefix('.')?;
+    let (layer, rest) = path.split_once('.')?;
     let module = rest.strip_suffix(".lora_A.weight")?;
-    let module = Module::ALL.into_iter().find(|m| module_path(*m) == module)?;
+    let module = Module::ALL.into_iter().find(|m| names.module(*m) == module)?;
     Some(Site { layer: layer.parse().ok()?, module })
 }
 
 /// The adapter as PEFT would write it; `base` is what the base model is called.
 pub fn files(lora: &Lora, flat: &[f32], base: &str) -> Result<Files> {
+    let names = &lora.family.hf;
     let mut tensors = Vec::new();
     for (site, patch) in &lora.sites {
         let (o, i) = lora.shapes[site];
         let r = patch.rank;
         let a = flat[patch.a..patch.a + r * i].to_vec();
         let b = transpose(&flat[patch.b..patch.b + r * o], r, o);
-        tensors.push((key(*site, "A"), vec![r as u64, i as u64], a));
-        tensors.push((key(*site, "B"), vec![o as u64, r as u64], b));
+        tensors.push((key(names, *site, "A"), vec![r as u64, i as u64], a));
+        tensors.push((key(names, *site, "B"), vec![o as u64, r as u64], b));
     }
     let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
     let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
@@ -66,7 +63,7 @@ fn config_json(lora: &Lora, base: &str) -> Value {
     let alpha = if c.alpha.fract() == 0.0 { json!(c.alpha as i64) } else { json!(decimal(c.alpha)) };
     let targets: Vec<String> = match lora.complete {
         true => c.modules.iter().map(|m| m.name().to_string()).collect(),
-        false => lora.sites.keys().map(|site| path(*site)).collect(),
+        false => lora.sites.keys().map(|site| lora.family.hf.path(*site)).collect(),
     };
     json!({
         "peft_type": "LORA",
@@ -100,11 +97,12 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
         other => other,
     })?;
     expect(&checkpoint, &lora, base.as_deref())?;
+    let names = &spec.family.hf;
     let mut flat = vec![0.0; lora.len];
     for (site, patch) in &lora.sites {
         let (o, i) = lora.shapes[site];
-        let a = checkpoint.read_f32(checkpoint.get(&key(*site, "A"))?).await?;
-        let b = checkpoint.read_f32(checkpoint.get(&key(*site, "B"))?).await?;
+        let a = checkpoint.read_f32(checkpoint.get(&key(names, *site, "A"))?).await?;
+        let b = checkpoint.read_f32(checkpoint.get(&key(names, *site, "B"))?).await?;
         flat[patch.a..patch.a + patch.rank * i].copy_from_slice(&a);
         flat[patch.b..patch.b + patch.rank * o].copy_from_slice(&transpose(&b, o, patch.rank));
     }
@@ -129,7 +127,7 @@ fn sites(
     base: Option<&str>,
 ) -> Result<BTreeSet<Site>> {
     let mut sites = all_sites(spec, &settings.modules);
-    sites.extend(checkpoint.names().filter_map(|name| site(name)));
+    sites.extend(checkpoint.names().filter_map(|name| site(&spec.family.hf, name)));
     let problem = match sites.last() {
         None => "no lora_A weight of a linear layer is in it".to_string(),
         Some(last) if last.layer >= spec.layers => {
@@ -143,20 +141,21 @@ fn sites(
 
 /// Every factor in its shape, and nothing else: an adapter with parts that would be ignored is refused.
 fn expect(checkpoint: &Checkpoint, lora: &Lora, base: Option<&str>) -> Result<()> {
+    let names = &lora.family.hf;
     let factors = lora.sites.iter().flat_map(|(site, patch)| {
         let ((o, i), r) = (lora.shapes[site], patch.rank as u64);
-        [(key(*site, "A"), vec![r, i as u64]), (key(*site, "B"), vec![o as u64, r])]
+        [(key(names, *site, "A"), vec![r, i as u64]), (key(names, *site, "B"), vec![o as u64, r])]
     });
-    let (names, shapes): (Vec<String>, Vec<Vec<u64>>) = factors.unzip();
+    let (keys, shapes): (Vec<String>, Vec<Vec<u64>>) = factors.unzip();
     let shape = |name: &String| checkpoint.tensors.get(name).map(|tensor| &tensor.shape);
-    let other_model = names.iter().zip(&shapes).any(|(name, wanted)| shape(name).is_some_and(|is| is != wanted));
-    checkpoint.expect(names.iter().cloned().zip(shapes)).map_err(|mut error| {
+    let other_model = keys.iter().zip(&shapes).any(|(name, wanted)| shape(name).is_some_and(|is| is != wanted));
+    checkpoint.expect(keys.iter().cloned().zip(shapes)).map_err(|mut error| {
         if let (Error::Mismatch { hint, .. }, true) = (&mut error, other_model) {
             *hint = other_base(base);
         }
         error
     })?;
-    checkpoint.expect_no_more(&names, |_| true, PLAIN)
+    checkpoint.expect_no_more(&keys, |_| true, PLAIN)
 }
 
 /// Shapes that do not fit mean, nearly always, that this is not the base the adapter was trained on.

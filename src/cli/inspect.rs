@@ -136,7 +136,7 @@ fn kind(tensor: Tensor) -> &'static str {
         Tensor::Head => "head",
         Tensor::Weight(site) | Tensor::Bias(site) if site.module.is_attention() => "attention",
         Tensor::Weight(_) | Tensor::Bias(_) => "mlp",
-        Tensor::FinalNorm | Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) => "norms",
+        Tensor::Norm(_) => "norms",
     }
 }
 
@@ -219,7 +219,7 @@ fn model_json(s: &ModelSpec, shares: &Shares, files: &ModelFiles, tokenizer: &To
         .collect();
     let facts = files.tokenizer();
     json!({
-        "family": s.family, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
+        "family": s.family.name, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim, "vocab": s.vocab, "context": s.context,
         "tied": s.tied, "rope_theta": s.rope.theta, "eps": s.eps, "weights": weights,
         "tokenizer": {

@@ -9,6 +9,8 @@ use crate::plan::Buf;
 #[derive(Clone, Debug)]
 pub struct Block {
     pub attention_norm: Buf,
+    /// Norms of each head of q and k.
+    pub qk_norm: Option<[Buf; 2]>,
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
@@ -39,9 +41,9 @@ pub struct Cache {
 /// What backward needs of forward. The norms' outputs and the activation are cheap and recomputed instead.
 pub struct Kept {
     x: Buf,
-    q: (Buf, Saved),
-    k: (Buf, Saved),
-    v: (Buf, Saved),
+    q: Projected,
+    k: Projected,
+    v: Projected,
     attended: Buf,
     stats: Buf,
     o: Saved,
@@ -49,6 +51,16 @@ pub struct Kept {
     gate: (Buf, Saved),
     up: (Buf, Saved),
     down: Saved,
+}
+
+/// One of q, k and v.
+#[derive(Clone, Copy)]
+struct Projected {
+    /// As attention sees it.
+    y: Buf,
+    /// As the linear gave it, before its heads were normed; `y` itself where they are not.
+    raw: Buf,
+    saved: Saved,
 }
 
 impl Block {
@@ -63,16 +75,22 @@ impl Block {
         y
     }
 
-    /// q, k (rotated) and v of the normed input.
-    fn qkv(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> [(Buf, Saved); 3] {
+    /// q, k (normed by heads, rotated) and v of the normed input.
+    fn qkv(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> [Projected; 3] {
         let h = self.norm(cx, spec, x, self.attention_norm);
         let n = cx.n;
-        let out = [&self.q, &self.k, &self.v].map(|linear| {
+        let mut out = [&self.q, &self.k, &self.v].map(|linear| {
             let y = cx.plan.temp(linear.site.module.name(), n * linear.w.rows);
-            (y, linear.forward(cx, h, None, y))
+            Projected { y, raw: y, saved: linear.forward(cx, h, None, y) }
         });
-        for ((y, _), heads) in out.iter().zip([spec.heads, spec.kv_heads]) {
-            rope::forward(cx.plan, "rope", n, heads, spec.head_dim, common.positions, common.rope_table, *y);
+        for (i, heads) in [spec.heads, spec.kv_heads].into_iter().enumerate() {
+            if let Some(w) = self.qk_norm {
+                out[i].y = cx.plan.temp("normed heads", n * heads * spec.head_dim);
+                let size = (n * heads, spec.head_dim);
+                rmsnorm::forward(cx.plan, "norm of heads", size, spec.eps, out[i].raw, w[i], out[i].y);
+            }
+            let y = out[i].y;
+            rope::forward(cx.plan, "rope", n, heads, spec.head_dim, common.positions, common.rope_table, y);
         }
         out
     }
@@ -82,7 +100,7 @@ impl Block {
         let [q, k, v] = self.qkv(cx, spec, common, x);
         let attended = cx.plan.temp("attended", n * spec.q_width());
         let stats = cx.plan.temp("attention stats", n * spec.heads * 2);
-        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, q.0, k.0, v.0, attended, stats);
+        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, q.y, k.y, v.y, attended, stats);
         let (o, mid, gate, up, down, out) = self.rest(cx, spec, x, attended);
         (out, Kept { x, q, k, v, attended, stats, o, mid, gate, up, down })
     }
@@ -142,9 +160,9 @@ impl Block {
             .map(|(name, width)| cx.plan.temp(name, n * width));
         let buffers = attention::Backward {
             spans: common.spans,
-            q: kept.q.0,
-            k: kept.k.0,
-            v: kept.v.0,
+            q: kept.q.y,
+            k: kept.k.y,
+            v: kept.v.y,
             o: kept.attended,
             stats: kept.stats,
             d_o,
@@ -153,14 +171,19 @@ impl Block {
             dv,
         };
         attention::backward(cx.plan, "attention", shape, &buffers);
-        for (d, heads) in [(dq, spec.heads), (dk, spec.kv_heads)] {
+        let [dq, dk] = [(dq, kept.q, spec.heads, 0), (dk, kept.k, spec.kv_heads, 1)].map(|(d, kept, heads, i)| {
             rope::backward(cx.plan, "rope", n, heads, spec.head_dim, common.positions, common.rope_table, d);
-        }
+            let Some(w) = self.qk_norm else { return d };
+            let raw = cx.plan.temp("draw heads", n * heads * spec.head_dim);
+            let size = (n * heads, spec.head_dim);
+            rmsnorm::backward(cx.plan, "norm of heads", size, spec.eps, kept.raw, w[i], d, raw, false);
+            raw
+        });
         let h = self.norm(cx, spec, kept.x, self.attention_norm);
         let dh = cx.plan.temp("dnormed", n * spec.hidden);
-        self.q.backward(cx, h, kept.q.1, dq, need_dx.then_some(dh), false);
-        self.k.backward(cx, h, kept.k.1, dk, need_dx.then_some(dh), true);
-        self.v.backward(cx, h, kept.v.1, dv, need_dx.then_some(dh), true);
+        self.q.backward(cx, h, kept.q.saved, dq, need_dx.then_some(dh), false);
+        self.k.backward(cx, h, kept.k.saved, dk, need_dx.then_some(dh), true);
+        self.v.backward(cx, h, kept.v.saved, dv, need_dx.then_some(dh), true);
         if need_dx {
             rmsnorm::backward(cx.plan, "attention_norm", size, spec.eps, kept.x, self.attention_norm, dh, dx, true);
         }
@@ -170,11 +193,11 @@ impl Block {
     pub fn forward_cached(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, cache: &Cache, x: Buf) -> Buf {
         let (n, shape) = (cx.n, self.shape(spec, cx.n));
         let [q, k, v] = self.qkv(cx, spec, common, x);
-        attention_cached::append(cx.plan, "cache k", shape, cache.capacity, common.spans, k.0, cache.k);
-        attention_cached::append(cx.plan, "cache v", shape, cache.capacity, common.spans, v.0, cache.v);
+        attention_cached::append(cx.plan, "cache k", shape, cache.capacity, common.spans, k.y, cache.k);
+        attention_cached::append(cx.plan, "cache v", shape, cache.capacity, common.spans, v.y, cache.v);
         let attended = cx.plan.temp("attended", n * spec.q_width());
         let label = "attention";
-        attention_cached::forward(cx.plan, label, shape, cache.capacity, common.spans, q.0, cache.k, cache.v, attended);
+        attention_cached::forward(cx.plan, label, shape, cache.capacity, common.spans, q.y, cache.k, cache.v, attended);
         self.rest(cx, spec, x, attended).5
     }
 }

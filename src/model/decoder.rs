@@ -4,7 +4,7 @@ use super::block::{Block, Cache, Common, Kept};
 use super::linear::{Build, Linear};
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
-use super::tensors::Tensor;
+use super::tensors::{NormAt, Tensor};
 use crate::format::WeightFormat;
 use crate::ops::cross_entropy::{self, Chunk};
 use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
@@ -33,13 +33,14 @@ impl Decoder {
         max_binding: u64,
     ) -> Decoder {
         let s = spec;
-        let vector = |plan: &mut Plan, label: String, len| plan.persistent(label, Elem::Float, len);
+        let vector =
+            |plan: &mut Plan, at: NormAt| plan.persistent(s.hf_name(Tensor::Norm(at)), Elem::Float, s.norm_width(at));
         let embed = matrix(plan, "embed_tokens", s.padded_vocab(), s.hidden, format(Tensor::Embed), max_binding);
         let head = match s.tied {
             true => embed.clone(),
             false => matrix(plan, "lm_head", s.padded_vocab(), s.hidden, format(Tensor::Head), max_binding),
         };
-        let norm = vector(plan, "norm".into(), s.hidden);
+        let norm = vector(plan, NormAt::Final);
         let mut blocks = Vec::with_capacity(s.layers);
         for layer in 0..s.layers {
             let linear = |plan: &mut Plan, module: Module| {
@@ -51,12 +52,13 @@ impl Decoder {
                 Linear { site, w, bias }
             };
             blocks.push(Block {
-                attention_norm: vector(plan, format!("layers.{layer}.input_layernorm"), s.hidden),
+                attention_norm: vector(plan, NormAt::Attention(layer)),
+                qk_norm: s.qk_norm.then(|| [NormAt::Q(layer), NormAt::K(layer)].map(|at| vector(plan, at))),
                 q: linear(plan, Module::Q),
                 k: linear(plan, Module::K),
                 v: linear(plan, Module::V),
                 o: linear(plan, Module::O),
-                mlp_norm: vector(plan, format!("layers.{layer}.post_attention_layernorm"), s.hidden),
+                mlp_norm: vector(plan, NormAt::Mlp(layer)),
                 gate: linear(plan, Module::Gate),
                 up: linear(plan, Module::Up),
                 down: linear(plan, Module::Down),
@@ -88,9 +90,11 @@ impl Decoder {
 
     pub fn vector(&self, tensor: Tensor) -> Option<Buf> {
         match tensor {
-            Tensor::FinalNorm => Some(self.norm),
-            Tensor::AttentionNorm(l) => Some(self.blocks[l].attention_norm),
-            Tensor::MlpNorm(l) => Some(self.blocks[l].mlp_norm),
+            Tensor::Norm(NormAt::Final) => Some(self.norm),
+            Tensor::Norm(NormAt::Attention(l)) => Some(self.blocks[l].attention_norm),
+            Tensor::Norm(NormAt::Mlp(l)) => Some(self.blocks[l].mlp_norm),
+            Tensor::Norm(NormAt::Q(l)) => self.blocks[l].qk_norm.map(|[q, _]| q),
+            Tensor::Norm(NormAt::K(l)) => self.blocks[l].qk_norm.map(|[_, k]| k),
             Tensor::Bias(site) => self.linear(site).bias,
             _ => None,
         }

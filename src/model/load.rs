@@ -2,9 +2,8 @@
 
 use super::decoder::Decoder;
 use super::family;
-use super::seam::Module;
 use super::spec::{ModelSpec, RopeScaling};
-use super::tensors::{Tensor, gguf_name, hf_name};
+use super::tensors::{Tensor, interleaved};
 use crate::device::Device;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -98,8 +97,8 @@ impl<'a> Opened<'a> {
     /// What the model's file calls a tensor.
     pub fn name(&self, tensor: Tensor) -> String {
         match self.files {
-            ModelFiles::Hf { .. } => hf_name(tensor),
-            ModelFiles::Gguf { .. } => gguf_name(tensor),
+            ModelFiles::Hf { .. } => self.spec.hf_name(tensor),
+            ModelFiles::Gguf { .. } => self.spec.gguf_name(tensor),
         }
     }
 
@@ -136,7 +135,7 @@ impl<'a> Opened<'a> {
         let total = tensors.iter().map(|(t, _)| size(*t)).sum();
         let mut done = 0;
         for (tensor, shape) in tensors {
-            digest.add(format!("{} {shape:?} {}", hf_name(tensor), self.format(tensor).name()).as_bytes());
+            digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).as_bytes());
             match decoder.vector(tensor) {
                 Some(buf) => {
                     let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
@@ -215,13 +214,9 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    /// GGUF files of arch llama keep the rows of q and k in interleaved pairs; the head_dim to rearrange by.
+    /// The head_dim to rearrange a tensor's rows by, where its file has them in pairs.
     fn interleaved(&self, tensor: Tensor) -> Option<usize> {
-        let pairs = match tensor {
-            Tensor::Weight(s) | Tensor::Bias(s) => matches!(s.module, Module::Q | Module::K),
-            _ => false,
-        };
-        (pairs && matches!(self.files, ModelFiles::Gguf { .. })).then_some(self.spec.head_dim)
+        interleaved(&self.spec, tensor).filter(|_| matches!(self.files, ModelFiles::Gguf { .. }))
     }
 
     fn arranged(&self, tensor: Tensor, values: Vec<f32>) -> Vec<f32> {

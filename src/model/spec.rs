@@ -1,11 +1,12 @@
 //! What differs between models, as data. A family file turns `config.json` or GGUF metadata into a [`ModelSpec`].
 
+use super::family::Family;
 use crate::error::{Error, Result};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// `model_type` of config.json, or `general.architecture`.
-    pub family: String,
+    /// What files of its kind call things.
+    pub family: &'static Family,
     pub vocab: usize,
     pub hidden: usize,
     pub layers: usize,
@@ -17,10 +18,13 @@ pub struct ModelSpec {
     pub rope: Rope,
     /// The head is the embedding matrix.
     pub tied: bool,
-    /// Biases on q, k, v and o.
-    pub attention_bias: bool,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    pub o_bias: bool,
     /// Biases on gate, up and down.
     pub mlp_bias: bool,
+    /// RMSNorm of each head of q and k, before they are rotated.
+    pub qk_norm: bool,
     /// Positions the model was trained for.
     pub context: usize,
 }
@@ -90,6 +94,28 @@ const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
 
 impl ModelSpec {
+    /// Of no size yet, and with none of what not every family has.
+    pub fn plain(family: &'static Family) -> ModelSpec {
+        ModelSpec {
+            family,
+            vocab: 0,
+            hidden: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            ffn: 0,
+            eps: 1e-5,
+            rope: Rope { theta: 10000.0, scaling: RopeScaling::None },
+            tied: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            context: 0,
+        }
+    }
+
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -105,12 +131,7 @@ impl ModelSpec {
 
     /// Weights and biases of the base model.
     pub fn parameters(&self) -> u64 {
-        let (c, q, kv, f) = (self.hidden as u64, self.q_width() as u64, self.kv_width() as u64, self.ffn as u64);
-        let attention_bias = if self.attention_bias { q + 2 * kv + c } else { 0 };
-        let mlp_bias = if self.mlp_bias { 2 * f + c } else { 0 };
-        let layer = 2 * c * q + 2 * c * kv + 3 * c * f + 2 * c + attention_bias + mlp_bias;
-        let embeddings = self.vocab as u64 * c * if self.tied { 1 } else { 2 };
-        embeddings + layer * self.layers as u64 + c
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<u64>()).sum()
     }
 
     /// Refuses sizes that cannot be a model, and those the kernels do not cover.

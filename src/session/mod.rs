@@ -47,7 +47,7 @@ pub struct Session {
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelInfo {
     pub name: String,
-    pub family: String,
+    pub family: &'static str,
     pub parameters: u64,
     pub layers: usize,
     pub hidden: usize,
@@ -122,7 +122,7 @@ impl Session {
         let spec = self.spec();
         ModelInfo {
             name: self.name.clone(),
-            family: spec.family.clone(),
+            family: spec.family.name,
             parameters: spec.parameters(),
             layers: spec.layers,
             hidden: spec.hidden,
