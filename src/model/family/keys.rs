@@ -67,15 +67,15 @@ impl Keys<'_> {
 
     /// Refuses a setting that is not the one that is covered.
     pub fn only(&self, key: &str, covered: Value) -> Result<()> {
-        match &self.config[key] {
-            Value::Null => Ok(()),
-            value if *value == covered => Ok(()),
-            value => Err(unsupported(
-                self.file,
-                format!("\"{key}\" is {value} in config.json"),
-                &format!("only {covered} is supported"),
-            )),
+        let given = &self.config[key];
+        if given.is_null() || *given == covered || given.is_number() && given.as_f64() == covered.as_f64() {
+            return Ok(());
         }
+        if std::mem::discriminant(given) != std::mem::discriminant(&covered) {
+            return Err(self.bad(key, &format!("is {given}, expected something like {covered}")));
+        }
+        let what = format!("\"{key}\" is {given} in config.json");
+        Err(unsupported(self.file, what, &format!("only {covered} is supported")))
     }
 
     /// Both generations: `rope_parameters` (transformers 5) holds theta and scaling, before it `rope_theta` stood
