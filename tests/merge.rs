@@ -120,7 +120,7 @@ fn gguf(model: &str) -> ModelFiles {
         .pair("llama.attention.head_count_kv", size(spec.kv_heads))
         .pair("llama.attention.key_length", size(spec.head_dim))
         .pair("llama.attention.layer_norm_rms_epsilon", (6, spec.eps.to_le_bytes().to_vec()))
-        .pair("llama.rope.freq_base", (6, (spec.rope.theta as f32).to_le_bytes().to_vec()))
+        .pair("llama.rope.freq_base", (6, (spec.rope.as_ref().unwrap().theta as f32).to_le_bytes().to_vec()))
         .pair("llama.context_length", size(spec.context))
         .pair("tokenizer.ggml.model", text("gpt2"))
         .pair("tokenizer.ggml.pre", text("gpt-2"))

@@ -6,6 +6,8 @@ mod common;
 #[path = "ops/harness.rs"]
 mod harness;
 
+#[path = "ops/activation.rs"]
+mod activation;
 #[path = "ops/adamw.rs"]
 mod adamw;
 #[path = "ops/attention.rs"]
@@ -20,6 +22,8 @@ mod dropout;
 mod embedding;
 #[path = "ops/gather.rs"]
 mod gather;
+#[path = "ops/layernorm.rs"]
+mod layernorm;
 #[path = "ops/lora_grad.rs"]
 mod lora_grad;
 #[path = "ops/matmul.rs"]
@@ -28,7 +32,7 @@ mod matmul;
 mod rmsnorm;
 #[path = "ops/rope.rs"]
 mod rope;
+#[path = "ops/softcap.rs"]
+mod softcap;
 #[path = "ops/sum_squares.rs"]
 mod sum_squares;
-#[path = "ops/swiglu.rs"]
-mod swiglu;

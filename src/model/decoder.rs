@@ -2,13 +2,14 @@
 
 use super::block::{Block, Cache, Common, Kept};
 use super::linear::{Build, Linear};
+use super::norm::Norm;
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
 use super::tensors::{NormAt, Tensor};
 use crate::format::WeightFormat;
 use crate::ops::cross_entropy::{self, Chunk};
 use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
-use crate::ops::{control, embedding, gather, rmsnorm};
+use crate::ops::{control, embedding, gather, softcap};
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 
 /// The frozen base model as buffers of a plan.
@@ -16,9 +17,11 @@ use crate::plan::{Buf, Elem, Plan, SequenceId};
 pub struct Decoder {
     pub spec: ModelSpec,
     pub embed: Matrix,
+    /// Learned positions.
+    pub positions: Option<Matrix>,
     /// The embedding itself where the head is tied.
     pub head: Matrix,
-    pub norm: Buf,
+    pub norm: Norm,
     pub blocks: Vec<Block>,
     /// A small buffer bound where a kernel reads nothing.
     pub none: Buf,
@@ -33,14 +36,22 @@ impl Decoder {
         max_binding: u64,
     ) -> Decoder {
         let s = spec;
-        let vector =
-            |plan: &mut Plan, at: NormAt| plan.persistent(s.hf_name(Tensor::Norm(at)), Elem::Float, s.norm_width(at));
+        let norm = |plan: &mut Plan, at: NormAt| {
+            let width = s.norm_width(at);
+            let mut vector = |tensor| plan.persistent(s.hf_name(tensor), Elem::Float, width);
+            let w = vector(Tensor::Norm(at));
+            Norm { w, b: s.layer_norm.then(|| vector(Tensor::NormBias(at))), width, eps: s.eps }
+        };
         let embed = matrix(plan, "embed_tokens", s.padded_vocab(), s.hidden, format(Tensor::Embed), max_binding);
         let head = match s.tied {
             true => embed.clone(),
             false => matrix(plan, "lm_head", s.padded_vocab(), s.hidden, format(Tensor::Head), max_binding),
         };
-        let norm = vector(plan, NormAt::Final);
+        let positions = s
+            .rope
+            .is_none()
+            .then(|| matrix(plan, "positions", s.context, s.hidden, format(Tensor::Positions), max_binding));
+        let last = norm(plan, NormAt::Final);
         let mut blocks = Vec::with_capacity(s.layers);
         for layer in 0..s.layers {
             let linear = |plan: &mut Plan, module: Module| {
@@ -52,26 +63,29 @@ impl Decoder {
                 Linear { site, w, bias }
             };
             blocks.push(Block {
-                attention_norm: vector(plan, NormAt::Attention(layer)),
-                qk_norm: s.qk_norm.then(|| [NormAt::Q(layer), NormAt::K(layer)].map(|at| vector(plan, at))),
+                attention_norm: norm(plan, NormAt::Attention(layer)),
+                qk_norm: s.qk_norm.then(|| [NormAt::Q(layer), NormAt::K(layer)].map(|at| norm(plan, at))),
                 q: linear(plan, Module::Q),
                 k: linear(plan, Module::K),
                 v: linear(plan, Module::V),
                 o: linear(plan, Module::O),
-                mlp_norm: vector(plan, NormAt::Mlp(layer)),
-                gate: linear(plan, Module::Gate),
+                post_attention_norm: s.post_norms.then(|| norm(plan, NormAt::PostAttention(layer))),
+                mlp_norm: norm(plan, NormAt::Mlp(layer)),
+                gate: s.gated.then(|| linear(plan, Module::Gate)),
                 up: linear(plan, Module::Up),
                 down: linear(plan, Module::Down),
+                post_mlp_norm: s.post_norms.then(|| norm(plan, NormAt::PostMlp(layer))),
             });
         }
         let none = plan.persistent("none", Elem::Float, 4);
-        Decoder { spec: spec.clone(), embed, head, norm, blocks, none }
+        Decoder { spec: spec.clone(), embed, positions, head, norm: last, blocks, none }
     }
 
     /// How most of the weights are stored.
     pub fn main_format(&self) -> WeightFormat {
         let mut shares = std::collections::BTreeMap::new();
-        let linears = self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down]);
+        let linears =
+            self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.up, &b.down].into_iter().chain(&b.gate));
         for w in linears.map(|l| &l.w).chain([&self.embed]) {
             *shares.entry(w.format).or_insert(0) += w.rows * w.cols;
         }
@@ -82,6 +96,7 @@ impl Decoder {
     pub fn matrix(&self, tensor: Tensor) -> Option<&Matrix> {
         match tensor {
             Tensor::Embed => Some(&self.embed),
+            Tensor::Positions => self.positions.as_ref(),
             Tensor::Head => Some(&self.head),
             Tensor::Weight(site) => Some(&self.linear(site).w),
             _ => None,
@@ -90,13 +105,22 @@ impl Decoder {
 
     pub fn vector(&self, tensor: Tensor) -> Option<Buf> {
         match tensor {
-            Tensor::Norm(NormAt::Final) => Some(self.norm),
-            Tensor::Norm(NormAt::Attention(l)) => Some(self.blocks[l].attention_norm),
-            Tensor::Norm(NormAt::Mlp(l)) => Some(self.blocks[l].mlp_norm),
-            Tensor::Norm(NormAt::Q(l)) => self.blocks[l].qk_norm.map(|[q, _]| q),
-            Tensor::Norm(NormAt::K(l)) => self.blocks[l].qk_norm.map(|[_, k]| k),
+            Tensor::Norm(at) => self.norm_at(at).map(|norm| norm.w),
+            Tensor::NormBias(at) => self.norm_at(at)?.b,
             Tensor::Bias(site) => self.linear(site).bias,
             _ => None,
+        }
+    }
+
+    fn norm_at(&self, at: NormAt) -> Option<Norm> {
+        match at {
+            NormAt::Final => Some(self.norm),
+            NormAt::Attention(l) => Some(self.blocks[l].attention_norm),
+            NormAt::PostAttention(l) => self.blocks[l].post_attention_norm,
+            NormAt::Mlp(l) => Some(self.blocks[l].mlp_norm),
+            NormAt::PostMlp(l) => self.blocks[l].post_mlp_norm,
+            NormAt::Q(l) => self.blocks[l].qk_norm.map(|[q, _]| q),
+            NormAt::K(l) => self.blocks[l].qk_norm.map(|[_, k]| k),
         }
     }
 
@@ -107,27 +131,28 @@ impl Decoder {
             Module::K => &b.k,
             Module::V => &b.v,
             Module::O => &b.o,
-            Module::Gate => &b.gate,
+            Module::Gate => b.gate.as_ref().expect("a site of the model"),
             Module::Up => &b.up,
             Module::Down => &b.down,
         }
     }
 
-    fn embed(&self, cx: &mut Build, ids: Buf) -> Buf {
+    /// Token embeddings and, where they are learned, positions.
+    fn embed(&self, cx: &mut Build, ids: Buf, positions: Buf) -> Buf {
         let x = cx.plan.temp("embedded", cx.n * self.spec.hidden);
-        embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, x);
+        embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, self.spec.embed_scale, false, x);
+        if let Some(learned) = &self.positions {
+            embedding::forward(cx.plan, "positions", cx.n, positions, learned, 1.0, true, x);
+        }
         x
     }
 
-    fn final_norm(&self, cx: &mut Build, x: Buf) -> Buf {
-        let y = cx.plan.temp("final", cx.n * self.spec.hidden);
-        rmsnorm::forward(cx.plan, "norm", (cx.n, self.spec.hidden), self.spec.eps, x, self.norm, y);
-        y
-    }
-
-    /// `logits = x·headᵀ` for `rows` rows.
+    /// `logits = cap(x·headᵀ)` for `rows` rows.
     fn logits(&self, cx: &mut Build, rows: usize, x: Buf, logits: Buf) {
         matmul::forward(cx.plan, "lm_head", rows, x, &self.head, 1.0, Epilogue::default(), cx.none, logits);
+        if let Some(cap) = self.spec.final_cap {
+            softcap::forward(cx.plan, "lm_head", rows * self.spec.padded_vocab(), cap, logits);
+        }
     }
 }
 
@@ -161,6 +186,7 @@ pub struct Inputs {
     /// Report ring: loss sum, hits, gradient norm, applied.
     pub ring: Buf,
     pub rope_table: Buf,
+    max_position: usize,
 }
 
 impl Inputs {
@@ -181,12 +207,14 @@ impl Inputs {
             control,
             row_results: floats("row results", n * cross_entropy::ROW),
             ring: floats("report ring", control::RING_SLOTS * control::REPORT),
-            rope_table: floats("rope table", max_position * spec.head_dim),
+            rope_table: floats("rope table", spec.rope_len(max_position)),
+            max_position,
         }
     }
 
     fn common(&self) -> Common {
-        Common { positions: self.positions, spans: self.spans, rope_table: self.rope_table }
+        let Inputs { positions, spans, rope_table, max_position, .. } = *self;
+        Common { positions, spans, rope_table, max_position }
     }
 }
 
@@ -221,7 +249,7 @@ impl Decoder {
         let evaluate = plan.begin("evaluate");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
-        let hidden = self.final_norm(&mut cx, x);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
         self.head_loss(&mut cx, io, hidden, None);
         let train = train.then(|| self.train_sequence(plan, io, patches.expect("something to train"), kept_blocks));
         LossSequences { train, evaluate }
@@ -245,11 +273,11 @@ impl Decoder {
         let first_kept = self.blocks.len().saturating_sub(kept_blocks);
         let mut cx = self.build(plan, io.n, Some(patches), io.control, true);
         let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= lowest);
-        let hidden = self.final_norm(&mut cx, x);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
         let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
-        rmsnorm::backward(cx.plan, "norm", (io.n, spec.hidden), spec.eps, x, self.norm, d_hidden, dx, false);
+        self.norm.backward(&mut cx, io.n, x, d_hidden, dx, false);
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
@@ -263,7 +291,7 @@ impl Decoder {
     /// Embedding and blocks; keeps input and activations of the layers that `keep` names.
     #[allow(clippy::type_complexity)]
     fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<Option<(Buf, Kept)>>) {
-        let mut x = self.embed(cx, io.ids);
+        let mut x = self.embed(cx, io.ids, io.positions);
         let mut states = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let (out, kept) = block.forward(cx, &self.spec, &io.common(), x);
@@ -279,7 +307,7 @@ impl Decoder {
         let rows = head_chunk(&self.spec, n);
         for first in (0..n).step_by(rows) {
             let m = rows.min(n - first);
-            let chunk = Chunk { m, first, v: self.spec.vocab, ld };
+            let chunk = Chunk { m, first, v: self.spec.vocab, ld, cap: self.spec.final_cap.unwrap_or(0.0) };
             let beyond = if first == 0 { 0 } else { first as u32 };
             let skip = std::mem::replace(&mut cx.plan.skip_up_to, beyond);
             let h = cx.plan.temp("supervised", m * c);
@@ -337,7 +365,7 @@ impl Decoder {
         let control = words("control", control::WORDS);
         let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
         let logits = floats("next logits", sequences * spec.padded_vocab());
-        let rope_table = floats("rope table", capacity * spec.head_dim);
+        let rope_table = floats("rope table", spec.rope_len(capacity));
         let mut cache = || floats("cache", sequences * capacity * spec.kv_width());
         let caches = (0..spec.layers).map(|_| Cache { k: cache(), v: cache(), capacity }).collect();
         let io = Slots { sequences, capacity, chunk, ids, positions, slots, rows, control, logits, rope_table, caches };
@@ -348,15 +376,16 @@ impl Decoder {
     /// Appends the sequences of a prompt chunk and of a decoding step over the cache.
     pub fn generation_pass(&self, plan: &mut Plan, io: &Slots, patches: Option<&Patches>) -> Pass {
         let spec = &self.spec;
-        let common = Common { positions: io.positions, spans: io.slots, rope_table: io.rope_table };
+        let (rope_table, max_position) = (io.rope_table, io.capacity);
+        let common = Common { positions: io.positions, spans: io.slots, rope_table, max_position };
         let mut sequence = |name: &str, n: usize| {
             let id = plan.begin(name);
             let mut cx = self.build(plan, n, patches, io.control, false);
-            let mut x = self.embed(&mut cx, io.ids);
+            let mut x = self.embed(&mut cx, io.ids, io.positions);
             for (block, cache) in self.blocks.iter().zip(&io.caches) {
                 x = block.forward_cached(&mut cx, spec, &common, cache, x);
             }
-            let hidden = self.final_norm(&mut cx, x);
+            let hidden = self.norm.forward(&mut cx, n, x, None);
             let last = cx.plan.temp("last rows", io.sequences * spec.hidden);
             gather::forward(cx.plan, (io.sequences, 0), spec.hidden, io.rows, hidden, last);
             self.logits(&mut cx, io.sequences, last, io.logits);

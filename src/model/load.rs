@@ -89,7 +89,9 @@ impl<'a> Opened<'a> {
             let half = self.spec.head_dim as u64 / 2;
             checkpoint.expect([(ROPE_DIVISORS.to_string(), vec![half])])?;
             let divisors = checkpoint.read_f32(checkpoint.get(ROPE_DIVISORS)?).await?;
-            self.spec.rope.scaling = RopeScaling::Divisors(divisors);
+            if let Some(rope) = &mut self.spec.rope {
+                rope.scaling = RopeScaling::Divisors(divisors);
+            }
         }
         Ok(self)
     }

@@ -6,8 +6,11 @@ use super::spec::ModelSpec;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tensor {
     Embed,
+    /// Learned positions.
+    Positions,
     Head,
     Norm(NormAt),
+    NormBias(NormAt),
     Weight(Site),
     Bias(Site),
 }
@@ -18,8 +21,11 @@ pub enum NormAt {
     Final,
     /// Before attention.
     Attention(usize),
+    /// After attention, before it joins the residual stream.
+    PostAttention(usize),
     /// Before the MLP.
     Mlp(usize),
+    PostMlp(usize),
     /// Of each head of q, before it is rotated.
     Q(usize),
     K(usize),
@@ -30,12 +36,15 @@ pub enum NormAt {
 #[derive(Debug)]
 pub struct Names {
     pub embed: &'static str,
+    pub positions: &'static str,
     pub head: &'static str,
     pub norm: &'static str,
     /// Followed by the layer's number.
     pub layer: &'static str,
     pub attention_norm: &'static str,
+    pub post_attention_norm: &'static str,
     pub mlp_norm: &'static str,
+    pub post_mlp_norm: &'static str,
     pub q_norm: &'static str,
     pub k_norm: &'static str,
     /// By [`Module`]: q, k, v, o, gate, up, down.
@@ -57,7 +66,9 @@ impl Names {
         let (layer, name) = match at {
             NormAt::Final => return self.norm.into(),
             NormAt::Attention(l) => (l, self.attention_norm),
+            NormAt::PostAttention(l) => (l, self.post_attention_norm),
             NormAt::Mlp(l) => (l, self.mlp_norm),
+            NormAt::PostMlp(l) => (l, self.post_mlp_norm),
             NormAt::Q(l) => (l, self.q_norm),
             NormAt::K(l) => (l, self.k_norm),
         };
@@ -67,8 +78,10 @@ impl Names {
     pub fn name(&self, tensor: Tensor) -> String {
         match tensor {
             Tensor::Embed => format!("{}.weight", self.embed),
+            Tensor::Positions => format!("{}.weight", self.positions),
             Tensor::Head => format!("{}.weight", self.head),
             Tensor::Norm(at) => format!("{}.weight", self.norm(at)),
+            Tensor::NormBias(at) => format!("{}.bias", self.norm(at)),
             Tensor::Weight(s) => format!("{}.weight", self.path(s)),
             Tensor::Bias(s) => format!("{}.bias", self.path(s)),
         }
@@ -95,9 +108,17 @@ impl ModelSpec {
         }
     }
 
+    /// The linears of a layer.
+    pub fn modules(&self) -> impl Iterator<Item = Module> {
+        Module::ALL.into_iter().filter(|module| self.gated || *module != Module::Gate)
+    }
+
     /// The norms of a layer.
     fn layer_norms(&self, layer: usize) -> Vec<NormAt> {
         let mut norms = vec![NormAt::Attention(layer), NormAt::Mlp(layer)];
+        if self.post_norms {
+            norms.extend([NormAt::PostAttention(layer), NormAt::PostMlp(layer)]);
+        }
         if self.qk_norm {
             norms.extend([NormAt::Q(layer), NormAt::K(layer)]);
         }
@@ -112,14 +133,23 @@ impl ModelSpec {
     /// Every tensor the model needs, with its shape, outermost first.
     pub fn tensors(&self) -> Vec<(Tensor, Vec<u64>)> {
         let (v, c) = (self.vocab as u64, self.hidden as u64);
-        let norm = |at: NormAt| (Tensor::Norm(at), vec![self.norm_width(at) as u64]);
-        let mut all = vec![(Tensor::Embed, vec![v, c]), norm(NormAt::Final)];
+        let mut all = vec![(Tensor::Embed, vec![v, c])];
+        if self.rope.is_none() {
+            all.push((Tensor::Positions, vec![self.context as u64, c]));
+        }
+        let norms = |all: &mut Vec<_>, at: NormAt| {
+            all.push((Tensor::Norm(at), vec![self.norm_width(at) as u64]));
+            if self.layer_norm {
+                all.push((Tensor::NormBias(at), vec![self.norm_width(at) as u64]));
+            }
+        };
+        norms(&mut all, NormAt::Final);
         if !self.tied {
             all.push((Tensor::Head, vec![v, c]));
         }
         for layer in 0..self.layers {
-            all.extend(self.layer_norms(layer).into_iter().map(norm));
-            for module in Module::ALL {
+            self.layer_norms(layer).into_iter().for_each(|at| norms(&mut all, at));
+            for module in self.modules() {
                 let site = Site { layer, module };
                 let (o, i) = self.linear_shape(module);
                 all.push((Tensor::Weight(site), vec![o as u64, i as u64]));

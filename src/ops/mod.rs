@@ -9,6 +9,7 @@
 // A kernel takes its sizes and its buffers; a struct for each would say the same twice.
 #![allow(clippy::too_many_arguments)]
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
@@ -17,13 +18,14 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gather;
+pub mod layernorm;
 pub mod lora_grad;
 pub mod matmul;
 pub mod par;
 pub mod rmsnorm;
 pub mod rope;
+pub mod softcap;
 pub mod sum_squares;
-pub mod swiglu;
 
 use crate::plan::Kernel;
 
@@ -64,6 +66,10 @@ pub(crate) use kernel;
 
 /// Every kernel there is; the static tests walk this list.
 pub static KERNELS: &[&Kernel] = &[
+    &activation::FORWARD,
+    &activation::BACKWARD,
+    &activation::FORWARD_PLAIN,
+    &activation::BACKWARD_PLAIN,
     &adamw::ADAMW,
     &attention::FORWARD,
     &attention::DELTA,
@@ -79,6 +85,8 @@ pub static KERNELS: &[&Kernel] = &[
     &embedding::FORWARD,
     &gather::FORWARD,
     &gather::BACKWARD,
+    &layernorm::FORWARD,
+    &layernorm::BACKWARD,
     &lora_grad::ACCUMULATE,
     &matmul::FORWARD,
     &matmul::BACKWARD,
@@ -86,8 +94,7 @@ pub static KERNELS: &[&Kernel] = &[
     &rmsnorm::BACKWARD,
     &rope::FORWARD,
     &rope::BACKWARD,
+    &softcap::FORWARD,
     &sum_squares::PARTIAL,
     &sum_squares::FINISH,
-    &swiglu::FORWARD,
-    &swiglu::BACKWARD,
 ];

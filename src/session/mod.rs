@@ -232,7 +232,7 @@ impl Session {
             let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
             let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
             device.prepare(plan).await?;
-            device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, seq_len));
+            device.write_floats(io.rope_table, 0, &decoder.spec.rope_table(seq_len));
             self.evaluation = Some((io, sequences.evaluate, shape));
         }
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");

@@ -145,7 +145,7 @@ impl Trainer {
         base.plan = parts.plan;
         base.device.prepare(&base.plan).await?;
         let spec = base.spec();
-        let table = spec.rope.table(spec.head_dim, options.seq_len);
+        let table = spec.rope_table(options.seq_len);
         base.device.write_floats(parts.io.rope_table, 0, &table);
         base.device.write_floats(parts.patches.params, 0, &initial);
         let total_steps = total_steps(&batches, &options);

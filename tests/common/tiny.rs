@@ -211,7 +211,7 @@ impl Rig {
         let sequences = decoder.loss_sequences(plan, &io, Some(&patches), true, kept_blocks);
         let plain = decoder.loss_sequences(plan, &io, None, false, 0).evaluate;
         block_on(device.prepare(plan)).unwrap();
-        device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, T));
+        device.write_floats(io.rope_table, 0, &decoder.spec.rope_table(T));
         device.write_floats(patches.params, 0, &flat);
         Rig { base, lora, patches, io, sequences, plain }
     }

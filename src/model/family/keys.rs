@@ -2,7 +2,7 @@
 //! ways files tell them.
 
 use crate::error::{Error, Result};
-use crate::model::spec::{ModelSpec, Rope, RopeScaling};
+use crate::model::spec::{Rope, RopeScaling};
 use crate::weights::Gguf;
 use serde_json::{Value, json};
 
@@ -126,25 +126,25 @@ pub fn decimal(x: f32) -> f64 {
     x.to_string().parse().expect("a number")
 }
 
-/// `rope_scaling` of config.json; null for none. Its inverse is [`Keys::rope_in`].
-pub fn rope_scaling(spec: &ModelSpec, file: &str) -> Result<Value> {
-    let scaling = match &spec.rope.scaling {
-        RopeScaling::Divisors(divisors) => spec.rope.llama3_of(divisors, spec.head_dim).ok_or_else(|| {
+/// `rope_scaling` of config.json, where there is one. Its inverse is [`Keys::rope_in`].
+pub fn rope_scaling(rope: &Rope, head_dim: usize, file: &str) -> Result<Option<Value>> {
+    let scaling = match &rope.scaling {
+        RopeScaling::Divisors(divisors) => rope.llama3_of(divisors, head_dim).ok_or_else(|| {
             let what = "its rope_freqs.weight is not Llama 3's, and config.json has no name for it".into();
             unsupported(file, what, "merge on the model's safetensors instead")
         })?,
         other => other.clone(),
     };
     Ok(match scaling {
-        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Llama3 { factor, low, high, original_context } => json!({
+        RopeScaling::Linear { factor } => Some(json!({ "rope_type": "linear", "factor": factor })),
+        RopeScaling::Llama3 { factor, low, high, original_context } => Some(json!({
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": low,
             "high_freq_factor": high,
             "original_max_position_embeddings": original_context as u64,
-        }),
-        RopeScaling::None | RopeScaling::Divisors(_) => Value::Null,
+        })),
+        RopeScaling::None | RopeScaling::Divisors(_) => None,
     })
 }
 

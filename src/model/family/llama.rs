@@ -35,11 +35,14 @@ pub static FAMILY: Family = Family {
 
 pub const HF: Names = Names {
     embed: "model.embed_tokens",
+    positions: "",
     head: "lm_head",
     norm: "model.norm",
     layer: "model.layers",
     attention_norm: "input_layernorm",
+    post_attention_norm: "",
     mlp_norm: "post_attention_layernorm",
+    post_mlp_norm: "",
     q_norm: "self_attn.q_norm",
     k_norm: "self_attn.k_norm",
     modules: [
@@ -55,11 +58,14 @@ pub const HF: Names = Names {
 
 pub const GGUF: Names = Names {
     embed: "token_embd",
+    positions: "position_embd",
     head: "output",
     norm: "output_norm",
     layer: "blk",
     attention_norm: "attn_norm",
+    post_attention_norm: "post_attention_norm",
     mlp_norm: "ffn_norm",
+    post_mlp_norm: "post_ffw_norm",
     q_norm: "attn_q_norm",
     k_norm: "attn_k_norm",
     modules: ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
@@ -78,7 +84,7 @@ pub fn decoder(keys: &Keys, family: &'static Family) -> Result<ModelSpec> {
         head_dim: keys.optional_usize("head_dim")?.unwrap_or(hidden / heads.max(1)),
         ffn: keys.usize("intermediate_size")?,
         eps: keys.f64_or("rms_norm_eps", 1e-6)? as f32,
-        rope: keys.rope()?,
+        rope: Some(keys.rope()?),
         tied: keys.bool_or("tie_word_embeddings", false)?,
         context: keys.optional_usize("max_position_embeddings")?.unwrap_or(2048),
         ..ModelSpec::plain(family)
@@ -99,7 +105,7 @@ pub fn gguf_decoder(keys: &GgufKeys, family: &'static Family) -> Result<ModelSpe
         head_dim,
         ffn: keys.size("feed_forward_length")?,
         eps: keys.f32("attention.layer_norm_rms_epsilon")?,
-        rope: keys.rope(head_dim)?,
+        rope: Some(keys.rope(head_dim)?),
         tied: !keys.has("output.weight"),
         context: keys.optional_size("context_length")?.unwrap_or(2048),
         ..ModelSpec::plain(family)
@@ -120,13 +126,14 @@ pub fn config(spec: &ModelSpec, file: &str) -> Result<Value> {
         "intermediate_size": spec.ffn,
         "hidden_act": "silu",
         "rms_norm_eps": decimal(spec.eps),
-        "rope_theta": spec.rope.theta,
         "tie_word_embeddings": spec.tied,
         "max_position_embeddings": spec.context,
     });
-    let scaling = rope_scaling(spec, file)?;
-    if !scaling.is_null() {
-        config["rope_scaling"] = scaling;
+    if let Some(rope) = &spec.rope {
+        config["rope_theta"] = rope.theta.into();
+        if let Some(scaling) = rope_scaling(rope, spec.head_dim, file)? {
+            config["rope_scaling"] = scaling;
+        }
     }
     Ok(config)
 }
