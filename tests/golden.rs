@@ -31,8 +31,17 @@ const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 3e-6, grads: 3e-6, 
 /// PyTorch in f32 is itself up to 4e-6 (gradients) and 7e-4 (last adapter) from f64: `f32_noise` in the goldens.
 const SINGLE: Tolerance = Tolerance { logits: 1e-5, loss: 1e-4, grads: 3e-5, last: 3e-3 };
 
-const CASES: [&str; 6] =
-    ["tiny_lora", "tiny_rslora", "tiny_llama3_lora", "tiny_llama3_rslora", "tiny_qwen2_lora", "tiny_qwen3_lora"];
+const CASES: [&str; 9] = [
+    "tiny_lora",
+    "tiny_rslora",
+    "tiny_llama3_lora",
+    "tiny_llama3_rslora",
+    "tiny_qwen2_lora",
+    "tiny_qwen3_lora",
+    "tiny_mistral_lora",
+    "tiny_gemma2_lora",
+    "tiny_gemma3_lora",
+];
 
 struct Case {
     name: &'static str,

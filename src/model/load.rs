@@ -141,7 +141,10 @@ impl<'a> Opened<'a> {
             match decoder.vector(tensor) {
                 Some(buf) => {
                     let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
-                    let values = self.arranged(tensor, values);
+                    let mut values = self.arranged(tensor, values);
+                    if self.less_one(tensor) && matches!(self.files, ModelFiles::Hf { .. }) {
+                        values.iter_mut().for_each(|w| *w += 1.0);
+                    }
                     digest.add(bytemuck::cast_slice(&values));
                     device.write_floats(buf, 0, &values);
                 }
@@ -194,13 +197,22 @@ impl<'a> Opened<'a> {
         (PIECE / (cols * 4) / unit * unit).max(unit)
     }
 
-    /// A tensor's values as f32 in transformers' order of rows, some rows at a time: `each` gets the first row and the
+    /// Whether transformers' files hold a tensor less 1.
+    fn less_one(&self, tensor: Tensor) -> bool {
+        self.spec.family.norms_less_one && matches!(tensor, Tensor::Norm(_))
+    }
+
+    /// A tensor's values as f32 as transformers has them: its order of rows, its norms; some rows at a time: `each` gets the first row and the
     /// values. A vector is one row.
     pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
         let checkpoint = self.files.checkpoint();
         let info = checkpoint.get(&self.name(tensor))?;
         if info.shape.len() < 2 {
-            return each(0, self.arranged(tensor, checkpoint.read_f32(info).await?)).await;
+            let mut values = self.arranged(tensor, checkpoint.read_f32(info).await?);
+            if self.less_one(tensor) && matches!(self.files, ModelFiles::Gguf { .. }) {
+                values.iter_mut().for_each(|w| *w -= 1.0);
+            }
+            return each(0, values).await;
         }
         let (all, cols) = (info.rows() as usize, info.cols() as usize);
         let piece = self.piece(tensor, cols);

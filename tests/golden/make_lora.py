@@ -47,6 +47,11 @@ SMALL = dict(
     hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     rms_norm_eps=1e-6, max_position_embeddings=64, rope_parameters=ROPE)
 
+LOCAL = dict(
+    sliding_window=4, layer_types=["sliding_attention", "full_attention"],
+    rope_parameters={"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+                     "sliding_attention": ROPE})
+
 
 class Family:
     """A family's classes, and what its golden model is to have; the seed is one whose greedy choices are clear."""
@@ -60,7 +65,7 @@ class Family:
         return importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
 
     def new(self):
-        config = getattr(transformers, f"{self.prefix}Config")(vocab_size=VOCAB, **self.config)
+        config = getattr(transformers, self.prefix + ("TextConfig" if self.name == "gemma3" else "Config"))(vocab_size=VOCAB, **self.config)
         return getattr(transformers, f"{self.prefix}ForCausalLM")(config)
 
     def load(self, path, dtype):
@@ -83,6 +88,13 @@ MODELS = {
         rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, "factor": 2.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
     "tiny_qwen2": Family("qwen2", "Qwen2", 2, **SMALL, tie_word_embeddings=True),
+    # The windows are shorter than the documents; in Gemma's some layers see all. Caps are small enough to bite.
+    "tiny_mistral": Family("mistral", "Mistral", 4, **SMALL, sliding_window=5, tie_word_embeddings=False),
+    "tiny_gemma2": Family(
+        "gemma2", "Gemma2", 4, norm_mean=0.0, **SMALL, head_dim=12, query_pre_attn_scalar=20, sliding_window=4,
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0),
+    "tiny_gemma3": Family(
+        "gemma3", "Gemma3", 12, norm_mean=0.0, **(SMALL | LOCAL), head_dim=8, query_pre_attn_scalar=8),
     "tiny_qwen3": Family("qwen3", "Qwen3", 5, **SMALL, head_dim=12, tie_word_embeddings=False),
 }
 METHODS = {

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::spec::{Rope, RopeScaling};
+use crate::ops::activation::Activation;
 use crate::weights::Gguf;
 use serde_json::{Value, json};
 
@@ -78,6 +79,31 @@ impl Keys<'_> {
         Err(unsupported(self.file, what, &format!("only {covered} is supported")))
     }
 
+    pub fn activation(&self, key: &str, default: &str) -> Result<Activation> {
+        match self.str_or(key, default)? {
+            "silu" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+            other => {
+                let what = format!("\"{key}\" is \"{other}\" in config.json");
+                Err(unsupported(self.file, what, "supported: silu, gelu_pytorch_tanh, gelu_new"))
+            }
+        }
+    }
+
+    /// By layer, whether it sees only what is near: what `layer_types` says, else all but every `pattern`th.
+    pub fn local_layers(&self, layers: usize, pattern: usize) -> Result<Vec<bool>> {
+        let Some(types) = self.config["layer_types"].as_array() else { return Ok(all_but_every(pattern, layers)) };
+        let local = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => {
+                let what = format!("a layer is of the type {kind}");
+                Err(unsupported(self.file, what, "supported: full_attention, sliding_attention"))
+            }
+        };
+        types.iter().map(local).collect()
+    }
+
     /// Both generations: `rope_parameters` (transformers 5) holds theta and scaling, before it `rope_theta` stood
     /// beside `rope_scaling` with `type` or `rope_type`.
     pub fn rope(&self) -> Result<Rope> {
@@ -118,6 +144,24 @@ impl Keys<'_> {
             }
         };
         Ok(Rope { theta, scaling })
+    }
+}
+
+/// Local layers, and a global one after every `pattern - 1` of them.
+pub fn all_but_every(pattern: usize, layers: usize) -> Vec<bool> {
+    (1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect()
+}
+
+/// `layer_types` of config.json.
+pub fn layer_types(local: &[bool]) -> Value {
+    local.iter().map(|local| if *local { "sliding_attention" } else { "full_attention" }).collect()
+}
+
+/// An activation as config.json names it.
+pub fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
     }
 }
 

@@ -1,7 +1,7 @@
 //! The Llama family: RMSNorm, rotary half-split positions, grouped kv heads, SwiGLU
 //! (transformers `modeling_llama.py`, llama.cpp arch `llama`). The other families begin with what is read here.
 
-use super::keys::{GgufKeys, Keys, decimal, rope_scaling};
+use super::keys::{GgufKeys, Keys, activation_name, decimal, rope_scaling};
 use super::{Family, Names};
 use crate::error::Result;
 use crate::model::spec::ModelSpec;
@@ -15,6 +15,7 @@ pub static FAMILY: Family = Family {
     hf: HF,
     gguf: GGUF,
     interleaved: true,
+    norms_less_one: false,
     from_config: |keys| {
         let spec = decoder(keys, &FAMILY)?;
         let bias = keys.bool_or("attention_bias", false)?;
@@ -73,7 +74,6 @@ pub const GGUF: Names = Names {
 
 /// What config.json says of any decoder that is built like Llama; no biases, no norms but two a layer.
 pub fn decoder(keys: &Keys, family: &'static Family) -> Result<ModelSpec> {
-    keys.only("hidden_act", json!("silu"))?;
     let (hidden, heads) = (keys.usize("hidden_size")?, keys.usize("num_attention_heads")?);
     Ok(ModelSpec {
         vocab: keys.usize("vocab_size")?,
@@ -86,6 +86,7 @@ pub fn decoder(keys: &Keys, family: &'static Family) -> Result<ModelSpec> {
         eps: keys.f64_or("rms_norm_eps", 1e-6)? as f32,
         rope: Some(keys.rope()?),
         tied: keys.bool_or("tie_word_embeddings", false)?,
+        activation: keys.activation("hidden_act", "silu")?,
         context: keys.optional_usize("max_position_embeddings")?.unwrap_or(2048),
         ..ModelSpec::plain(family)
     })
@@ -124,7 +125,7 @@ pub fn config(spec: &ModelSpec, file: &str) -> Result<Value> {
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,
         "intermediate_size": spec.ffn,
-        "hidden_act": "silu",
+        "hidden_act": activation_name(spec.activation),
         "rms_norm_eps": decimal(spec.eps),
         "tie_word_embeddings": spec.tied,
         "max_position_embeddings": spec.context,

@@ -1,8 +1,10 @@
 //! Families: one file each, `config.json` or GGUF metadata -> [`ModelSpec`], and what its files call the tensors.
 //! Dense decoders only. Every family is told as its difference from Llama.
 
+mod gemma;
 mod keys;
 mod llama;
+mod mistral;
 mod qwen;
 
 use super::spec::ModelSpec;
@@ -28,13 +30,17 @@ pub struct Family {
     pub gguf: Names,
     /// GGUF files keep the rows of q and k in interleaved pairs.
     pub interleaved: bool,
+    /// transformers' files keep the weights of norms less 1 (GGUF files whole).
+    pub norms_less_one: bool,
     from_config: fn(&Keys) -> Result<ModelSpec>,
     from_gguf: fn(&GgufKeys) -> Result<ModelSpec>,
     /// The inverse of `from_config`.
     to_config: fn(&ModelSpec, &str) -> Result<Value>,
 }
 
-static FAMILIES: [&Family; 3] = [&llama::FAMILY, &qwen::QWEN2, &qwen::QWEN3];
+/// The first of an architecture reads its GGUF files.
+static FAMILIES: [&Family; 6] =
+    [&llama::FAMILY, &qwen::QWEN2, &qwen::QWEN3, &mistral::FAMILY, &gemma::GEMMA2, &gemma::GEMMA3];
 
 impl PartialEq for Family {
     fn eq(&self, other: &Family) -> bool {
@@ -72,6 +78,10 @@ pub fn from_config(config: &Value, file: &str) -> Result<ModelSpec> {
     };
     match FAMILIES.iter().find(|family| family.name == name) {
         Some(family) => (family.from_config)(&Keys { config, file })?.check(file),
+        None if config["text_config"].is_object() => {
+            let what = format!("the architecture '{name}' is of more than text");
+            Err(unsupported(file, what, "only models of text alone are supported"))
+        }
         None => Err(unknown(file, name)),
     }
 }

@@ -16,6 +16,7 @@ pub static QWEN2: Family = Family {
     hf: llama::HF,
     gguf: llama::GGUF,
     interleaved: false,
+    norms_less_one: false,
     from_config: |keys| {
         whole_attention(keys)?;
         Ok(ModelSpec { qkv_bias: true, ..decoder(keys, &QWEN2)? })
@@ -32,6 +33,7 @@ pub static QWEN3: Family = Family {
     hf: llama::HF,
     gguf: llama::GGUF,
     interleaved: false,
+    norms_less_one: false,
     from_config: |keys| {
         whole_attention(keys)?;
         let bias = keys.bool_or("attention_bias", false)?;
