@@ -6,6 +6,7 @@
 use super::method::{Initial, LowRank, Method, Role};
 use super::peft;
 use crate::error::{Error, Result};
+use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,19 +48,19 @@ impl Default for LoraConfig {
 pub struct Pattern<T>(pub Vec<(String, T)>);
 
 impl<T: Copy> Pattern<T> {
-    fn get(&self, site: Site) -> Option<T> {
-        self.0.iter().find(|(name, _)| names(name, site)).map(|(_, value)| *value)
+    fn get(&self, path: &str) -> Option<T> {
+        self.0.iter().find(|(name, _)| ends_in(path, name)).map(|(_, value)| *value)
     }
 
     /// A name that fits no linear.
-    fn unused(&self, sites: &BTreeSet<Site>) -> Option<&str> {
-        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !sites.iter().any(|site| names(name, *site)))
+    fn unused(&self, paths: &[String]) -> Option<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !paths.iter().any(|path| ends_in(path, name)))
     }
 }
 
 /// Whether a linear's path ends in `name`, a whole one.
-fn names(name: &str, site: Site) -> bool {
-    peft::path(site).strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+fn ends_in(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 impl<T: std::str::FromStr> Pattern<T> {
@@ -141,24 +142,30 @@ impl LoraConfig {
         if self.rslora { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
     }
 
-    pub fn rank_at(&self, site: Site) -> usize {
-        self.rank_pattern.get(site).unwrap_or(self.rank)
+    /// The rank at a linear, by its path.
+    pub fn rank_at(&self, path: &str) -> usize {
+        self.rank_pattern.get(path).unwrap_or(self.rank)
     }
 
-    fn scale_at(&self, site: Site) -> f32 {
-        self.scaled(self.alpha_pattern.get(site).unwrap_or(self.alpha), self.rank_at(site))
+    fn scale_at(&self, path: &str) -> f32 {
+        self.scaled(self.alpha_pattern.get(path).unwrap_or(self.alpha), self.rank_at(path))
     }
 }
 
 /// Every linear of these kinds.
 pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
-    (0..spec.layers).flat_map(|layer| modules.iter().map(move |module| Site { layer, module: *module })).collect()
+    let has = |module: &&Module| spec.modules().any(|m| m == **module);
+    (0..spec.layers)
+        .flat_map(|layer| modules.iter().filter(has).map(move |module| Site { layer, module: *module }))
+        .collect()
 }
 
 /// LoRA at some linears of a model.
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub config: LoraConfig,
+    /// Whose names the files use.
+    pub family: &'static Family,
     pub sites: BTreeSet<Site>,
     /// Whether the modules are adapted in every layer.
     pub complete: bool,
@@ -176,9 +183,10 @@ impl Lora {
         let occurs = |module: &Module| sites.iter().any(|site| site.module == *module);
         let modules = Module::ALL.into_iter().filter(occurs).collect();
         let config = LoraConfig { modules, ..config.check(spec)? };
+        let paths: Vec<String> = sites.iter().map(|site| spec.family.hf.path(*site)).collect();
         for (flag, unused) in [
-            ("rank-pattern", config.rank_pattern.unused(&sites)),
-            ("alpha-pattern", config.alpha_pattern.unused(&sites)),
+            ("rank-pattern", config.rank_pattern.unused(&paths)),
+            ("alpha-pattern", config.alpha_pattern.unused(&paths)),
         ] {
             if let Some(name) = unused {
                 let what = format!("'{name}' is the end of no adapted linear's path");
@@ -186,7 +194,14 @@ impl Lora {
             }
         }
         let complete = sites == all_sites(spec, &config.modules);
-        Ok(Lora { complete, sites, config })
+        Ok(Lora { family: spec.family, complete, sites, config })
+    }
+}
+
+impl Lora {
+    /// What PEFT calls a linear.
+    fn path(&self, site: Site) -> String {
+        self.family.hf.path(site)
     }
 }
 
@@ -198,7 +213,7 @@ impl Method for Lora {
     fn parts(&self, spec: &ModelSpec) -> Vec<(Role, [usize; 2])> {
         let mut parts = Vec::new();
         for site in &self.sites {
-            let ((o, i), r) = (spec.linear_shape(site.module), self.config.rank_at(*site));
+            let ((o, i), r) = (spec.linear_shape(site.module), self.config.rank_at(&self.path(*site)));
             parts.extend([(Role::A(*site), [r, i]), (Role::B(*site), [r, o])]);
         }
         parts
@@ -213,7 +228,7 @@ impl Method for Lora {
     }
 
     fn low_rank(&self, site: Site) -> LowRank {
-        LowRank { scale: self.config.scale_at(site), dropout: self.config.dropout, frozen: 0 }
+        LowRank { scale: self.config.scale_at(&self.path(site)), dropout: self.config.dropout, frozen: 0 }
     }
 
     fn rate(&self, role: Role) -> f32 {
@@ -224,7 +239,7 @@ impl Method for Lora {
         let c = &self.config;
         let targets: Vec<String> = match self.complete {
             true => c.modules.iter().map(|m| m.name().to_string()).collect(),
-            false => self.sites.iter().map(|site| peft::path(*site)).collect(),
+            false => self.sites.iter().map(|site| self.path(*site)).collect(),
         };
         let ranks: BTreeMap<&str, usize> = c.rank_pattern.0.iter().map(|(k, v)| (k.as_str(), *v)).collect();
         let alphas: BTreeMap<&str, Value> =

@@ -5,8 +5,9 @@
 
 use super::method::Adapter;
 use crate::error::{Error, Result};
+use crate::model::family::LLAMA;
 use crate::model::load::Opened;
-use crate::model::tensors::{Tensor, hf_name};
+use crate::model::tensors::Tensor;
 use crate::model::{ModelSpec, family};
 use crate::weights::{ModelFiles, TokenizerFiles};
 use half::{bf16, f16};
@@ -83,14 +84,14 @@ pub async fn merge_sharded(
     }
     let shards = shards(&spec, dtype, shard);
     if shards.len() > 1 {
-        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
+        sink("model.safetensors.index.json", &index(&opened.spec, &shards, dtype)).await?;
     }
     for shard in &shards {
-        sink(&shard.name, &header(shard, dtype)).await?;
+        sink(&shard.name, &header(&opened.spec, shard, dtype)).await?;
         for (tensor, shape) in &shard.tensors {
             let mut each = async |row0: usize, mut values: Vec<f32>| {
                 adapter.fold(flat, *tensor, shape, row0, &mut values);
-                check(*tensor, dtype, &values)?;
+                check(&opened.spec, *tensor, dtype, &values)?;
                 sink(&shard.name, &dtype.encode(&values)).await
             };
             match opened.spec.tensors().iter().any(|(known, _)| known == tensor) {
@@ -103,12 +104,12 @@ pub async fn merge_sharded(
     Ok(())
 }
 
-fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
+fn check(spec: &ModelSpec, tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
     let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
     match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
         None => Ok(()),
         Some(v) => Err(Error::Unsupported {
-            file: hf_name(tensor),
+            file: spec.hf_name(tensor),
             what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
             hint: "use bf16 or f32".into(),
         }),
@@ -135,21 +136,23 @@ fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
 }
 
-fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
+fn index(spec: &ModelSpec, shards: &[Shard], dtype: Dtype) -> Vec<u8> {
     let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
     let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
+    let map: Map<String, Value> = all().map(|(s, t, _)| (spec.hf_name(t), s.name.clone().into())).collect();
     pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
 }
 
 /// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
-fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
+fn header(spec: &ModelSpec, shard: &Shard, dtype: Dtype) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
     for (tensor, shape) in &shard.tensors {
         let end = at + shape.iter().product::<u64>() * dtype.bytes();
-        entries
-            .insert(hf_name(*tensor), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
+        entries.insert(
+            spec.hf_name(*tensor),
+            json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }),
+        );
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();
@@ -182,8 +185,8 @@ async fn companions(files: &ModelFiles, spec: &ModelSpec, dtype: Dtype) -> Resul
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = dtype.names().1.into();
     config["tie_word_embeddings"] = spec.tied.into();
-    if spec.attention_bias || spec.mlp_bias {
-        (config["attention_bias"], config["mlp_bias"]) = (spec.attention_bias.into(), spec.mlp_bias.into());
+    if *spec.family == LLAMA && spec.o_bias {
+        (config["attention_bias"], config["mlp_bias"]) = (true.into(), spec.mlp_bias.into());
     }
     out.push(("config.json".into(), pretty(&config)));
     Ok(out)

@@ -5,6 +5,7 @@
 //! Adam's moments have the same layout.
 
 use crate::error::Result;
+use crate::model::family::Family;
 use crate::model::load::Opened;
 use crate::model::seam::{Gain, LowRankPatch, Virtual};
 use crate::model::tensors::Tensor;
@@ -139,6 +140,8 @@ pub struct Adapter {
     pub len: usize,
     /// Of the model: embeddings have whole groups of 4 rows in the buffer, and this many in files.
     pub vocab: usize,
+    /// Whose names the files use.
+    pub family: &'static Family,
 }
 
 impl Adapter {
@@ -152,7 +155,7 @@ impl Adapter {
             parts.push(Part { role, at: len, rows, cols });
             len = (len + rows * cols).next_multiple_of(4);
         }
-        Adapter { method, parts, len, vocab: spec.vocab }
+        Adapter { method, parts, len, vocab: spec.vocab, family: spec.family }
     }
 
     pub fn part(&self, role: Role) -> Option<&Part> {
@@ -161,7 +164,7 @@ impl Adapter {
 
     /// What the flat buffer's meaning depends on.
     pub fn layout(&self) -> String {
-        format!("{:?}", self.method)
+        format!("{} of {} numbers", self.method.config(), self.len)
     }
 
     /// Numbers that are trained, without padding.
@@ -214,7 +217,13 @@ impl Adapter {
             match self.method.initial(part.role, [part.rows, part.cols]) {
                 Initial::Base(tensor) => {
                     if opened.spec.tensors().iter().any(|(t, _)| *t == tensor) {
-                        opened.read(tensor, async |row, rows| copy(&mut values[row * cols..], &rows)).await?;
+                        let more = opened.spec.family.less(tensor);
+                        let read = async |row: usize, rows: Vec<f32>| {
+                            let out = values[row * cols..].iter_mut().zip(rows);
+                            out.for_each(|(out, w)| *out = w + more);
+                            Ok(())
+                        };
+                        opened.read(tensor, read).await?;
                     }
                 }
                 Initial::RowNorms(tensor) => {

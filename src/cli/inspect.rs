@@ -136,7 +136,8 @@ fn kind(tensor: Tensor) -> &'static str {
         Tensor::Head => "head",
         Tensor::Weight(site) | Tensor::Bias(site) if site.module.is_attention() => "attention",
         Tensor::Weight(_) | Tensor::Bias(_) => "mlp",
-        Tensor::FinalNorm | Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) => "norms",
+        Tensor::Positions => "positions",
+        Tensor::Norm(_) | Tensor::NormBias(_) => "norms",
     }
 }
 
@@ -171,7 +172,12 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
         "  {} heads of {}, {} for keys and values; vocabulary {}{tied}",
         s.heads, s.head_dim, s.kv_heads, s.vocab
     ));
-    say(format!("  rope theta {}{}; norm eps {:e}", s.rope.theta, scaling(&s.rope.scaling), s.eps));
+    say(format!("  {}; norm eps {:e}", positions(s), s.eps));
+    if let Some(local) = &s.local {
+        let layers = local.layers.iter().filter(|local| **local).count();
+        let theta = local.rope.as_ref().map_or(String::new(), |rope| format!(", rope theta {}", rope.theta));
+        say(format!("  {layers} layers see the nearest {} positions{theta}", local.window));
+    }
     say("\n  weights     parameters        in file   kept as      bytes in file");
     for ((kind, stored, kept), share) in &shares {
         let (parameters, bytes) = (grouped(share.parameters), size(share.bytes));
@@ -180,6 +186,13 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
     say("");
     tokenizer_lines(&files, &tokenizer);
     Ok(())
+}
+
+fn positions(spec: &ModelSpec) -> String {
+    match &spec.rope {
+        Some(rope) => format!("rope theta {}{}", rope.theta, scaling(&rope.scaling)),
+        None => "learned positions".into(),
+    }
 }
 
 fn scaling(scaling: &RopeScaling) -> String {
@@ -219,9 +232,9 @@ fn model_json(s: &ModelSpec, shares: &Shares, files: &ModelFiles, tokenizer: &To
         .collect();
     let facts = files.tokenizer();
     json!({
-        "family": s.family, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
+        "family": s.family.name, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim, "vocab": s.vocab, "context": s.context,
-        "tied": s.tied, "rope_theta": s.rope.theta, "eps": s.eps, "weights": weights,
+        "tied": s.tied, "rope_theta": s.rope.as_ref().map(|rope| rope.theta), "eps": s.eps, "weights": weights,
         "tokenizer": {
             "size": tokenizer.vocab_size(), "bos": facts.bos, "add_bos": facts.add_bos, "eos": tokenizer.eos_ids(),
             "pad": facts.pad, "end_of_turn": tokenizer.end_of_turn(),

@@ -50,7 +50,7 @@ pub struct ModelInfo {
     pub name: String,
     /// Of the configuration and all weights: names may be the same, this is not.
     pub sha256: String,
-    pub family: String,
+    pub family: &'static str,
     pub parameters: u64,
     pub layers: usize,
     pub hidden: usize,
@@ -126,7 +126,7 @@ impl Session {
         ModelInfo {
             name: self.name.clone(),
             sha256: self.base.sha256.clone(),
-            family: spec.family.clone(),
+            family: spec.family.name,
             parameters: spec.parameters(),
             layers: spec.layers,
             hidden: spec.hidden,
