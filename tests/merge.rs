@@ -9,7 +9,7 @@ mod tiny;
 
 use luthier::Error;
 use luthier::adapter::merge::{Dtype, merge_sharded};
-use luthier::adapter::{Lora, peft};
+use luthier::adapter::{Adapter, peft};
 use luthier::device::Device;
 use luthier::model::tensors::{Tensor, gguf_name, hf_name};
 use luthier::model::{Base, Module, Site};
@@ -21,7 +21,7 @@ use tiny::Rig;
 
 type Folder = BTreeMap<String, Vec<u8>>;
 
-fn merged(files: &ModelFiles, (lora, flat): &(Lora, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
+fn merged(files: &ModelFiles, (lora, flat): &(Adapter, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
     let mut folder = Folder::new();
     let sink = async |name: &str, bytes: &[u8]| {
         folder.entry(name.into()).or_default().extend_from_slice(bytes);

@@ -16,7 +16,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter::{Lora, peft};
+use luthier::adapter::{Adapter, peft};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
@@ -134,7 +134,7 @@ impl ModelArg {
 }
 
 /// An adapter for the session's model; one that was tuned on another is taken, with a note.
-fn open_adapter(folder: &Path, session: &Session) -> Result<(Lora, Vec<f32>)> {
+fn open_adapter(folder: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
     let adapter = peft::open(folder, session.spec())?;
     let tuned_on = block_on(peft::base_sha256(Source::file(folder.join(peft::WEIGHTS))?))?;
     if let Some(other) = session.other_base(tuned_on.as_deref()) {
