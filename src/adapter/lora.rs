@@ -20,22 +20,31 @@ pub struct LoraConfig {
     pub modules: Vec<Module>,
 }
 
-/// `--target-modules`: `all-linear`, or suffixes separated by commas.
-pub fn target_modules(text: &str) -> Result<Vec<Module>> {
+/// `--target-modules`: `all-linear`, or names of the model's linears separated by commas.
+pub fn target_modules(text: &str, spec: &ModelSpec) -> Result<Vec<Module>> {
     let wanted: Vec<&str> = text.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
     if wanted == ["all-linear"] {
-        return Ok(Module::ALL.to_vec());
+        return Ok(spec.modules().collect());
     }
-    let names = Module::ALL.map(Module::name).join(", ");
-    let unknown: Vec<&str> = wanted.iter().copied().filter(|w| !Module::ALL.iter().any(|m| m.name() == *w)).collect();
+    let names = &spec.family.hf;
+    let unknown: Vec<&str> =
+        wanted.iter().copied().filter(|name| !spec.modules().any(|m| names.is_target(m, name))).collect();
     if !unknown.is_empty() || wanted.is_empty() {
         let what = format!(
             "'{}' matches no linear of the model",
             if wanted.is_empty() { text.to_string() } else { unknown.join(", ") }
         );
-        return Err(Error::setting("target-modules", what, format!("use all-linear, or some of {names}")));
+        let hint = format!("use all-linear, or some of {}", targets(spec.family, spec.modules()).join(", "));
+        return Err(Error::setting("target-modules", what, hint));
     }
-    Ok(Module::ALL.into_iter().filter(|m| wanted.contains(&m.name())).collect())
+    Ok(spec.modules().filter(|m| wanted.iter().any(|name| names.is_target(*m, name))).collect())
+}
+
+/// What PEFT's `target_modules` calls these: each name once, also where it is of several fused into one.
+pub fn targets(family: &Family, modules: impl IntoIterator<Item = Module>) -> Vec<&'static str> {
+    let mut names: Vec<&str> = modules.into_iter().map(|module| family.hf.target(module)).collect();
+    names.dedup();
+    names
 }
 
 impl LoraConfig {
@@ -67,8 +76,11 @@ impl LoraConfig {
     }
 }
 
-/// Every linear of these kinds.
+/// Every linear of these kinds that the model has, and what is fused with it: that can only be adapted as a whole.
 pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
+    let names = &spec.family.hf;
+    let wanted = |module: &Module| modules.iter().any(|other| names.module(*other) == names.module(*module));
+    let modules: Vec<Module> = spec.modules().filter(wanted).collect();
     (0..spec.layers).flat_map(|layer| modules.iter().map(move |module| Site { layer, module: *module })).collect()
 }
 
@@ -101,20 +113,30 @@ impl Lora {
         let complete = sites == all_sites(spec, &config.modules);
         let mut lora =
             Lora { family: spec.family, sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, complete, config };
-        for site in sites {
-            lora.add(site, spec.linear_shape(site.module));
+        let sites: Vec<Site> = sites.into_iter().collect();
+        for fused in sites.chunk_by(|a, b| spec.family.hf.path(*a) == spec.family.hf.path(*b)) {
+            lora.add(fused, spec);
         }
         Ok(lora)
     }
 
-    fn add(&mut self, site: Site, (o, i): (usize, usize)) {
-        let rank = self.config.rank;
-        let a = self.len;
-        let b = (a + rank * i).next_multiple_of(4);
-        self.len = (b + rank * o).next_multiple_of(4);
-        let patch = LinearPatch { rank, scale: self.config.scale(), a, b, dropout: self.config.dropout };
-        self.sites.insert(site, patch);
-        self.shapes.insert(site, (o, i));
+    /// The adapted linears as files have them: those of one name are one, with one A and their Bs stacked by rows.
+    pub fn linears(&self) -> Vec<Vec<Site>> {
+        let (sites, names): (Vec<Site>, _) = (self.sites.keys().copied().collect(), &self.family.hf);
+        sites.chunk_by(|a, b| names.path(*a) == names.path(*b)).map(<[Site]>::to_vec).collect()
+    }
+
+    /// Appends a linear of one or several parts, whose A is the same.
+    fn add(&mut self, parts: &[Site], spec: &ModelSpec) {
+        let (rank, a) = (self.config.rank, self.len);
+        self.len = (a + rank * spec.linear_shape(parts[0].module).1).next_multiple_of(4);
+        for site in parts {
+            let (o, i) = spec.linear_shape(site.module);
+            let patch = LinearPatch { rank, scale: self.config.scale(), a, b: self.len, dropout: self.config.dropout };
+            self.len = (self.len + rank * o).next_multiple_of(4);
+            self.sites.insert(*site, patch);
+            self.shapes.insert(*site, (o, i));
+        }
     }
 
     /// What the flat buffer's meaning depends on.
@@ -127,14 +149,16 @@ impl Lora {
 
     /// Numbers that are trained, without padding.
     pub fn parameters(&self) -> u64 {
-        self.shapes.values().map(|(o, i)| (self.config.rank * (o + i)) as u64).sum()
+        let widths =
+            |parts: &Vec<Site>| self.shapes[&parts[0]].1 + parts.iter().map(|site| self.shapes[site].0).sum::<usize>();
+        self.linears().iter().map(|parts| (self.config.rank * widths(parts)) as u64).sum()
     }
 
     /// PEFT's initialisation: A uniform in ±1/√I (kaiming_uniform with a = √5), B zero. A pure function of the seed.
     pub fn init(&self, seed: u64) -> Vec<f32> {
         let mut flat = vec![0.0; self.len];
-        for (k, (site, patch)) in self.sites.iter().enumerate() {
-            let width = self.shapes[site].1;
+        for (k, parts) in self.linears().iter().enumerate() {
+            let (patch, width) = (self.sites[&parts[0]], self.shapes[&parts[0]].1);
             let bound = 1.0 / (width as f64).sqrt();
             for (j, a) in flat[patch.a..patch.a + patch.rank * width].iter_mut().enumerate() {
                 *a = ((2.0 * uniform(seed, k as u64, j as u64) - 1.0) * bound) as f32;

@@ -1,7 +1,7 @@
 //! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, names as peft 0.21 writes them.
 //! PEFT stores B as [O, R]; the flat buffer holds Bᵀ, so B is transposed on the way in and out.
 
-use super::lora::{Lora, LoraConfig, all_sites};
+use super::lora::{Lora, LoraConfig, all_sites, targets};
 use crate::error::{Error, Result};
 use crate::model::tensors::Names;
 use crate::model::{ModelSpec, Module, Site};
@@ -35,17 +35,25 @@ fn site(names: &Names, name: &str) -> Option<Site> {
 pub fn files(lora: &Lora, flat: &[f32], base: &str) -> Result<Files> {
     let names = &lora.family.hf;
     let mut tensors = Vec::new();
-    for (site, patch) in &lora.sites {
-        let (o, i) = lora.shapes[site];
-        let r = patch.rank;
-        let a = flat[patch.a..patch.a + r * i].to_vec();
-        let b = transpose(&flat[patch.b..patch.b + r * o], r, o);
-        tensors.push((key(names, *site, "A"), vec![r as u64, i as u64], a));
-        tensors.push((key(names, *site, "B"), vec![o as u64, r as u64], b));
+    for parts in lora.linears() {
+        let (o, i) = shape(lora, &parts);
+        let (first, r) = (parts[0], lora.config.rank);
+        let a = lora.sites[&first].a;
+        let b = parts.iter().flat_map(|site| {
+            let (b, o) = (lora.sites[site].b, lora.shapes[site].0);
+            transpose(&flat[b..b + r * o], r, o)
+        });
+        tensors.push((key(names, first, "A"), vec![r as u64, i as u64], flat[a..a + r * i].to_vec()));
+        tensors.push((key(names, first, "B"), vec![o as u64, r as u64], b.collect()));
     }
     let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
     let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
+}
+
+/// (out, in) of a linear of some parts.
+fn shape(lora: &Lora, parts: &[Site]) -> (usize, usize) {
+    (parts.iter().map(|site| lora.shapes[site].0).sum(), lora.shapes[&parts[0]].1)
 }
 
 fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
@@ -62,8 +70,8 @@ fn config_json(lora: &Lora, base: &str) -> Value {
     // Whole numbers as integers: that is how PEFT writes them.
     let alpha = if c.alpha.fract() == 0.0 { json!(c.alpha as i64) } else { json!(decimal(c.alpha)) };
     let targets: Vec<String> = match lora.complete {
-        true => c.modules.iter().map(|m| m.name().to_string()).collect(),
-        false => lora.sites.keys().map(|site| lora.family.hf.path(*site)).collect(),
+        true => targets(lora.family, c.modules.iter().copied()).into_iter().map(String::from).collect(),
+        false => lora.linears().iter().map(|parts| lora.family.hf.path(parts[0])).collect(),
     };
     json!({
         "peft_type": "LORA",
@@ -77,7 +85,7 @@ fn config_json(lora: &Lora, base: &str) -> Value {
         "use_dora": false,
         "target_modules": targets,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": lora.family.hf.transposed,
         "init_lora_weights": true,
         "modules_to_save": null,
         "rank_pattern": {},
@@ -99,12 +107,17 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
     expect(&checkpoint, &lora, base.as_deref())?;
     let names = &spec.family.hf;
     let mut flat = vec![0.0; lora.len];
-    for (site, patch) in &lora.sites {
-        let (o, i) = lora.shapes[site];
-        let a = checkpoint.read_f32(checkpoint.get(&key(names, *site, "A"))?).await?;
-        let b = checkpoint.read_f32(checkpoint.get(&key(names, *site, "B"))?).await?;
-        flat[patch.a..patch.a + patch.rank * i].copy_from_slice(&a);
-        flat[patch.b..patch.b + patch.rank * o].copy_from_slice(&transpose(&b, o, patch.rank));
+    for parts in lora.linears() {
+        let a = checkpoint.read_f32(checkpoint.get(&key(names, parts[0], "A"))?).await?;
+        let b = checkpoint.read_f32(checkpoint.get(&key(names, parts[0], "B"))?).await?;
+        flat[lora.sites[&parts[0]].a..][..a.len()].copy_from_slice(&a);
+        let mut rows = b.as_slice();
+        for site in &parts {
+            let (patch, o) = (lora.sites[site], lora.shapes[site].0);
+            let (part, rest) = rows.split_at(o * patch.rank);
+            flat[patch.b..][..part.len()].copy_from_slice(&transpose(part, o, patch.rank));
+            rows = rest;
+        }
     }
     Ok((lora, flat))
 }
@@ -126,8 +139,12 @@ fn sites(
     spec: &ModelSpec,
     base: Option<&str>,
 ) -> Result<BTreeSet<Site>> {
+    let names = &spec.family.hf;
     let mut sites = all_sites(spec, &settings.modules);
-    sites.extend(checkpoint.names().filter_map(|name| site(&spec.family.hf, name)));
+    for found in checkpoint.names().filter_map(|name| site(names, name)) {
+        let fused = spec.modules().filter(|module| names.module(*module) == names.module(found.module));
+        sites.extend(fused.map(|module| Site { module, ..found }));
+    }
     let problem = match sites.last() {
         None => "no lora_A weight of a linear layer is in it".to_string(),
         Some(last) if last.layer >= spec.layers => {
@@ -142,13 +159,13 @@ fn sites(
 /// Every factor in its shape, and nothing else: an adapter with parts that would be ignored is refused.
 fn expect(checkpoint: &Checkpoint, lora: &Lora, base: Option<&str>) -> Result<()> {
     let names = &lora.family.hf;
-    let factors = lora.sites.iter().flat_map(|(site, patch)| {
-        let ((o, i), r) = (lora.shapes[site], patch.rank as u64);
-        [(key(names, *site, "A"), vec![r, i as u64]), (key(names, *site, "B"), vec![o as u64, r])]
+    let factors = lora.linears().into_iter().flat_map(|parts| {
+        let ((o, i), r) = (shape(lora, &parts), lora.config.rank as u64);
+        [(key(names, parts[0], "A"), vec![r, i as u64]), (key(names, parts[0], "B"), vec![o as u64, r])]
     });
     let (keys, shapes): (Vec<String>, Vec<Vec<u64>>) = factors.unzip();
-    let shape = |name: &String| checkpoint.tensors.get(name).map(|tensor| &tensor.shape);
-    let other_model = keys.iter().zip(&shapes).any(|(name, wanted)| shape(name).is_some_and(|is| is != wanted));
+    let found = |name: &String| checkpoint.tensors.get(name).map(|tensor| &tensor.shape);
+    let other_model = keys.iter().zip(&shapes).any(|(name, wanted)| found(name).is_some_and(|is| is != wanted));
     checkpoint.expect(keys.iter().cloned().zip(shapes)).map_err(|mut error| {
         if let (Error::Mismatch { hint, .. }, true) = (&mut error, other_model) {
             *hint = other_base(base);

@@ -10,14 +10,14 @@ pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::Lora;
 use crate::adapter::merge::{self, Dtype};
 use crate::adapter::peft::{self, Files};
+use crate::adapter::{Lora, lora};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::Generator;
-use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
+use crate::model::{Base, Inputs, ModelSpec, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub struct ModelInfo {
     pub format: &'static str,
     pub chat_template: bool,
     /// What `target_modules` may name.
-    pub modules: [&'static str; 7],
+    pub modules: Vec<&'static str>,
 }
 
 /// Records as training sees them: whoever shows or measures data goes through here.
@@ -132,7 +132,7 @@ impl Session {
             context: spec.context,
             format: self.base.decoder.main_format().name(),
             chat_template: self.tokenizer.chat_template().is_some(),
-            modules: Module::ALL.map(Module::name),
+            modules: lora::targets(spec.family, spec.modules()),
         }
     }
 

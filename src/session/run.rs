@@ -156,7 +156,7 @@ impl Session {
         let (lora, flat) = match initial {
             Some((lora, flat)) => (lora, flat),
             None => {
-                let lora = Lora::new(self.spec(), options.lora()?.check(self.spec())?)?;
+                let lora = Lora::new(self.spec(), options.lora(self.spec())?.check(self.spec())?)?;
                 let flat = lora.init(options.seed);
                 (lora, flat)
             }

@@ -3,6 +3,7 @@
 use super::schedule::Schedule;
 use crate::adapter::{LoraConfig, lora};
 use crate::error::{Error, Result};
+use crate::model::ModelSpec;
 use crate::plan::MAX_GROUPS;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -130,13 +131,14 @@ pub fn check_tokens(batch_size: usize, seq_len: usize) -> Result<()> {
 }
 
 impl TrainOptions {
-    pub fn lora(&self) -> Result<LoraConfig> {
+    /// The adapter's settings, for a model.
+    pub fn lora(&self, spec: &ModelSpec) -> Result<LoraConfig> {
         Ok(LoraConfig {
             rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             rslora: self.rslora,
-            modules: lora::target_modules(&self.target_modules)?,
+            modules: lora::target_modules(&self.target_modules, spec)?,
         })
     }
 
