@@ -9,7 +9,9 @@ use luthier::clock::Instant;
 use luthier::device::{Device, DeviceChoice};
 use luthier::format::WeightFormat;
 use luthier::num::uniform;
+use luthier::ops::activation::Activation;
 use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::rope::Angles;
 use luthier::ops::*;
 use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
 

@@ -24,8 +24,8 @@ struct Case {
     /// (GGUF key, config.json key)
     keys: &'static [&'static [(&'static str, &'static str)]],
     tensors: &'static [(&'static str, &'static str)],
-    /// The converter's way with a tensor's values: name, shape, values.
-    change: fn(&str, &mut Vec<u64>, &mut Vec<f32>),
+    /// The converter's way with a tensor's shape and values.
+    change: fn(&str, &mut Vec<u64>, Vec<f32>) -> Vec<f32>,
 }
 
 const KEYS: &[(&str, &str)] = &[
@@ -131,25 +131,35 @@ const PHI3_TENSORS: &[(&str, &str)] = &[
     ("post_attention_layernorm", "ffn_norm"),
 ];
 
-fn norms_plus_one(name: &str, _: &mut Vec<u64>, values: &mut Vec<f32>) {
-    if name.ends_with("norm.weight") {
-        values.iter_mut().for_each(|w| *w += 1.0);
+fn as_they_are(_: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    values
+}
+
+fn q_and_k_interleaved(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    if name.contains("q_proj") || name.contains("k_proj") {
+        return interleaved(&values, shape[1] as usize, 12);
     }
+    values
+}
+
+fn norms_plus_one(name: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    let more = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+    values.into_iter().map(|w| w + more).collect()
+}
+
+fn linears_turned(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    if !["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end)) {
+        return values;
+    }
+    let width = shape[1] as usize;
+    shape.reverse();
+    (0..width).flat_map(|o| values.iter().skip(o).step_by(width).copied()).collect()
 }
 
 const CASES: &[Case] = &[
-    Case {
-        model: "tiny",
-        arch: "llama",
-        keys: &[KEYS],
-        tensors: TENSORS,
-        change: |name, shape, values| {
-            if name.contains("q_proj") || name.contains("k_proj") {
-                *values = interleaved(values, shape[1] as usize, 12);
-            }
-        },
-    },
-    Case { model: "tiny_qwen2", arch: "qwen2", keys: &[KEYS], tensors: TENSORS, change: |_, _, _| () },
+    Case { model: "tiny", arch: "llama", keys: &[KEYS], tensors: TENSORS, change: q_and_k_interleaved },
+    Case { model: "tiny_qwen2", arch: "qwen2", keys: &[KEYS], tensors: TENSORS, change: as_they_are },
+    Case { model: "tiny_qwen3", arch: "qwen3", keys: &[KEYS], tensors: TENSORS, change: as_they_are },
     Case {
         model: "tiny_gemma2",
         arch: "gemma2",
@@ -164,22 +174,8 @@ const CASES: &[Case] = &[
         tensors: GEMMA_TENSORS,
         change: norms_plus_one,
     },
-    Case {
-        model: "tiny_gpt2",
-        arch: "gpt2",
-        keys: &[GPT2_KEYS],
-        tensors: GPT2_TENSORS,
-        change: |name, shape, values| {
-            let turned = ["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end));
-            if turned {
-                let width = shape[1] as usize;
-                *values = (0..width).flat_map(|o| values.iter().skip(o).step_by(width).copied()).collect();
-                shape.reverse();
-            }
-        },
-    },
-    Case { model: "tiny_phi3", arch: "phi3", keys: &[KEYS, WINDOW], tensors: PHI3_TENSORS, change: |_, _, _| () },
-    Case { model: "tiny_qwen3", arch: "qwen3", keys: &[KEYS], tensors: TENSORS, change: |_, _, _| () },
+    Case { model: "tiny_gpt2", arch: "gpt2", keys: &[GPT2_KEYS], tensors: GPT2_TENSORS, change: linears_turned },
+    Case { model: "tiny_phi3", arch: "phi3", keys: &[KEYS, WINDOW], tensors: PHI3_TENSORS, change: as_they_are },
 ];
 
 /// Rows of q and k as llama.cpp keeps Llama's: the halves of each head interleaved.
@@ -224,8 +220,8 @@ fn converted(case: &Case) -> ModelFiles {
     }
     let (checkpoint, mut data) = (files.checkpoint(), Vec::new());
     for (name, info) in &checkpoint.tensors {
-        let (mut shape, mut values) = (info.shape.clone(), block_on(checkpoint.read_f32(info)).unwrap());
-        (case.change)(name, &mut shape, &mut values);
+        let (mut shape, values) = (info.shape.clone(), block_on(checkpoint.read_f32(info)).unwrap());
+        let values = (case.change)(name, &mut shape, values);
         let name = case.tensors.iter().fold(name.clone(), |name, (theirs, ours)| name.replace(theirs, ours));
         let dims: Vec<u64> = shape.iter().rev().copied().collect();
         gguf = gguf.tensor(&name, &dims, F32, data.len() as u64);

@@ -1,7 +1,9 @@
 //! LoRA (Hu et al. 2021) and rsLoRA (Kalajdzievski 2023): `ΔW = s·B·A`, s = alpha/r or alpha/√r.
 //!
 //! All factors lie in one flat buffer, each at a multiple of 4 floats: A:[R, I] and the transposed Bᵀ:[R, O] of every
-//! adapted linear, in order of layer and module. Gradients and Adam's moments have the same layout.
+//! adapted linear, in order of layer and module. Gradients and Adam's moments have the same layout. Where a family
+//! fuses linears into one tensor (GPT-2's c_attn), the parts have one A and each its rows of B, as PEFT has them; only
+//! dropout draws a mask for each part where PEFT draws one.
 
 use crate::error::{Error, Result};
 use crate::model::family::Family;
