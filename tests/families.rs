@@ -8,6 +8,8 @@ mod support;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use luthier::adapter::Role;
+use luthier::adapter::lora::{target_modules, targets};
 use luthier::device::Device;
 use luthier::model::{Base, family};
 use luthier::weights::{ModelFiles, TokenizerFiles};
@@ -23,8 +25,8 @@ struct Case {
     /// (GGUF key, config.json key)
     keys: &'static [&'static [(&'static str, &'static str)]],
     tensors: &'static [(&'static str, &'static str)],
-    /// The converter's way with a tensor's values: name, shape, values.
-    change: fn(&str, &mut Vec<u64>, &mut Vec<f32>),
+    /// The converter's way with a tensor's shape and values.
+    change: fn(&str, &mut Vec<u64>, Vec<f32>) -> Vec<f32>,
 }
 
 const KEYS: &[(&str, &str)] = &[
@@ -93,25 +95,72 @@ const GEMMA3_KEYS: &[(&str, &str)] = &[
     ("rope.scaling.factor", "rope_parameters.full_attention.factor"),
 ];
 
-fn norms_plus_one(name: &str, _: &mut Vec<u64>, values: &mut Vec<f32>) {
-    if name.ends_with("norm.weight") {
-        values.iter_mut().for_each(|w| *w += 1.0);
+const WINDOW: &[(&str, &str)] = &[("attention.sliding_window", "sliding_window")];
+
+const GPT2_KEYS: &[(&str, &str)] = &[
+    ("embedding_length", "n_embd"),
+    ("block_count", "n_layer"),
+    ("feed_forward_length", "n_inner"),
+    ("attention.head_count", "n_head"),
+    ("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+    ("context_length", "n_positions"),
+];
+
+const GPT2_TENSORS: &[(&str, &str)] = &[
+    ("transformer.wte", "token_embd"),
+    ("transformer.wpe", "position_embd"),
+    ("transformer.ln_f", "output_norm"),
+    ("transformer.h.", "blk."),
+    ("attn.c_attn", "attn_qkv"),
+    ("attn.c_proj", "attn_output"),
+    ("mlp.c_fc", "ffn_up"),
+    ("mlp.c_proj", "ffn_down"),
+    ("ln_1", "attn_norm"),
+    ("ln_2", "ffn_norm"),
+];
+
+const PHI3_TENSORS: &[(&str, &str)] = &[
+    ("model.embed_tokens", "token_embd"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+    ("model.layers.", "blk."),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.o_proj", "attn_output"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("input_layernorm", "attn_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+];
+
+fn as_they_are(_: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    values
+}
+
+fn q_and_k_interleaved(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    if name.contains("q_proj") || name.contains("k_proj") {
+        return interleaved(&values, shape[1] as usize, 12);
     }
+    values
+}
+
+fn norms_plus_one(name: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    let more = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+    values.into_iter().map(|w| w + more).collect()
+}
+
+fn linears_turned(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+    if !["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end)) {
+        return values;
+    }
+    let width = shape[1] as usize;
+    shape.reverse();
+    (0..width).flat_map(|o| values.iter().skip(o).step_by(width).copied()).collect()
 }
 
 const CASES: &[Case] = &[
-    Case {
-        model: "tiny",
-        arch: "llama",
-        keys: &[KEYS],
-        tensors: TENSORS,
-        change: |name, shape, values| {
-            if name.contains("q_proj") || name.contains("k_proj") {
-                *values = interleaved(values, shape[1] as usize, 12);
-            }
-        },
-    },
-    Case { model: "tiny_qwen2", arch: "qwen2", keys: &[KEYS], tensors: TENSORS, change: |_, _, _| () },
+    Case { model: "tiny", arch: "llama", keys: &[KEYS], tensors: TENSORS, change: q_and_k_interleaved },
+    Case { model: "tiny_qwen2", arch: "qwen2", keys: &[KEYS], tensors: TENSORS, change: as_they_are },
+    Case { model: "tiny_qwen3", arch: "qwen3", keys: &[KEYS], tensors: TENSORS, change: as_they_are },
     Case {
         model: "tiny_gemma2",
         arch: "gemma2",
@@ -126,7 +175,8 @@ const CASES: &[Case] = &[
         tensors: GEMMA_TENSORS,
         change: norms_plus_one,
     },
-    Case { model: "tiny_qwen3", arch: "qwen3", keys: &[KEYS], tensors: TENSORS, change: |_, _, _| () },
+    Case { model: "tiny_gpt2", arch: "gpt2", keys: &[GPT2_KEYS], tensors: GPT2_TENSORS, change: linears_turned },
+    Case { model: "tiny_phi3", arch: "phi3", keys: &[KEYS, WINDOW], tensors: PHI3_TENSORS, change: as_they_are },
 ];
 
 /// Rows of q and k as llama.cpp keeps Llama's: the halves of each head interleaved.
@@ -171,8 +221,8 @@ fn converted(case: &Case) -> ModelFiles {
     }
     let (checkpoint, mut data) = (files.checkpoint(), Vec::new());
     for (name, info) in &checkpoint.tensors {
-        let (mut shape, mut values) = (info.shape.clone(), block_on(checkpoint.read_f32(info)).unwrap());
-        (case.change)(name, &mut shape, &mut values);
+        let (mut shape, values) = (info.shape.clone(), block_on(checkpoint.read_f32(info)).unwrap());
+        let values = (case.change)(name, &mut shape, values);
         let name = case.tensors.iter().fold(name.clone(), |name, (theirs, ours)| name.replace(theirs, ours));
         let dims: Vec<u64> = shape.iter().rev().copied().collect();
         gguf = gguf.tensor(&name, &dims, F32, data.len() as u64);
@@ -214,6 +264,51 @@ fn a_config_that_we_write_is_the_one_we_read() {
     assert_eq!(family::from_config(&written, "mistral").unwrap(), mistral, "{written}");
 }
 
+/// Published GPT-2 files leave out `transformer.` and hold the causal masks.
+#[test]
+fn names_without_their_root_are_read() {
+    let mut bare = tiny::files("tiny_gpt2");
+    let ModelFiles::Hf { checkpoint, .. } = &mut bare else { panic!("a folder") };
+    let tensors = std::mem::take(&mut checkpoint.tensors).into_iter();
+    checkpoint.tensors = tensors.map(|(name, info)| (name.replacen("transformer.", "", 1), info)).collect();
+    let mask = checkpoint.tensors["ln_f.weight"].clone();
+    checkpoint.tensors.insert("h.0.attn.bias".into(), mask.clone());
+    assert_eq!(logits(&bare), logits(&tiny::files("tiny_gpt2")));
+    let ModelFiles::Hf { checkpoint, .. } = &mut bare else { panic!("a folder") };
+    checkpoint.tensors.insert("h.2.ln_1.weight".into(), mask);
+    let message = block_on(luthier::model::load::Opened::new(&bare)).err().unwrap().to_string();
+    assert!(message.contains("'h.2.ln_1.weight' would be left out"), "{message}");
+}
+
+#[test]
+fn linears_are_named_as_the_family_names_them() {
+    let spec = family::from_config(&config("tiny_gpt2"), "gpt2").unwrap();
+    let chosen = |text| {
+        target_modules(text, &spec)
+            .map(|modules| targets(spec.family, modules))
+            .map_err(|e| format!("{e} ({})", e.hint()))
+    };
+    let all = ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"];
+    assert_eq!(chosen("all-linear").unwrap(), all);
+    assert_eq!(chosen("c_proj").unwrap(), ["attn.c_proj", "mlp.c_proj"]);
+    assert_eq!(chosen("mlp.c_proj, c_attn").unwrap(), ["c_attn", "mlp.c_proj"]);
+    let message = chosen("q_proj").unwrap_err();
+    assert!(message.contains("'q_proj' matches no linear") && message.contains(&all.join(", ")), "{message}");
+    assert!(chosen("proj").is_err(), "a part of a name is no name");
+}
+
+/// c_attn has one A of rank r for q, k and v, as PEFT has it.
+#[test]
+fn a_fused_linear_is_one_linear() {
+    let base = tiny::base("tiny_gpt2", Device::cpu());
+    let (lora, _) = tiny::adapter(&base, 0.0, false);
+    let shared = lora.parts.iter().filter(|part| matches!(part.role, Role::A(_))).count();
+    assert_eq!(shared, 2 * 4);
+    // A:[4, in] and B:[out, 4] of c_attn, c_proj, c_fc and c_proj, in two layers.
+    let floats = 2 * 4 * ((16 + 48) + (16 + 16) + (16 + 28) + (28 + 16));
+    assert_eq!(lora.parameters(), floats);
+}
+
 #[test]
 fn what_is_not_covered_is_refused_by_name() {
     use serde_json::json;
@@ -223,6 +318,9 @@ fn what_is_not_covered_is_refused_by_name() {
         ("tiny", "rope_parameters", json!({ "rope_type": "default", "partial_rotary_factor": 0.75 }), "is 0.75"),
         ("tiny", "hidden_act", json!("gelu"), "\"hidden_act\" is \"gelu\""),
         ("tiny", "model_type", json!("mamba"), "the architecture 'mamba' is not supported"),
+        ("tiny_gpt2", "activation_function", json!("relu"), "\"activation_function\" is \"relu\""),
+        ("tiny_gpt2", "scale_attn_by_inverse_layer_idx", json!(true), "\"scale_attn_by_inverse_layer_idx\" is true"),
+        ("tiny_phi3", "rope_parameters", json!({ "rope_type": "longrope" }), "rope scaling 'longrope'"),
         ("tiny_gemma3", "use_bidirectional_attention", json!(true), "\"use_bidirectional_attention\" is true"),
         ("tiny_gemma3", "layer_types", json!(["chunked_attention", "full_attention"]), "type \"chunked_attention\""),
         ("tiny_gemma3", "layer_types", json!(["full_attention"]), "1 layers have a type, the model has 2"),

@@ -34,7 +34,7 @@ const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 3e-6, grads: 3e-6, 
 /// PyTorch in f32 is itself up to 4e-6 (gradients) and 7e-4 (last adapter) from f64: `f32_noise` in the goldens.
 const SINGLE: Tolerance = Tolerance { logits: 1e-5, loss: 1e-4, grads: 3e-5, last: 3e-3 };
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 11] = [
     "tiny_lora",
     "tiny_rslora",
     "tiny_llama3_lora",
@@ -44,6 +44,8 @@ const CASES: [&str; 9] = [
     "tiny_mistral_lora",
     "tiny_gemma2_lora",
     "tiny_gemma3_lora",
+    "tiny_gpt2_lora",
+    "tiny_phi3_lora",
 ];
 
 /// The methods beside it: those of PEFT with an adapter folder, and those that start from the base itself.

@@ -52,7 +52,14 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn merged_files_are_the_adapted_model() {
-    for (model, rslora) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
+    for (model, rslora) in [
+        ("tiny", "tiny_lora"),
+        ("tiny_llama3", "tiny_llama3_rslora"),
+        ("tiny_qwen3", "tiny_qwen3_lora"),
+        ("tiny_gemma2", "tiny_gemma2_lora"),
+        ("tiny_gpt2", "tiny_gpt2_lora"),
+        ("tiny_phi3", "tiny_phi3_lora"),
+    ] {
         let files = tiny::files(model);
         let spec = base(&files).spec().clone();
         let adapter = || peft::open(&tiny::golden(rslora), &spec).unwrap();

@@ -7,7 +7,7 @@ use super::method::Adapter;
 use crate::error::{Error, Result};
 use crate::model::family::LLAMA;
 use crate::model::load::Opened;
-use crate::model::tensors::Tensor;
+use crate::model::tensors::FileTensor;
 use crate::model::{ModelSpec, family};
 use crate::weights::{ModelFiles, TokenizerFiles};
 use half::{bf16, f16};
@@ -54,7 +54,7 @@ const SHARD: u64 = 5_000_000_000;
 /// A file of weights: its name and what is in it.
 struct Shard {
     name: String,
-    tensors: Vec<(Tensor, Vec<u64>)>,
+    tensors: Vec<FileTensor>,
 }
 
 /// Hands the merged model over: `sink` gets a file's name and its next bytes, one file after the other.
@@ -84,32 +84,45 @@ pub async fn merge_sharded(
     }
     let shards = shards(&spec, dtype, shard);
     if shards.len() > 1 {
-        sink("model.safetensors.index.json", &index(&opened.spec, &shards, dtype)).await?;
+        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
     }
     for shard in &shards {
-        sink(&shard.name, &header(&opened.spec, shard, dtype)).await?;
-        for (tensor, shape) in &shard.tensors {
-            let mut each = async |row0: usize, mut values: Vec<f32>| {
-                adapter.fold(flat, *tensor, shape, row0, &mut values);
-                check(&opened.spec, *tensor, dtype, &values)?;
-                sink(&shard.name, &dtype.encode(&values)).await
-            };
-            match opened.spec.tensors().iter().any(|(known, _)| known == tensor) {
-                true => opened.read(*tensor, each).await?,
-                // A bias that the base does not have.
-                false => each(0, vec![0.0; shape.iter().product::<u64>() as usize]).await?,
+        sink(&shard.name, &header(shard, dtype)).await?;
+        for file in &shard.tensors {
+            let mut columns = Vec::new();
+            for tensor in &file.parts {
+                let mut each = async |row0: usize, mut values: Vec<f32>| {
+                    adapter.fold(&spec, flat, *tensor, row0, &mut values);
+                    check(&file.name, dtype, &values)?;
+                    match file.transposed {
+                        true => columns.extend(values),
+                        false => sink(&shard.name, &dtype.encode(&values)).await?,
+                    }
+                    Ok(())
+                };
+                match opened.spec.tensors().into_iter().any(|(known, _)| known == *tensor) {
+                    true => opened.read(*tensor, each).await?,
+                    // A bias that the base does not have.
+                    false => each(0, vec![0.0; file.shape.iter().product::<u64>() as usize]).await?,
+                }
+            }
+            if file.transposed {
+                let width = file.shape[0] as usize;
+                let turned: Vec<f32> =
+                    (0..width).flat_map(|i| columns.iter().skip(i).step_by(width).copied()).collect();
+                sink(&shard.name, &dtype.encode(&turned)).await?;
             }
         }
     }
     Ok(())
 }
 
-fn check(spec: &ModelSpec, tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
+fn check(name: &str, dtype: Dtype, values: &[f32]) -> Result<()> {
     let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
     match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
         None => Ok(()),
         Some(v) => Err(Error::Unsupported {
-            file: spec.hf_name(tensor),
+            file: name.into(),
             what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
             hint: "use bf16 or f32".into(),
         }),
@@ -119,14 +132,14 @@ fn check(spec: &ModelSpec, tensor: Tensor, dtype: Dtype, values: &[f32]) -> Resu
 fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     let bytes = |shape: &[u64]| shape.iter().product::<u64>() * dtype.bytes();
     let (mut parts, mut held) = (Vec::<Shard>::new(), 0);
-    for (tensor, shape) in spec.tensors() {
-        let size = bytes(&shape);
+    for tensor in spec.file_tensors(&spec.family.hf) {
+        let size = bytes(&tensor.shape);
         if parts.is_empty() || held + size > most {
             parts.push(Shard { name: String::new(), tensors: Vec::new() });
             held = 0;
         }
         held += size;
-        parts.last_mut().expect("one was just begun").tensors.push((tensor, shape));
+        parts.last_mut().expect("one was just begun").tensors.push(tensor);
     }
     let n = parts.len();
     let name = |i: usize| match n {
@@ -136,23 +149,20 @@ fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
 }
 
-fn index(spec: &ModelSpec, shards: &[Shard], dtype: Dtype) -> Vec<u8> {
-    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
-    let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (spec.hf_name(t), s.name.clone().into())).collect();
+fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
+    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |t| (s, t)));
+    let total: u64 = all().map(|(_, t)| t.shape.iter().product::<u64>() * dtype.bytes()).sum();
+    let map: Map<String, Value> = all().map(|(s, t)| (t.name.clone(), s.name.clone().into())).collect();
     pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
 }
 
 /// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
-fn header(spec: &ModelSpec, shard: &Shard, dtype: Dtype) -> Vec<u8> {
+fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
-    for (tensor, shape) in &shard.tensors {
+    for FileTensor { name, shape, .. } in &shard.tensors {
         let end = at + shape.iter().product::<u64>() * dtype.bytes();
-        entries.insert(
-            spec.hf_name(*tensor),
-            json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }),
-        );
+        entries.insert(name.clone(), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// What a trained tensor does to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// A:[R, I] of a low-rank update.
+    /// A:[R, I] of a low-rank update; those of the linears that files fuse with this one have no A of their own.
     A(Site),
     /// Its Bᵀ:[R, O].
     B(Site),
@@ -266,19 +266,21 @@ impl Adapter {
     /// What happens at each linear, in order of layer and module.
     pub fn sites(&self) -> BTreeMap<Site, LinearPatch> {
         let mut sites = BTreeMap::<Site, LinearPatch>::new();
+        // Linears that files fuse share the A before their Bs.
+        let mut shared = 0;
         for part in &self.parts {
             match part.role {
-                Role::A(site) => {
+                Role::A(_) => shared = part.at,
+                Role::B(site) => {
                     let LowRank { scale, dropout, frozen } = self.method.low_rank(site);
-                    let b = self.part(Role::B(site)).expect("A has its B").at;
-                    let (rank, a) = (part.rows, part.at);
+                    let (rank, a, b) = (part.rows, shared, part.at);
                     let low = LowRankPatch { rank, trained: rank - frozen, scale, a, b, dropout };
                     sites.entry(site).or_default().low_rank = Some(low);
                 }
                 Role::Gain(site) => sites.entry(site).or_default().gain = Some(Gain::Learned(part.at)),
                 Role::Magnitude(site) => sites.entry(site).or_default().gain = Some(Gain::Magnitude(part.at)),
                 Role::InputGain(site) => sites.entry(site).or_default().input_gain = Some(part.at),
-                Role::B(_) | Role::Base(_) | Role::Prompt | Role::PrefixK(_) | Role::PrefixV(_) => {}
+                Role::Base(_) | Role::Prompt | Role::PrefixK(_) | Role::PrefixV(_) => {}
             }
         }
         sites

@@ -76,13 +76,13 @@ impl Kind {
     pub fn adapter(self, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
         let lora = || {
             let named = settings.target_modules.as_deref().unwrap_or("all-linear");
-            Lora::new(spec, LoraConfig { modules: target_modules(named)?, ..settings.lora.clone() })
+            Lora::new(spec, LoraConfig { modules: target_modules(named, spec)?, ..settings.lora.clone() })
         };
         Ok(match self {
             Kind::Lora => Adapter::new(spec, lora()?),
             Kind::Dora => Adapter::new(spec, Dora(lora()?)),
             Kind::Ia3 => {
-                let named = settings.target_modules.as_deref().map(target_modules).transpose()?;
+                let named = settings.target_modules.as_deref().map(|named| target_modules(named, spec)).transpose()?;
                 Adapter::new(spec, Ia3::new(spec, named.as_deref().unwrap_or(&ia3::MODULES)))
             }
             Kind::Prompt => Adapter::new(spec, Prompt::new(spec, virtual_tokens(settings)?, start(settings)?)),

@@ -28,11 +28,19 @@ pub type Files = Vec<(String, Vec<u8>)>;
 const PREFIX: &str = "base_model.model.";
 const PLAIN: &str = "LoRA, DoRA, (IA)³, prompt, prefix and LN tuning of a language model's own layers are read";
 
-/// A tensor of the file: its name, its shape, and how a part lies in it.
+/// A tensor of the file: its name, its shape, and how parts lie in it.
 struct Stored {
     name: String,
     shape: Vec<u64>,
-    parts: Vec<(Part, Place)>,
+    parts: Vec<Piece>,
+}
+
+/// A part from the tensor's element `at` on, so many elements of it.
+struct Piece {
+    part: Part,
+    at: usize,
+    len: usize,
+    place: Place,
 }
 
 #[derive(Clone, Copy)]
@@ -63,7 +71,7 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
                 let place = Place::Columns(from * part.cols);
                 if from > 0 {
                     all[0].shape[1] += cols;
-                    all[0].parts.push((*part, place));
+                    all[0].parts.push(Piece { part: *part, at: 0, len: part.len(), place });
                     continue;
                 }
                 ("prompt_embeddings".into(), vec![rows, cols], place)
@@ -75,7 +83,17 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
                 (tensor_name(adapter, *tensor), shape, Place::Less(adapter.family.less(*tensor)))
             }
         };
-        all.push(Stored { name, shape, parts: vec![(*part, place)] });
+        let size = |shape: &[u64]| shape.iter().product::<u64>() as usize;
+        let mut piece = Piece { part: *part, at: 0, len: size(&shape), place };
+        match all.last_mut().filter(|last| last.name == name) {
+            // Of linears fused into one: stacked by rows.
+            Some(last) => {
+                piece.at = size(&last.shape);
+                last.shape[0] += shape[0];
+                last.parts.push(piece);
+            }
+            None => all.push(Stored { name, shape, parts: vec![piece] }),
+        }
     }
     all
 }
@@ -91,36 +109,40 @@ fn tensor_name(adapter: &Adapter, tensor: Tensor) -> String {
 impl Stored {
     fn gather(&self, flat: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.iter().product::<u64>() as usize];
-        for (part, place) in &self.parts {
+        for Piece { part, at, len, place } in &self.parts {
             let values = part.of(flat);
-            match place {
-                Place::Plain => out.copy_from_slice(values),
-                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x - less),
-                Place::Transposed => out = transpose(values, part.rows, part.cols),
-                Place::Columns(from) => {
-                    let width = self.shape[1] as usize;
-                    for (row, values) in values.chunks(part.cols).enumerate() {
-                        out[row * width + from..][..part.cols].copy_from_slice(values);
-                    }
+            if let Place::Columns(from) = place {
+                let width = self.shape[1] as usize;
+                for (row, values) in values.chunks(part.cols).enumerate() {
+                    out[row * width + from..][..part.cols].copy_from_slice(values);
                 }
+                continue;
+            }
+            let out = &mut out[*at..at + len];
+            match place {
+                Place::Transposed => out.copy_from_slice(&transpose(values, part.rows, part.cols)),
+                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x - less),
+                Place::Plain | Place::Columns(_) => out.copy_from_slice(values),
             }
         }
         out
     }
 
     fn scatter(&self, values: &[f32], flat: &mut [f32]) {
-        for (part, place) in &self.parts {
+        for Piece { part, at, len, place } in &self.parts {
             let out = part.of_mut(flat);
-            match place {
-                Place::Plain => out.copy_from_slice(values),
-                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x + less),
-                Place::Transposed => out.copy_from_slice(&transpose(values, part.cols, part.rows)),
-                Place::Columns(from) => {
-                    let width = self.shape[1] as usize;
-                    for (row, out) in out.chunks_mut(part.cols).enumerate() {
-                        out.copy_from_slice(&values[row * width + from..][..part.cols]);
-                    }
+            if let Place::Columns(from) = place {
+                let width = self.shape[1] as usize;
+                for (row, out) in out.chunks_mut(part.cols).enumerate() {
+                    out.copy_from_slice(&values[row * width + from..][..part.cols]);
                 }
+                continue;
+            }
+            let values = &values[*at..at + len];
+            match place {
+                Place::Transposed => out.copy_from_slice(&transpose(values, part.cols, part.rows)),
+                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x + less),
+                Place::Plain | Place::Columns(_) => out.copy_from_slice(values),
             }
         }
     }
@@ -232,7 +254,9 @@ fn laid_out(
     Ok(match settings {
         Config::Lora { config, magnitude: false } => Adapter::new(spec, lora(config)?),
         Config::Lora { config, .. } => Adapter::new(spec, Dora(lora(config)?)),
-        Config::Ia3 { modules } => Adapter::new(spec, Ia3 { sites: sites(checkpoint, modules, ".ia3_l", spec, base)? }),
+        Config::Ia3 { modules } => {
+            Adapter::new(spec, Ia3 { sites: sites(checkpoint, modules, ".ia3_l", spec, base)?, family: spec.family })
+        }
         Config::Prompt { tokens } => Adapter::new(spec, Prompt::new(spec, *tokens, Start::Random)),
         Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
         Config::Base(which) => Adapter::new(spec, OfTheBase { which: *which, family: spec.family }),
@@ -262,8 +286,12 @@ fn sites(
     spec: &ModelSpec,
     base: Option<&str>,
 ) -> Result<BTreeSet<Site>> {
+    let names = &spec.family.hf;
     let mut sites = all_sites(spec, modules);
-    sites.extend(checkpoint.names().filter_map(|name| site(&spec.family.hf, name, suffix)));
+    for found in checkpoint.names().filter_map(|name| site(names, name, suffix)) {
+        let fused = spec.modules().filter(|module| names.module(*module) == names.module(found.module));
+        sites.extend(fused.map(|module| Site { module, ..found }));
+    }
     let problem = match sites.last() {
         None => {
             format!("no {} weight of a linear layer is in it", suffix.trim_matches('.').trim_end_matches(".weight"))

@@ -150,7 +150,7 @@ fn shares(opened: &Opened, checkpoint: &Checkpoint) -> Result<Shares> {
         let share = shares.entry((kind(tensor), info.stored.name(), kept)).or_default();
         share.tensors += 1;
         share.parameters += shape.iter().product::<u64>();
-        share.bytes += info.bytes;
+        share.bytes += opened.bytes(tensor, &shape);
     }
     Ok(shares)
 }
@@ -319,16 +319,14 @@ fn method(config: &peft::Config) -> String {
 
 fn factor_lines(factors: &[Factor]) {
     say("\n  module       linears       ‖A‖       ‖B‖   (Frobenius norms over all layers)");
-    for module in Module::ALL {
+    for module in modules(factors) {
         let squares = |factor: &str| -> Vec<f64> {
-            let name = format!(".{}.lora_{factor}.", module.name());
+            let name = format!(".{module}.lora_{factor}.");
             factors.iter().filter(|f| f.name.contains(&name)).map(|f| f.squares).collect()
         };
         let [a, b] = [squares("A"), squares("B")];
-        if !a.is_empty() {
-            let norm = |squares: &[f64]| squares.iter().sum::<f64>().sqrt();
-            say(format!("  {:<12} {:>7} {:>9.4} {:>9.4}", module.name(), a.len(), norm(&a), norm(&b)));
-        }
+        let norm = |squares: &[f64]| squares.iter().sum::<f64>().sqrt();
+        say(format!("  {module:<12} {:>7} {:>9.4} {:>9.4}", a.len(), norm(&a), norm(&b)));
     }
     if factors.iter().filter(|f| f.name.contains(".lora_B.")).all(|f| f.squares == 0.0) {
         say("  every B is zero: this adapter changes nothing yet");
@@ -359,8 +357,12 @@ fn adapter_json(config: &peft::Config, base: &str, factors: &[Factor]) -> Value 
     out
 }
 
-/// The modules that are adapted somewhere.
-fn modules(factors: &[Factor]) -> Vec<&'static str> {
-    let adapted = |name: &&str| factors.iter().any(|f| f.name.contains(&format!(".{name}.lora_A.")));
-    Module::ALL.map(Module::name).into_iter().filter(adapted).collect()
+/// The modules that are adapted somewhere, in the order of the model.
+fn modules(factors: &[Factor]) -> Vec<&str> {
+    let order = |name: &str| Module::ALL.iter().position(|module| module.name() == name);
+    let mut names: Vec<&str> =
+        factors.iter().filter_map(|f| f.name.split_once(".lora_A.")?.0.rsplit('.').next()).collect();
+    names.sort_by_key(|name| (order(name), *name));
+    names.dedup();
+    names
 }

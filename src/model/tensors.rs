@@ -85,12 +85,38 @@ pub struct Names {
     pub k_norm: &'static str,
     /// By [`Module`]: q, k, v, o, gate, up, down.
     pub modules: [&'static str; 7],
+    /// The linears' weights are kept as [in, out].
+    pub transposed: bool,
+}
+
+/// A tensor as a file has it: one of the model's, or several stacked by rows.
+#[derive(Clone, Debug)]
+pub struct FileTensor {
+    pub name: String,
+    pub shape: Vec<u64>,
+    pub parts: Vec<Tensor>,
+    /// As [in, out].
+    pub transposed: bool,
 }
 
 impl Names {
     /// A linear's name within its layer: `self_attn.q_proj` and the like.
     pub fn module(&self, module: Module) -> &'static str {
         self.modules[module as usize]
+    }
+
+    /// The shortest name that is this linear's alone: what PEFT's `target_modules` gets.
+    pub fn target(&self, module: Module) -> &'static str {
+        let path = self.module(module);
+        let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
+        let shared = self.modules.iter().any(|other| *other != path && last(other) == last(path));
+        if shared { path } else { last(path) }
+    }
+
+    /// Whether `target` names this linear, as PEFT understands it: by a whole end of its path.
+    pub fn is_target(&self, module: Module, target: &str) -> bool {
+        let path = self.module(module);
+        path == target || path.strip_suffix(target).is_some_and(|rest| rest.ends_with('.'))
     }
 
     /// `model.layers.3.self_attn.q_proj` and the like: what PEFT calls a linear.
@@ -171,35 +197,60 @@ impl ModelSpec {
         if matches!(at, NormAt::Q(_) | NormAt::K(_)) { self.head_dim } else { self.hidden }
     }
 
+    /// A tensor's shape: rows and columns, or a vector's length.
+    pub fn shape(&self, tensor: Tensor) -> Vec<usize> {
+        match tensor {
+            Tensor::Embed | Tensor::Head => vec![self.vocab, self.hidden],
+            Tensor::Positions => vec![self.context, self.hidden],
+            Tensor::Norm(at) | Tensor::NormBias(at) => vec![self.norm_width(at)],
+            Tensor::Weight(site) => <[usize; 2]>::from(self.linear_shape(site.module)).to_vec(),
+            Tensor::Bias(site) => vec![self.linear_shape(site.module).0],
+        }
+    }
+
     /// Every tensor the model needs, with its shape, outermost first.
     pub fn tensors(&self) -> Vec<(Tensor, Vec<u64>)> {
-        let (v, c) = (self.vocab as u64, self.hidden as u64);
-        let mut all = vec![(Tensor::Embed, vec![v, c])];
-        if self.rope.is_none() {
-            all.push((Tensor::Positions, vec![self.context as u64, c]));
-        }
-        let norms = |all: &mut Vec<_>, at: NormAt| {
-            all.push((Tensor::Norm(at), vec![self.norm_width(at) as u64]));
-            if self.layer_norm {
-                all.push((Tensor::NormBias(at), vec![self.norm_width(at) as u64]));
-            }
-        };
-        norms(&mut all, NormAt::Final);
-        if !self.tied {
-            all.push((Tensor::Head, vec![v, c]));
-        }
+        let mut all = vec![Tensor::Embed];
+        all.extend(self.rope.is_none().then_some(Tensor::Positions));
+        let norm = |at| [Some(Tensor::Norm(at)), self.layer_norm.then_some(Tensor::NormBias(at))];
+        all.extend(norm(NormAt::Final).into_iter().flatten());
+        all.extend((!self.tied).then_some(Tensor::Head));
         for layer in 0..self.layers {
-            self.layer_norms(layer).into_iter().for_each(|at| norms(&mut all, at));
+            all.extend(self.layer_norms(layer).into_iter().flat_map(norm).flatten());
             for module in self.modules() {
                 let site = Site { layer, module };
-                let (o, i) = self.linear_shape(module);
-                all.push((Tensor::Weight(site), vec![o as u64, i as u64]));
-                if self.has_bias(module) {
-                    all.push((Tensor::Bias(site), vec![o as u64]));
-                }
+                all.push(Tensor::Weight(site));
+                all.extend(self.has_bias(module).then_some(Tensor::Bias(site)));
             }
         }
+        let shape = |tensor| self.shape(tensor).into_iter().map(|extent| extent as u64).collect();
+        all.into_iter().map(|tensor| (tensor, shape(tensor))).collect()
+    }
+
+    /// The tensors as files have them that use these names.
+    pub fn file_tensors(&self, names: &Names) -> Vec<FileTensor> {
+        let mut all: Vec<FileTensor> = Vec::new();
+        for (tensor, shape) in self.tensors() {
+            let name = names.name(tensor);
+            // What is stacked with it, if anything, came a few tensors before.
+            if let Some(file) = all.iter_mut().rev().take(8).find(|file| file.name == name) {
+                file.shape[0] += shape[0];
+                file.parts.push(tensor);
+            } else {
+                let transposed = names.transposed && matches!(tensor, Tensor::Weight(_));
+                all.push(FileTensor { name, shape, parts: vec![tensor], transposed });
+            }
+        }
+        all.iter_mut().filter(|file| file.transposed).for_each(|file| file.shape.reverse());
         all
+    }
+
+    /// The row of the file's tensor at which this one begins.
+    pub fn first_row(&self, names: &Names, tensor: Tensor) -> usize {
+        let (Tensor::Weight(site) | Tensor::Bias(site)) = tensor else { return 0 };
+        let before = self.modules().take_while(|module| *module != site.module);
+        let stacked = before.filter(|module| names.module(*module) == names.module(site.module));
+        stacked.map(|module| self.linear_shape(module).0).sum()
     }
 
     /// Names of transformers checkpoints.

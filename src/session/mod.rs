@@ -10,15 +10,15 @@ pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::Adapter;
 use crate::adapter::merge::{self, Dtype};
 use crate::adapter::peft::{self, BaseName, Files};
+use crate::adapter::{Adapter, lora};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::Generator;
 use crate::model::seam::virtual_ids;
-use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
+use crate::model::{Base, Inputs, ModelSpec, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
@@ -62,7 +62,7 @@ pub struct ModelInfo {
     pub format: &'static str,
     pub chat_template: bool,
     /// What `target_modules` may name.
-    pub modules: [&'static str; 7],
+    pub modules: Vec<&'static str>,
 }
 
 /// Records as training sees them: whoever shows or measures data goes through here.
@@ -136,7 +136,7 @@ impl Session {
             context: spec.context,
             format: self.base.decoder.main_format().name(),
             chat_template: self.tokenizer.chat_template().is_some(),
-            modules: Module::ALL.map(Module::name),
+            modules: lora::targets(spec.family, spec.modules()),
         }
     }
 

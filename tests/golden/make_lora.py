@@ -64,13 +64,16 @@ class Family:
     def modeling(self):
         return importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
 
+    @property
+    def model(self):
+        return getattr(transformers, "GPT2LMHeadModel" if self.name == "gpt2" else f"{self.prefix}ForCausalLM")
+
     def new(self):
         config = getattr(transformers, self.prefix + ("TextConfig" if self.name == "gemma3" else "Config"))(vocab_size=VOCAB, **self.config)
-        return getattr(transformers, f"{self.prefix}ForCausalLM")(config)
+        return self.model(config)
 
     def load(self, path, dtype):
-        model = getattr(transformers, f"{self.prefix}ForCausalLM")
-        return model.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").to(dtype)
+        return self.model.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").to(dtype)
 
 
 # Every width is a multiple of 4, some of nothing larger. The second model differs in most of what a config can say.
@@ -95,6 +98,8 @@ MODELS = {
         attn_logit_softcapping=2.0, final_logit_softcapping=6.0),
     "tiny_gemma3": Family(
         "gemma3", "Gemma3", 12, norm_mean=0.0, **(SMALL | LOCAL), head_dim=8, query_pre_attn_scalar=8),
+    "tiny_gpt2": Family("gpt2", "GPT2", 4, n_embd=16, n_layer=2, n_head=2, n_positions=64, n_inner=28),
+    "tiny_phi3": Family("phi3", "Phi3", 4, **SMALL, sliding_window=5, pad_token_id=0),
     "tiny_qwen3": Family("qwen3", "Qwen3", 5, **SMALL, head_dim=12, tie_word_embeddings=False),
 }
 METHODS = {

@@ -55,6 +55,7 @@ pub const HF: Names = Names {
         "mlp.up_proj",
         "mlp.down_proj",
     ],
+    transposed: false,
 };
 
 pub const GGUF: Names = Names {
@@ -70,6 +71,7 @@ pub const GGUF: Names = Names {
     q_norm: "attn_q_norm",
     k_norm: "attn_k_norm",
     modules: ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+    transposed: false,
 };
 
 /// What config.json says of any decoder that is built like Llama; no biases, no norms but two a layer.

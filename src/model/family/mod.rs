@@ -2,9 +2,11 @@
 //! Dense decoders only. Every family is told as its difference from Llama.
 
 mod gemma;
+mod gpt2;
 mod keys;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen;
 
 use super::spec::ModelSpec;
@@ -39,8 +41,16 @@ pub struct Family {
 }
 
 /// The first of an architecture reads its GGUF files.
-static FAMILIES: [&Family; 6] =
-    [&llama::FAMILY, &qwen::QWEN2, &qwen::QWEN3, &mistral::FAMILY, &gemma::GEMMA2, &gemma::GEMMA3];
+static FAMILIES: [&Family; 8] = [
+    &llama::FAMILY,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &mistral::FAMILY,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &gpt2::FAMILY,
+    &phi3::FAMILY,
+];
 
 impl Family {
     /// What transformers' files hold a tensor less: 1 or 0.
