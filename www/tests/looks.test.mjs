@@ -55,6 +55,53 @@ test("every screen of the app", async () => {
   await context.close();
 });
 
+test("a run on its way, every dialog, and a run to be continued", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const page = await openApp(context, server, settings({ steps: 4000, eval_every: 0, seq_len: 64, batch_size: 1 }));
+  const problems = [];
+  await ready(page);
+  await page.locator("#train-now").click();
+  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  await look(page, "running", problems);
+  await page.locator("#pause").click();
+  await phase(page, "paused");
+  await look(page, "paused", problems);
+  await page.getByRole("button", { name: "Discard …" }).click();
+  await page.getByRole("alertdialog").waitFor();
+  await look(page, "dialog-discard", problems);
+  await page.keyboard.press("Escape");
+  await page.locator(".private").click();
+  const privacy = page.getByRole("dialog");
+  for (const part of await privacy.locator("summary").all()) await part.click();
+  await look(page, "dialog-privacy", problems);
+  assert.deepEqual(page.problems, []);
+  await page.close({ runBeforeUnload: false });
+
+  const again = await openApp(context, server);
+  await again.locator("#continue-run").waitFor();
+  await look(again, "continue", problems);
+  await again.getByRole("button", { name: "Delete it" }).click();
+  await again.getByRole("alertdialog").waitFor();
+  await look(again, "dialog-delete", problems);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(again.problems, []);
+  await context.close();
+});
+
+test("a run that failed", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const diverging = { steps: 50, warmup_steps: 0, lr: 1e9, max_grad_norm: 0, eval_every: 0, seq_len: 64, batch_size: 1 };
+  const page = await openApp(context, server, settings(diverging));
+  const problems = [];
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "failed");
+  await page.locator('[data-error="diverged"]').waitFor();
+  await look(page, "failed", problems);
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
 test("the page of models", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
   const page = await context.newPage();
