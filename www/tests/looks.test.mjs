@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { AxeBuilder } from "@axe-core/playwright";
 import { SCREENS, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
+import { facadePage } from "./support/browser.mjs";
 import { repository } from "./support/server.mjs";
 import { browser, server, setUp } from "./support/setup.mjs";
 
@@ -90,7 +91,7 @@ test("a run on its way, every dialog, and a run to be continued", async () => {
 
 test("a run that failed", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
-  const diverging = { steps: 50, warmup_steps: 0, lr: 1e9, max_grad_norm: 0, eval_every: 0, seq_len: 64, batch_size: 1 };
+  const diverging = { steps: 50, warmup_steps: 0, lr: 1e30, max_grad_norm: 0, eval_every: 0, seq_len: 64, batch_size: 1 };
   const page = await openApp(context, server, settings(diverging));
   const problems = [];
   await ready(page);
@@ -102,13 +103,25 @@ test("a run that failed", async () => {
   await context.close();
 });
 
-test("the page of models", async () => {
+test("the page of models, with one of them here", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
+  const facade = await facadePage(context, server);
+  await facade.evaluate(() => {
+    const file = (name, known) => ({ name, url: new URL(`models/nano/${name}`, location.href).href, ...known });
+    const source = { url: "https://huggingface.co", revision: "0123456789abcdef" };
+    return Luthier.downloadModel({ name: "HuggingFaceTB/SmolLM2-135M", source, files: [file("config.json"), file("model.safetensors")] });
+  });
+  await facade.close();
   const page = await context.newPage();
   await page.goto(`${server.app}models.html?model=smollm2-135m`);
-  await page.getByRole("heading", { level: 1 }).waitFor();
+  const row = page.getByTestId("hub-smollm2-135m");
+  await row.getByText("complete, revision 01234567").waitFor();
+  await row.getByText("Its files, and how they were checked").click();
   const problems = [];
   await look(page, "models", problems);
+  await row.getByRole("button", { name: "Delete" }).click();
+  await page.getByRole("alertdialog").waitFor();
+  await look(page, "dialog-models", problems);
   assert.deepEqual(problems, []);
   await context.close();
 });
