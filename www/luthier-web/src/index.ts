@@ -2,9 +2,9 @@
 
 import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
-import { onRequest } from "./privacy.js";
 import type { Control, Job, Opened } from "./protocol.js";
 import { Queue } from "./queue.js";
+import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
