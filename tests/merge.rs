@@ -9,9 +9,9 @@ mod tiny;
 
 use luthier::Error;
 use luthier::adapter::merge::{Dtype, merge_sharded};
-use luthier::adapter::{Lora, peft};
+use luthier::adapter::{Adapter, peft};
 use luthier::device::Device;
-use luthier::model::tensors::{Tensor, gguf_name, hf_name};
+use luthier::model::tensors::Tensor;
 use luthier::model::{Base, Module, Site};
 use luthier::weights::{ModelFiles, Source};
 use pollster::block_on;
@@ -21,7 +21,7 @@ use tiny::Rig;
 
 type Folder = BTreeMap<String, Vec<u8>>;
 
-fn merged(files: &ModelFiles, (lora, flat): &(Lora, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
+fn merged(files: &ModelFiles, (lora, flat): &(Adapter, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
     let mut folder = Folder::new();
     let sink = async |name: &str, bytes: &[u8]| {
         folder.entry(name.into()).or_default().extend_from_slice(bytes);
@@ -120,7 +120,7 @@ fn gguf(model: &str) -> ModelFiles {
         .pair("llama.attention.head_count_kv", size(spec.kv_heads))
         .pair("llama.attention.key_length", size(spec.head_dim))
         .pair("llama.attention.layer_norm_rms_epsilon", (6, spec.eps.to_le_bytes().to_vec()))
-        .pair("llama.rope.freq_base", (6, (spec.rope.theta as f32).to_le_bytes().to_vec()))
+        .pair("llama.rope.freq_base", (6, (spec.rope.as_ref().unwrap().theta as f32).to_le_bytes().to_vec()))
         .pair("llama.context_length", size(spec.context))
         .pair("tokenizer.ggml.model", text("gpt2"))
         .pair("tokenizer.ggml.pre", text("gpt-2"))
@@ -133,7 +133,7 @@ fn gguf(model: &str) -> ModelFiles {
     let mut data = Vec::new();
     for (tensor, shape) in spec.tensors() {
         let checkpoint = files.checkpoint();
-        let values = block_on(checkpoint.read_f32(checkpoint.get(&hf_name(tensor)).unwrap())).unwrap();
+        let values = block_on(checkpoint.read_f32(checkpoint.get(&spec.hf_name(tensor)).unwrap())).unwrap();
         let values = match tensor {
             Tensor::Weight(Site { module: Module::Q | Module::K, .. }) => {
                 interleaved(&values, shape[1] as usize, spec.head_dim)
@@ -141,7 +141,7 @@ fn gguf(model: &str) -> ModelFiles {
             _ => values,
         };
         let dims: Vec<u64> = shape.iter().rev().copied().collect();
-        file = file.tensor(&gguf_name(tensor), &dims, F32, data.len() as u64);
+        file = file.tensor(&spec.gguf_name(tensor), &dims, F32, data.len() as u64);
         data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         data.resize(data.len().next_multiple_of(32), 0);
     }

@@ -6,20 +6,28 @@ mod common;
 #[path = "ops/harness.rs"]
 mod harness;
 
+#[path = "ops/activation.rs"]
+mod activation;
 #[path = "ops/adamw.rs"]
 mod adamw;
 #[path = "ops/attention.rs"]
 mod attention;
 #[path = "ops/attention_cached.rs"]
 mod attention_cached;
+#[path = "ops/column_sum.rs"]
+mod column_sum;
 #[path = "ops/cross_entropy.rs"]
 mod cross_entropy;
 #[path = "ops/dropout.rs"]
 mod dropout;
 #[path = "ops/embedding.rs"]
 mod embedding;
+#[path = "ops/gain.rs"]
+mod gain;
 #[path = "ops/gather.rs"]
 mod gather;
+#[path = "ops/layernorm.rs"]
+mod layernorm;
 #[path = "ops/lora_grad.rs"]
 mod lora_grad;
 #[path = "ops/matmul.rs"]
@@ -28,7 +36,13 @@ mod matmul;
 mod rmsnorm;
 #[path = "ops/rope.rs"]
 mod rope;
+#[path = "ops/row_gain.rs"]
+mod row_gain;
+#[path = "ops/row_squares.rs"]
+mod row_squares;
+#[path = "ops/rows.rs"]
+mod rows;
+#[path = "ops/softcap.rs"]
+mod softcap;
 #[path = "ops/sum_squares.rs"]
 mod sum_squares;
-#[path = "ops/swiglu.rs"]
-mod swiglu;

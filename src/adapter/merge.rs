@@ -1,13 +1,14 @@
-//! The base model with the adapter added in, `W + s·B·A`, as a Hugging Face folder that needs neither Luthier nor PEFT.
+//! The base model with the adapter folded in, as a Hugging Face folder that needs neither Luthier nor PEFT.
 //!
 //! Everything is handed to a sink piece by piece: no tensor is ever whole in memory. A base from a GGUF file comes out
 //! as transformers has it, with the rows of q and k in its order and the configuration and tokenizer files it expects.
 
-use super::lora::Lora;
+use super::method::Adapter;
 use crate::error::{Error, Result};
+use crate::model::family::LLAMA;
 use crate::model::load::Opened;
-use crate::model::tensors::{Tensor, hf_name};
-use crate::model::{LinearPatch, ModelSpec, family};
+use crate::model::tensors::Tensor;
+use crate::model::{ModelSpec, family};
 use crate::weights::{ModelFiles, TokenizerFiles};
 use half::{bf16, f16};
 use serde::Deserialize;
@@ -59,67 +60,56 @@ struct Shard {
 /// Hands the merged model over: `sink` gets a file's name and its next bytes, one file after the other.
 pub async fn merge(
     files: &ModelFiles,
-    lora: &Lora,
+    adapter: &Adapter,
     flat: &[f32],
     dtype: Dtype,
     sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    merge_sharded(files, lora, flat, dtype, SHARD, sink).await
+    merge_sharded(files, adapter, flat, dtype, SHARD, sink).await
 }
 
 /// [`merge`] with files of at most about `shard` bytes.
 pub async fn merge_sharded(
     files: &ModelFiles,
-    lora: &Lora,
+    adapter: &Adapter,
     flat: &[f32],
     dtype: Dtype,
     shard: u64,
     mut sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let opened = Opened::new(files).await?;
-    for (name, bytes) in companions(files, &opened.spec, dtype).await? {
+    let spec = adapter.folded_spec(&opened.spec)?;
+    for (name, bytes) in companions(files, &spec, dtype).await? {
         sink(&name, &bytes).await?;
     }
-    let shards = shards(&opened.spec, dtype, shard);
+    let shards = shards(&spec, dtype, shard);
     if shards.len() > 1 {
-        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
+        sink("model.safetensors.index.json", &index(&opened.spec, &shards, dtype)).await?;
     }
     for shard in &shards {
-        sink(&shard.name, &header(shard, dtype)).await?;
+        sink(&shard.name, &header(&opened.spec, shard, dtype)).await?;
         for (tensor, shape) in &shard.tensors {
-            let cols = shape.last().copied().unwrap_or(1) as usize;
-            let each = async |row0: usize, mut values: Vec<f32>| {
-                if let Tensor::Weight(site) = tensor
-                    && let Some(patch) = lora.sites.get(site)
-                {
-                    add(patch, flat, lora.shapes[site].0, row0, cols, &mut values);
-                }
-                check(*tensor, dtype, &values)?;
+            let mut each = async |row0: usize, mut values: Vec<f32>| {
+                adapter.fold(flat, *tensor, shape, row0, &mut values);
+                check(&opened.spec, *tensor, dtype, &values)?;
                 sink(&shard.name, &dtype.encode(&values)).await
             };
-            opened.read(*tensor, each).await?;
+            match opened.spec.tensors().iter().any(|(known, _)| known == tensor) {
+                true => opened.read(*tensor, each).await?,
+                // A bias that the base does not have.
+                false => each(0, vec![0.0; shape.iter().product::<u64>() as usize]).await?,
+            }
         }
     }
     Ok(())
 }
 
-/// Adds rows `row0..` of `s·B·A` to the rows in `values`.
-fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, values: &mut [f32]) {
-    for (row, w) in values.chunks_exact_mut(cols).enumerate() {
-        for k in 0..patch.rank {
-            let b = patch.scale * flat[patch.b + k * o + row0 + row];
-            let a = &flat[patch.a + k * cols..][..cols];
-            w.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
-        }
-    }
-}
-
-fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
+fn check(spec: &ModelSpec, tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
     let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
     match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
         None => Ok(()),
         Some(v) => Err(Error::Unsupported {
-            file: hf_name(tensor),
+            file: spec.hf_name(tensor),
             what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
             hint: "use bf16 or f32".into(),
         }),
@@ -146,21 +136,23 @@ fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
     parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
 }
 
-fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
+fn index(spec: &ModelSpec, shards: &[Shard], dtype: Dtype) -> Vec<u8> {
     let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
     let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
+    let map: Map<String, Value> = all().map(|(s, t, _)| (spec.hf_name(t), s.name.clone().into())).collect();
     pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
 }
 
 /// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
-fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
+fn header(spec: &ModelSpec, shard: &Shard, dtype: Dtype) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
     for (tensor, shape) in &shard.tensors {
         let end = at + shape.iter().product::<u64>() * dtype.bytes();
-        entries
-            .insert(hf_name(*tensor), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
+        entries.insert(
+            spec.hf_name(*tensor),
+            json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }),
+        );
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();
@@ -193,6 +185,9 @@ async fn companions(files: &ModelFiles, spec: &ModelSpec, dtype: Dtype) -> Resul
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = dtype.names().1.into();
     config["tie_word_embeddings"] = spec.tied.into();
+    if *spec.family == LLAMA && spec.o_bias {
+        (config["attention_bias"], config["mlp_bias"]) = (true.into(), spec.mlp_bias.into());
+    }
     out.push(("config.json".into(), pretty(&config)));
     Ok(out)
 }

@@ -1,8 +1,8 @@
 //! `luthier inspect`: data as the model sees it, what a model consists of, what an adapter holds.
 
-use super::{DataArgs, ModelArg, say, size};
+use super::{DataArgs, ModelArg, count, say, size};
 use clap::Subcommand;
-use luthier::adapter::{LoraConfig, peft};
+use luthier::adapter::peft;
 use luthier::data::{Tokenizer, example_json, example_text, histogram, summary};
 use luthier::model::load::Opened;
 use luthier::model::spec::RopeScaling;
@@ -136,7 +136,8 @@ fn kind(tensor: Tensor) -> &'static str {
         Tensor::Head => "head",
         Tensor::Weight(site) | Tensor::Bias(site) if site.module.is_attention() => "attention",
         Tensor::Weight(_) | Tensor::Bias(_) => "mlp",
-        Tensor::FinalNorm | Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) => "norms",
+        Tensor::Positions => "positions",
+        Tensor::Norm(_) | Tensor::NormBias(_) => "norms",
     }
 }
 
@@ -171,7 +172,12 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
         "  {} heads of {}, {} for keys and values; vocabulary {}{tied}",
         s.heads, s.head_dim, s.kv_heads, s.vocab
     ));
-    say(format!("  rope theta {}{}; norm eps {:e}", s.rope.theta, scaling(&s.rope.scaling), s.eps));
+    say(format!("  {}; norm eps {:e}", positions(s), s.eps));
+    if let Some(local) = &s.local {
+        let layers = local.layers.iter().filter(|local| **local).count();
+        let theta = local.rope.as_ref().map_or(String::new(), |rope| format!(", rope theta {}", rope.theta));
+        say(format!("  {layers} layers see the nearest {} positions{theta}", local.window));
+    }
     say("\n  weights     parameters        in file   kept as      bytes in file");
     for ((kind, stored, kept), share) in &shares {
         let (parameters, bytes) = (grouped(share.parameters), size(share.bytes));
@@ -180,6 +186,13 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
     say("");
     tokenizer_lines(&files, &tokenizer);
     Ok(())
+}
+
+fn positions(spec: &ModelSpec) -> String {
+    match &spec.rope {
+        Some(rope) => format!("rope theta {}{}", rope.theta, scaling(&rope.scaling)),
+        None => "learned positions".into(),
+    }
 }
 
 fn scaling(scaling: &RopeScaling) -> String {
@@ -219,9 +232,9 @@ fn model_json(s: &ModelSpec, shares: &Shares, files: &ModelFiles, tokenizer: &To
         .collect();
     let facts = files.tokenizer();
     json!({
-        "family": s.family, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
+        "family": s.family.name, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim, "vocab": s.vocab, "context": s.context,
-        "tied": s.tied, "rope_theta": s.rope.theta, "eps": s.eps, "weights": weights,
+        "tied": s.tied, "rope_theta": s.rope.as_ref().map(|rope| rope.theta), "eps": s.eps, "weights": weights,
         "tokenizer": {
             "size": tokenizer.vocab_size(), "bos": facts.bos, "add_bos": facts.add_bos, "eos": tokenizer.eos_ids(),
             "pad": facts.pad, "end_of_turn": tokenizer.end_of_turn(),
@@ -239,7 +252,7 @@ struct Factor {
 
 fn inspect_adapter(args: &InspectAdapter) -> Result<()> {
     let config = Source::file(args.adapter.join(peft::CONFIG))?;
-    let (lora, base) = block_on(peft::read_config(&config))?;
+    let (settings, base) = block_on(peft::read_config(&config))?;
     let weights = Source::file(args.adapter.join(peft::WEIGHTS))?;
     let factors = block_on(factors(weights))?;
     if let Some(model) = &args.model {
@@ -248,9 +261,9 @@ fn inspect_adapter(args: &InspectAdapter) -> Result<()> {
     }
     let base = base.unwrap_or("unnamed".into());
     if args.json {
-        say(adapter_json(&lora, &base, &factors));
+        say(adapter_json(&settings, &base, &factors));
     } else {
-        adapter_lines(args, &lora, &base, &factors);
+        adapter_lines(args, &settings, &base, &factors);
     }
     Ok(())
 }
@@ -274,15 +287,37 @@ fn parameters(factors: &[Factor]) -> u64 {
     factors.iter().map(|f| f.shape.iter().product::<u64>()).sum()
 }
 
-fn adapter_lines(args: &InspectAdapter, lora: &LoraConfig, base: &str, factors: &[Factor]) {
-    let kind = if lora.rslora { "rsLoRA" } else { "LoRA" };
-    let sites = factors.iter().filter(|f| f.name.contains(".lora_A.")).count();
-    say(format!("{}: {kind} for {base}", args.adapter.display()));
-    say(format!("  rank {}, alpha {}, scale {}, dropout {}", lora.rank, lora.alpha, lora.scale(), lora.dropout));
-    say(format!("  {} parameters at {sites} linears", grouped(parameters(factors))));
+fn adapter_lines(args: &InspectAdapter, config: &peft::Config, base: &str, factors: &[Factor]) {
+    say(format!("{}: {} for {base}", args.adapter.display(), method(config)));
+    if let peft::Config::Lora { config, .. } = config {
+        say(format!(
+            "  rank {}, alpha {}, scale {}, dropout {}",
+            config.rank,
+            config.alpha,
+            config.scale(),
+            config.dropout
+        ));
+    }
+    say(format!("  {} parameters in {}", grouped(parameters(factors)), count(factors.len(), "tensor")));
     if let Some(model) = &args.model {
         say(format!("  fits {model}"));
     }
+    if matches!(config, peft::Config::Lora { .. }) { factor_lines(factors) } else { tensor_lines(factors) }
+}
+
+fn method(config: &peft::Config) -> String {
+    match config {
+        peft::Config::Lora { config, magnitude } => {
+            format!("{}{}", if config.rslora { "rs" } else { "" }, if *magnitude { "DoRA" } else { "LoRA" })
+        }
+        peft::Config::Ia3 { .. } => "(IA)³".into(),
+        peft::Config::Prompt { tokens } => format!("prompt tuning of {tokens} virtual tokens"),
+        peft::Config::Prefix { tokens } => format!("prefix tuning of {tokens} virtual tokens"),
+        peft::Config::Base(_) => format!("{} tuning", config.method()),
+    }
+}
+
+fn factor_lines(factors: &[Factor]) {
     say("\n  module       linears       ‖A‖       ‖B‖   (Frobenius norms over all layers)");
     for module in Module::ALL {
         let squares = |factor: &str| -> Vec<f64> {
@@ -300,14 +335,28 @@ fn adapter_lines(args: &InspectAdapter, lora: &LoraConfig, base: &str, factors: 
     }
 }
 
-fn adapter_json(lora: &LoraConfig, base: &str, factors: &[Factor]) -> Value {
+fn tensor_lines(factors: &[Factor]) {
+    say("\n        norm  tensor");
+    for factor in factors {
+        say(format!("  {:>10.4}  {} {:?}", factor.squares.sqrt(), factor.name, factor.shape));
+    }
+}
+
+fn adapter_json(config: &peft::Config, base: &str, factors: &[Factor]) -> Value {
     let tensors: Vec<Value> =
         factors.iter().map(|f| json!({ "name": f.name, "shape": f.shape, "norm": f.squares.sqrt() })).collect();
-    json!({
-        "method": "lora", "base": base, "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout,
-        "rslora": lora.rslora, "scale": lora.scale(), "target_modules": modules(factors),
-        "parameters": parameters(factors), "tensors": tensors,
-    })
+    let mut out = json!({
+        "method": config.method(), "base": base, "parameters": parameters(factors), "tensors": tensors,
+    });
+    if let peft::Config::Lora { config: lora, .. } = config {
+        out["rank"] = lora.rank.into();
+        out["alpha"] = lora.alpha.into();
+        out["dropout"] = lora.dropout.into();
+        out["rslora"] = lora.rslora.into();
+        out["scale"] = lora.scale().into();
+        out["target_modules"] = modules(factors).into();
+    }
+    out
 }
 
 /// The modules that are adapted somewhere.

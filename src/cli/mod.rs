@@ -16,11 +16,11 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter::peft;
+use luthier::adapter::{Adapter, peft};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
-use luthier::weights::{ModelFiles, hub};
+use luthier::weights::{ModelFiles, Source, hub};
 use luthier::{Error, Result};
 use pollster::block_on;
 use serde_json::json;
@@ -126,11 +126,21 @@ impl ModelArg {
         bar.finish_and_clear();
         session.published = hub::published(&self.model);
         if let Some(folder) = adapter {
-            let (lora, flat) = peft::open(folder, session.spec())?;
+            let (lora, flat) = open_adapter(folder, &session)?;
             block_on(session.load_adapter(lora, &flat))?;
         }
         Ok(session)
     }
+}
+
+/// An adapter for the session's model; one that was tuned on another is taken, with a note.
+fn open_adapter(folder: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
+    let adapter = peft::open(folder, session.spec())?;
+    let tuned_on = block_on(peft::base_sha256(Source::file(folder.join(peft::WEIGHTS))?))?;
+    if let Some(other) = session.other_base(tuned_on.as_deref()) {
+        eprintln!("note: {other}; {}", other.hint());
+    }
+    Ok(adapter)
 }
 
 /// `--device`

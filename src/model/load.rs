@@ -2,9 +2,8 @@
 
 use super::decoder::Decoder;
 use super::family;
-use super::seam::Module;
 use super::spec::{ModelSpec, RopeScaling};
-use super::tensors::{Tensor, gguf_name, hf_name};
+use super::tensors::{Tensor, interleaved};
 use crate::device::Device;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -90,7 +89,9 @@ impl<'a> Opened<'a> {
             let half = self.spec.head_dim as u64 / 2;
             checkpoint.expect([(ROPE_DIVISORS.to_string(), vec![half])])?;
             let divisors = checkpoint.read_f32(checkpoint.get(ROPE_DIVISORS)?).await?;
-            self.spec.rope.scaling = RopeScaling::Divisors(divisors);
+            if let Some(rope) = &mut self.spec.rope {
+                rope.scaling = RopeScaling::Divisors(divisors);
+            }
         }
         Ok(self)
     }
@@ -98,8 +99,8 @@ impl<'a> Opened<'a> {
     /// What the model's file calls a tensor.
     pub fn name(&self, tensor: Tensor) -> String {
         match self.files {
-            ModelFiles::Hf { .. } => hf_name(tensor),
-            ModelFiles::Gguf { .. } => gguf_name(tensor),
+            ModelFiles::Hf { .. } => self.spec.hf_name(tensor),
+            ModelFiles::Gguf { .. } => self.spec.gguf_name(tensor),
         }
     }
 
@@ -136,11 +137,14 @@ impl<'a> Opened<'a> {
         let total = tensors.iter().map(|(t, _)| size(*t)).sum();
         let mut done = 0;
         for (tensor, shape) in tensors {
-            digest.add(format!("{} {shape:?} {}", hf_name(tensor), self.format(tensor).name()).as_bytes());
+            digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).as_bytes());
             match decoder.vector(tensor) {
                 Some(buf) => {
                     let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
-                    let values = self.arranged(tensor, values);
+                    let mut values = self.arranged(tensor, values);
+                    if self.less_one(tensor) && matches!(self.files, ModelFiles::Hf { .. }) {
+                        values.iter_mut().for_each(|w| *w += 1.0);
+                    }
                     digest.add(bytemuck::cast_slice(&values));
                     device.write_floats(buf, 0, &values);
                 }
@@ -193,13 +197,22 @@ impl<'a> Opened<'a> {
         (PIECE / (cols * 4) / unit * unit).max(unit)
     }
 
-    /// A tensor's values as f32 in transformers' order of rows, some rows at a time: `each` gets the first row and the
+    /// Whether transformers' files hold a tensor less 1.
+    fn less_one(&self, tensor: Tensor) -> bool {
+        self.spec.family.less(tensor) > 0.0
+    }
+
+    /// A tensor's values as f32 as transformers has them: its order of rows, its norms; some rows at a time: `each` gets the first row and the
     /// values. A vector is one row.
     pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
         let checkpoint = self.files.checkpoint();
         let info = checkpoint.get(&self.name(tensor))?;
         if info.shape.len() < 2 {
-            return each(0, self.arranged(tensor, checkpoint.read_f32(info).await?)).await;
+            let mut values = self.arranged(tensor, checkpoint.read_f32(info).await?);
+            if self.less_one(tensor) && matches!(self.files, ModelFiles::Gguf { .. }) {
+                values.iter_mut().for_each(|w| *w -= 1.0);
+            }
+            return each(0, values).await;
         }
         let (all, cols) = (info.rows() as usize, info.cols() as usize);
         let piece = self.piece(tensor, cols);
@@ -215,13 +228,9 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    /// GGUF files of arch llama keep the rows of q and k in interleaved pairs; the head_dim to rearrange by.
+    /// The head_dim to rearrange a tensor's rows by, where its file has them in pairs.
     fn interleaved(&self, tensor: Tensor) -> Option<usize> {
-        let pairs = match tensor {
-            Tensor::Weight(s) | Tensor::Bias(s) => matches!(s.module, Module::Q | Module::K),
-            _ => false,
-        };
-        (pairs && matches!(self.files, ModelFiles::Gguf { .. })).then_some(self.spec.head_dim)
+        interleaved(&self.spec, tensor).filter(|_| matches!(self.files, ModelFiles::Gguf { .. }))
     }
 
     fn arranged(&self, tensor: Tensor, values: Vec<f32>) -> Vec<f32> {

@@ -9,21 +9,28 @@
 // A kernel takes its sizes and its buffers; a struct for each would say the same twice.
 #![allow(clippy::too_many_arguments)]
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
+pub mod column_sum;
 pub mod control;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod gain;
 pub mod gather;
+pub mod layernorm;
 pub mod lora_grad;
 pub mod matmul;
 pub mod par;
 pub mod rmsnorm;
 pub mod rope;
+pub mod row_gain;
+pub mod row_squares;
+pub mod rows;
+pub mod softcap;
 pub mod sum_squares;
-pub mod swiglu;
 
 use crate::plan::Kernel;
 
@@ -64,6 +71,10 @@ pub(crate) use kernel;
 
 /// Every kernel there is; the static tests walk this list.
 pub static KERNELS: &[&Kernel] = &[
+    &activation::FORWARD,
+    &activation::BACKWARD,
+    &activation::FORWARD_PLAIN,
+    &activation::BACKWARD_PLAIN,
     &adamw::ADAMW,
     &attention::FORWARD,
     &attention::DELTA,
@@ -71,14 +82,19 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::BACKWARD_KV,
     &attention_cached::APPEND,
     &attention_cached::FORWARD,
+    &column_sum::ACCUMULATE,
     &cross_entropy::FORWARD,
     &cross_entropy::BACKWARD,
     &cross_entropy::REPORT,
     &dropout::FORWARD,
     &dropout::BACKWARD,
     &embedding::FORWARD,
+    &gain::FORWARD,
+    &gain::BACKWARD,
     &gather::FORWARD,
     &gather::BACKWARD,
+    &layernorm::FORWARD,
+    &layernorm::BACKWARD,
     &lora_grad::ACCUMULATE,
     &matmul::FORWARD,
     &matmul::BACKWARD,
@@ -86,8 +102,11 @@ pub static KERNELS: &[&Kernel] = &[
     &rmsnorm::BACKWARD,
     &rope::FORWARD,
     &rope::BACKWARD,
+    &row_gain::FORWARD,
+    &row_squares::FORWARD,
+    &rows::FORWARD,
+    &rows::BACKWARD,
+    &softcap::FORWARD,
     &sum_squares::PARTIAL,
     &sum_squares::FINISH,
-    &swiglu::FORWARD,
-    &swiglu::BACKWARD,
 ];

@@ -10,13 +10,14 @@ pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::Lora;
+use crate::adapter::Adapter;
 use crate::adapter::merge::{self, Dtype};
-use crate::adapter::peft::{self, Files};
+use crate::adapter::peft::{self, BaseName, Files};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::Generator;
+use crate::model::seam::virtual_ids;
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
@@ -33,7 +34,7 @@ pub struct Session {
     /// The base's files: a merged model is made from them.
     files: ModelFiles,
     base: Base,
-    adapter: Option<(Lora, Patches)>,
+    adapter: Option<(Adapter, Patches)>,
     trainer: Option<Trainer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
@@ -47,7 +48,9 @@ pub struct Session {
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelInfo {
     pub name: String,
-    pub family: String,
+    /// Of the configuration and all weights: names may be the same, this is not.
+    pub sha256: String,
+    pub family: &'static str,
     pub parameters: u64,
     pub layers: usize,
     pub hidden: usize,
@@ -122,7 +125,8 @@ impl Session {
         let spec = self.spec();
         ModelInfo {
             name: self.name.clone(),
-            family: spec.family.clone(),
+            sha256: self.base.sha256.clone(),
+            family: spec.family.name,
             parameters: spec.parameters(),
             layers: spec.layers,
             hidden: spec.hidden,
@@ -138,18 +142,38 @@ impl Session {
 
     /// Puts an adapter on the model, for evaluation and generation; it takes the place of the one before, and a run
     /// that was under way is over.
-    pub async fn load_adapter(&mut self, lora: Lora, flat: &[f32]) -> Result<()> {
-        let patches = lora.declare(&mut self.base.plan, false);
-        self.base.device.prepare(&self.base.plan).await?;
-        self.base.device.write_floats(patches.params, 0, flat);
+    pub async fn load_adapter(&mut self, adapter: Adapter, flat: &[f32]) -> Result<()> {
+        let Base { plan, device, decoder, .. } = &mut self.base;
+        let patches = adapter.declare(plan, false);
+        let prologue = adapter.prologue(plan, &patches, decoder);
+        device.prepare(plan).await?;
+        device.write_floats(patches.params, 0, flat);
+        if let Some(prologue) = prologue {
+            device.run(plan, prologue, 0)?;
+        }
         (self.trainer, self.validation) = (None, None);
-        self.set_adapter(lora, patches);
+        self.set_adapter(adapter, patches);
         Ok(())
     }
 
+    /// What to say of an adapter that was tuned on another base, by its hash: it may fit all the same, by its shapes.
+    pub fn other_base(&self, tuned_on: Option<&str>) -> Option<Error> {
+        let here = &self.base.sha256;
+        let there = tuned_on.filter(|there| there != here)?;
+        let short = |sha256: &str| sha256.chars().take(12).collect::<String>();
+        let what = format!(
+            "the adapter was tuned on another base model: its sha256 begins {}, that of {} begins {}",
+            short(there),
+            self.name,
+            short(here)
+        );
+        let hint = "it fits by its shapes alone, and may answer worse than the base: use it with its own";
+        Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
+    }
+
     /// Sequences built for another adapter are not used again.
-    fn set_adapter(&mut self, lora: Lora, patches: Patches) {
-        self.adapter = Some((lora, patches));
+    fn set_adapter(&mut self, adapter: Adapter, patches: Patches) {
+        self.adapter = Some((adapter, patches));
         self.evaluation = None;
         if let Some(generator) = &mut self.generator {
             generator.forget_adapter();
@@ -186,19 +210,25 @@ impl Session {
         Err(Error::setting("seq-len", what, format!("use at most {context}")))
     }
 
+    /// Ids of the rows that the adapter puts before each text.
+    fn virtual_ids(&self) -> Vec<u32> {
+        virtual_ids(self.adapter.as_ref().map_or(0, |(adapter, _)| adapter.method.virtual_tokens()))
+    }
+
     /// The adapter in PEFT's layout.
     pub async fn adapter_files(&mut self) -> Result<Files> {
         let flat = self.adapter_values().await?;
-        let (lora, _) = self.adapter.as_ref().expect("it has values");
-        peft::files(lora, &flat, &self.published)
+        let (adapter, _) = self.adapter.as_ref().expect("it has values");
+        let base = BaseName { name: &self.published, sha256: Some(&self.base.sha256) };
+        peft::files(adapter, &flat, base)
     }
 
     /// The adapter's numbers; an error where there is none, or where they are none.
     async fn adapter_values(&mut self) -> Result<Vec<f32>> {
-        let Some((lora, patches)) = &self.adapter else {
+        let Some((adapter, patches)) = &self.adapter else {
             return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
         };
-        let flat = self.base.device.read(patches.params, 0, lora.len).await?;
+        let flat = self.base.device.read(patches.params, 0, adapter.len).await?;
         if let Some(i) = flat.iter().position(|x| !x.is_finite()) {
             let what = format!("number {i} of the adapter is {}", flat[i]);
             return Err(Error::device(what, "this is a fault of the device or the program; nothing was written"));
@@ -209,8 +239,8 @@ impl Session {
     /// The base with the adapter added in, as a Hugging Face folder: `sink` gets file names and their next bytes.
     pub async fn merged(&mut self, dtype: Dtype, sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
         let flat = self.adapter_values().await?;
-        let (lora, _) = self.adapter.as_ref().expect("it has values");
-        merge::merge(&self.files, lora, &flat, dtype, sink).await
+        let (adapter, _) = self.adapter.as_ref().expect("it has values");
+        merge::merge(&self.files, adapter, &flat, dtype, sink).await
     }
 
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
@@ -221,10 +251,12 @@ impl Session {
         seq_len: usize,
         adapted: bool,
     ) -> Result<Evaluation> {
+        let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        let seq_len = seq_len + before.len();
         self.check_length(seq_len)?;
         check_tokens(batch_size, seq_len)?;
-        let batches =
-            Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
+        let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
+        let batches = Batches::new(&data.prefixed(&before), options)?;
         let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
             let Base { plan, device, decoder, .. } = &mut self.base;
@@ -232,7 +264,7 @@ impl Session {
             let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
             let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
             device.prepare(plan).await?;
-            device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, seq_len));
+            io.write_tables(device, &decoder.spec, seq_len);
             self.evaluation = Some((io, sequences.evaluate, shape));
         }
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");

@@ -214,6 +214,11 @@ impl Session {
         self.0.device().lose()
     }
 
+    /// The best validation so far: `{ loss, step }`, or null.
+    pub fn best(&self) -> String {
+        json(&self.0.best())
+    }
+
     /// Goes back to the adapter of the best validation: `{ loss, step }`, or null.
     pub fn use_best(&mut self) -> String {
         json(&self.0.use_best())
@@ -266,13 +271,16 @@ impl Session {
         merged.map_err(|error| refused.unwrap_or_else(|| thrown(error)))
     }
 
-    /// Puts an adapter in PEFT's layout, `{ name, bytes }[]`, on the model, in place of the one before.
-    pub async fn load_adapter(&mut self, files: Array) -> Outcome<()> {
+    /// Puts an adapter in PEFT's layout, `{ name, bytes }[]`, on the model, in place of the one before. Returns what is to
+    /// be said of one that was tuned on another base, as errors are thrown; else null.
+    pub async fn load_adapter(&mut self, files: Array) -> Outcome<JsValue> {
         let files = bytes(&files)?;
         let find = |name: &str| find(&files, name).map_err(thrown);
         let (config, weights) = (find(peft::CONFIG)?, find(peft::WEIGHTS)?);
+        let tuned_on = peft::base_sha256(weights.clone()).await.map_err(thrown)?;
         let (lora, flat) = peft::read(&config, weights, self.0.spec()).await.map_err(thrown)?;
-        self.0.load_adapter(lora, &flat).await.map_err(thrown)
+        self.0.load_adapter(lora, &flat).await.map_err(thrown)?;
+        Ok(self.0.other_base(tuned_on.as_deref()).map_or(JsValue::NULL, thrown))
     }
 }
 

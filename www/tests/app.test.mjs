@@ -228,6 +228,130 @@ test("pause, resume, and stop keep what was learned; a closed tab is offered to 
   await shared.close();
 });
 
+test("stop, pressed while the run is still starting, ends it", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 400, eval_every: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.evaluate(() => {
+    const seen = new MutationObserver(() => {
+      if (!document.querySelector('[data-phase="starting"]')) return;
+      seen.disconnect();
+      document.querySelector("#stop").click();
+    });
+    seen.observe(document.body, { childList: true, subtree: true });
+  });
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  const [, step] = (await page.locator('[data-phase="ended"] h2').textContent()).match(/Stopped after step (\d+)/);
+  assert.equal(Number(step), 0);
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("a run that gained nothing says so, and its last adapter can be taken; an older run has its recipe too", async () => {
+  const shared = await context();
+  const page = await openApp(shared, server, settings({ steps: 6, warmup_steps: 0, lr: 0.5, eval_every: 3, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  const verdict = page.locator('[data-verdict="never"]');
+  await verdict.getByText("Validation never improved").waitFor();
+  await page.getByText(/On the model: .*untouched/).waitFor();
+  await page.locator("#other-adapter").click();
+  await verdict.getByText("The adapter after 6 steps, the last, is on the model").waitFor();
+
+  await page.reload();
+  await page.locator("#start-nano").waitFor();
+  await goTo(page, "keep");
+  await page.getByText("never improved").waitFor();
+  await page.getByRole("button", { name: "Open the last" }).click();
+  await page.locator('[aria-current="step"][data-step="compare"]').waitFor({ timeout: 60_000 });
+  await page.getByText(/On the model: .*6 steps/).waitFor();
+  await goTo(page, "keep");
+  const run = JSON.parse(readFileSync(await download(page, "#download-run"), "utf8"));
+  assert.deepEqual([run.results.step, run.results.best.step, run.options.lr], [6, 0, 0.5]);
+  assert.deepEqual(page.problems, []);
+  await shared.close();
+});
+
+test("without held-out examples the page claims no best adapter", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 4, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  await page.locator('[data-verdict="unmeasured"]').getByText("nothing says how good it is").waitFor();
+  assert.equal(await page.getByText(/best by validation|best adapter/i).count(), 0);
+  await page.context().close();
+});
+
+test("a run that diverged offers its last sound adapter", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 8, warmup_steps: 0, lr: 1e25, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "failed");
+  await page.locator('[data-error="diverged"]').waitFor();
+  await page.locator('[data-verdict="unmeasured"]').getByText("the last one before the numbers ran away").waitFor();
+  await goTo(page, "keep");
+  await page.locator("#download-peft:enabled").waitFor();
+  await page.context().close();
+});
+
+test("a run that goes on from an older checkpoint draws no step twice", async () => {
+  const shared = await context();
+  const page = await openApp(shared, server, settings({ steps: 200, eval_every: 0, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  const beyond = (step) => page.waitForFunction((step) => {
+    const [, at] = document.querySelector('[data-phase="running"] h2')?.textContent.match(/Step (\d+)/) ?? [];
+    return Number(at) > step;
+  }, step, { timeout: 60_000 });
+  await beyond(0);
+  await page.locator("#pause").click();
+  await phase(page, "paused");
+  const [, paused] = (await page.locator('[data-phase="paused"] h2').textContent()).match(/step (\d+)/);
+  await page.locator("#resume").click();
+  await beyond(Number(paused));
+  await page.locator("#stop").click();
+  await phase(page, "ended");
+  const [older, newest] = await page.evaluate(async () => {
+    const runs = await (await navigator.storage.getDirectory()).getDirectoryHandle("runs");
+    const checkpoints = [];
+    for await (const run of runs.values()) for await (const file of run.values()) if (file.name.startsWith("checkpoint-")) checkpoints.push(file);
+    checkpoints.sort((a, b) => a.name.localeCompare(b.name));
+    const writable = await checkpoints.at(-1).createWritable({ keepExistingData: true });
+    await writable.write({ type: "write", position: 5000, data: new Uint8Array(8).fill(7) });
+    await writable.close();
+    return checkpoints.map(({ name }) => Number(name.split("-")[1]));
+  });
+  assert.ok(older < newest && newest < 200, `${older}, ${newest}`);
+  await goTo(page, "keep");
+  await page.getByRole("button", { name: "Continue" }).click();
+  await phase(page, "ended");
+  await page.getByText("The numbers as a table").click();
+  const steps = (await page.locator('[aria-label="Charts"] tbody td:first-child').allTextContents()).map((text) => parseInt(text, 10));
+  // One row of five, and the last.
+  assert.deepEqual(steps, [...Array.from({ length: 40 }, (_, i) => 5 * i + 1), 200]);
+  await shared.close();
+});
+
+test("a dropped folder gives the model its name", async () => {
+  const page = await openApp(await context(), server);
+  const files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+  const folder = join(repository, "models/nano");
+  // A drop as a browser makes it of a folder; no test can hold a real one in its hand.
+  await page.evaluate(([names, bytes]) => {
+    const file = (name, i) => new File([Uint8Array.from(atob(bytes[i]), (letter) => letter.charCodeAt(0))], name);
+    const entry = (name, i) => ({ isFile: true, isDirectory: false, fullPath: `/my-model/${name}`, file: (done) => done(file(name, i)) });
+    let left = names.map(entry);
+    const reader = { readEntries: (done) => done(left.splice(0)) };
+    const item = { webkitGetAsEntry: () => ({ isFile: false, isDirectory: true, fullPath: "/my-model", createReader: () => reader }) };
+    const event = new DragEvent("drop", { bubbles: true, cancelable: true });
+    Object.defineProperty(event, "dataTransfer", { value: { items: [item], files: [] } });
+    document.querySelector("#model-files").closest('[role="group"]').dispatchEvent(event);
+  }, [files, files.map((name) => readFileSync(join(folder, name)).toString("base64"))]);
+  await page.getByRole("heading", { name: "my-model" }).waitFor({ timeout: 60_000 });
+  await page.context().close();
+});
+
 test("the keyboard is enough", async () => {
   const page = await openApp(await context(), server, SHORT);
   const press = async (selector) => {

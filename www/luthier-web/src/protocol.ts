@@ -11,8 +11,15 @@ export interface Opened {
   model: ModelInfo;
 }
 
-/** A run as the worker gets it. */
+/** How the user wants a run to be. */
+export interface Wanted {
+  paused: boolean;
+  stopped: boolean;
+}
+
+/** A run as each worker that takes it up gets it. */
 export interface Job {
+  wanted: Wanted;
   data: DataText;
   validation?: DataText;
   options: TrainOptions;
@@ -24,13 +31,20 @@ export interface Job {
   checkpoint?: Uint8Array;
 }
 
-/** A checkpoint of a run that is not stored. */
-export interface Kept {
-  type: "kept";
-  checkpoint: Uint8Array;
+/** What came out of a run. */
+export interface Tuned {
+  /** The one on the model: the best by validation, where there was one. */
+  best: NamedBlob[];
+  /** That of the last step, where it is another. */
+  last: NamedBlob[] | null;
+  /** run.json */
+  record: string;
 }
 
-export type Control = "pause" | "unpause" | "stop" | "checkpoint";
+/** What the page keeps because the worker may die: the last checkpoint of a run that is not stored, and what comes out. */
+export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; tuned: Tuned };
+
+export type Control = Wanted | "checkpoint";
 
 type Bytes = [done: number, total: number];
 type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
@@ -48,7 +62,7 @@ export interface Calls {
   exportPeft: Call<null, NamedBlob[]>;
   exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;
   exportRun: Call<null, string>;
-  importPeft: Call<NamedBlob[], null>;
+  importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
   downloadModel: Call<ModelDownload, null, Bytes>;
   checkModel: Call<string, null, Bytes>;

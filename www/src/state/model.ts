@@ -1,6 +1,6 @@
 /** Opening, keeping and deleting models. */
 
-import { Luthier, type ModelFiles, type StoredModel } from "luthier-web";
+import { type DeviceInfo, Luthier, type ModelFiles, type StoredModel } from "luthier-web";
 import { asError, problem } from "../lib/errors";
 import { modelOf } from "../lib/files";
 import { bytes } from "../lib/format";
@@ -38,12 +38,14 @@ export async function openLocal(files: File[]): Promise<boolean> {
   });
 }
 
-/** By the name that a link or a stored run has for it. */
-export async function openNamed(name: string): Promise<boolean> {
-  if (app.model?.name === name) return true;
+/** By the name that a link or a stored run has for it; a run knows its hash too, since names may be the same. */
+export async function openNamed(name: string, sha256: string | null = null): Promise<boolean> {
+  const another = sha256 !== null && app.model !== null && app.model.sha256 !== sha256;
+  if (app.model?.name === name && !another) return true;
   if (name === "nano") return openNano();
   if (app.stored.some((model) => model.complete && model.name === name)) return openStored(name);
-  app.errors.model = problem("data", `The model ${name} is not in this browser.`, "Download it, or choose its files, below; then go on.");
+  const what = app.model?.name === name ? `The ${name} that is open is another model of the same name` : `The model ${name} is not in this browser`;
+  app.errors.model = problem("data", `${what}.`, "Download it, or choose its files, below; then go on.");
   app.step = "model";
   return false;
 }
@@ -68,7 +70,10 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
     const onProgress = (done: number, total: number) => {
       if (current()) app.opening = { what: name, done, total };
     };
-    const api = await Luthier.open({ model: await get(), device: app.choice, onProgress });
+    const onReopen = (device: DeviceInfo) => {
+      if (current()) app.device = device;
+    };
+    const api = await Luthier.open({ model: await get(), device: app.choice, onProgress, onReopen });
     if (!current()) {
       api.close();
       return false;

@@ -21,7 +21,8 @@ function executable() {
   return found;
 }
 
-export const launch = () => chromium.launch({ executablePath: executable(), args: FLAGS });
+/** `args` are flags beside the usual ones. */
+export const launch = (args = []) => chromium.launch({ executablePath: executable(), args: [...FLAGS, ...args] });
 
 /** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */
 export async function facadePage(context, server, path = "blank.html") {

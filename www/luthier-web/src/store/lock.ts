@@ -17,7 +17,8 @@ export async function take(name: string, taken: LuthierError, mode: LockMode = "
   }
 }
 
-function tryLock(name: string, mode: LockMode): Promise<(() => void) | null> {
+/** Null where somebody else has it. */
+export function tryLock(name: string, mode: LockMode = "exclusive"): Promise<(() => void) | null> {
   return new Promise((taken, failed) => {
     const hold = (lock: Lock | null) => lock ? new Promise<void>((release) => taken(release)) : taken(null);
     navigator.locks.request(name, { mode, ifAvailable: true }, hold).catch(failed);

@@ -7,7 +7,7 @@
 import { LuthierError } from "../error.js";
 import type { ModelFiles, ModelSource, NamedBlob, StoredFile, StoredModel } from "../types.js";
 import { heldNames, take } from "./lock.js";
-import { type Folder, decodeName, encodeName, folder, names, read, readJson, remove, size } from "./opfs.js";
+import { type Folder, available, decodeName, encodeName, folder, names, read, readJson, remove, size } from "./opfs.js";
 
 const MODELS = "models";
 export const MANIFEST = "model.json";
@@ -38,8 +38,13 @@ export const lock = (name: string): Promise<() => void> => take(lockName(name), 
 export const hold = (name: string): Promise<() => void> => take(lockName(name), inUse(name), "shared");
 
 export async function list(): Promise<StoredModel[]> {
+  if (!(await available())) return [];
   const [stored, held] = await Promise.all([names(await folder([MODELS])), heldNames()]);
-  const described = stored.map(decodeName).map((name) => describe(name, held.has(lockName(name))));
+  const described = stored.map(decodeName).map((name) => {
+    const locked = held.has(lockName(name));
+    // One that cannot be read hides no other, and can be deleted.
+    return describe(name, locked).catch(() => ({ name, bytes: 0, complete: false, source: null, locked, files: [] }));
+  });
   return (await Promise.all(described)).filter((model) => model !== null);
 }
 
