@@ -195,7 +195,7 @@ test("bad settings get their message", async () => {
   const page = await openApp(await context(), server, settings({ seq_len: 100_000 }));
   await ready(page);
   await goTo(page, "train");
-  await page.locator("[data-error]").filter({ hasText: /seq.len/ }).first().waitFor();
+  await page.locator("[data-error]").filter({ hasText: /“Row length”/ }).first().waitFor();
   await page.context().close();
 });
 
