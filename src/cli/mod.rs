@@ -12,6 +12,7 @@ mod inspect;
 mod merge;
 mod progress;
 mod recipe;
+mod tasks;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -41,8 +42,8 @@ enum Command {
     /// Tune a model on your data and write the adapter.
     #[command(allow_negative_numbers = true)]
     Train(Box<train::Args>),
-    /// Measure the loss of a model on data.
-    Eval(eval::Args),
+    /// Measure the loss of a model on data, or what its answers are worth.
+    Eval(Box<eval::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a folder that needs neither.
@@ -57,7 +58,7 @@ pub fn run() -> ExitCode {
     quieten_drivers();
     let (json, result) = match Cli::parse().command {
         Command::Train(args) => (false, train::run(*args)),
-        Command::Eval(args) => (args.json, eval::run(args)),
+        Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),

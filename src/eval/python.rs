@@ -87,13 +87,6 @@ pub fn statements(text: &str) -> Option<Vec<Statement>> {
     }
 }
 
-/// The call that begins at a byte of the text, whatever comes behind it.
-pub fn call_at(text: &str, at: usize) -> Option<Expr> {
-    let mut parser = Parser { at, ..Parser::new(text) };
-    let expr = parser.postfix()?;
-    matches!(expr.kind, Kind::Call { .. }).then_some(expr)
-}
-
 struct Parser<'a> {
     text: &'a str,
     at: usize,
@@ -497,12 +490,11 @@ mod tests {
     }
 
     #[test]
-    fn statements_and_loose_calls() {
+    fn statements_with_targets() {
         let text = "import_it = 1; model = torch.hub.load('a',\n 'b').eval()\nx";
         let all = statements(text).unwrap();
         assert_eq!(all.len(), 3);
         assert_eq!(all[1].targets[0].text(text), "model");
         assert_eq!(all[1].value.text(text), "torch.hub.load('a',\n 'b').eval()");
-        assert_eq!(call_at("so f(1) and more", 3).unwrap().span, 3..7);
     }
 }
