@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod merge;
+mod probe;
 mod progress;
 mod recipe;
 mod tasks;
@@ -44,6 +45,9 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure the loss of a model on data, or what its answers are worth.
     Eval(Box<eval::Args>),
+    /// Find out in minutes whether a model can learn some data, and what would help.
+    #[command(allow_negative_numbers = true)]
+    Probe(Box<probe::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a folder that needs neither.
@@ -59,6 +63,7 @@ pub fn run() -> ExitCode {
     let (json, result) = match Cli::parse().command {
         Command::Train(args) => (false, train::run(*args)),
         Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
+        Command::Probe(args) => (args.json, probe::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),

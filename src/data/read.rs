@@ -64,6 +64,11 @@ impl Records {
         }
     }
 
+    /// Other records in the place of these: a part of them, say.
+    pub fn with(&self, records: Vec<(u64, Record)>) -> Records {
+        Records { records, ..self.clone() }
+    }
+
     /// Records left out because they could not be used.
     pub fn skipped(&self) -> u64 {
         self.problems.count()

@@ -5,6 +5,10 @@
 //! * `judge`      an answer against an item, by task: `labels`, `fields`, `chrf`, `bleu`, `facts`, `command`, `api`, `call`
 //! * `score`      figures from counts, and their intervals by the bootstrap
 //! * `report`     systems side by side: what differs, what is not shown to differ
+//! * `near`       near-duplicates, and a split that they do not straddle
+//! * `curve`      how the loss falls with the data
+//! * `probe`      what a short probe says of data and model
+//! * `findings`   what ruins runs: leakage, noise, contradictions, cut answers, rates
 //! * `general`    plain sentences, on which a tuned model should not have become worse
 
 pub mod api;
@@ -12,12 +16,16 @@ mod bleu;
 pub mod call;
 mod chrf;
 mod command;
+pub mod curve;
 mod facts;
 mod fields;
+pub mod findings;
 pub mod general;
 mod item;
 mod judge;
 mod labels;
+pub mod near;
+pub mod probe;
 mod python;
 mod report;
 pub mod score;

@@ -1,12 +1,14 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
 mod measure;
+mod probe;
 mod prompt;
 mod record;
 mod run;
 mod text;
 
 pub use measure::{Asking, Forgetting, Progress, constant};
+pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};

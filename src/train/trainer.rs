@@ -355,6 +355,33 @@ impl Trainer {
         (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
+    /// Begins anew with other data, learning rate and steps, in the buffers of this run: the same as a new run of the
+    /// same shapes.
+    pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: u64) {
+        let zeros = || vec![0.0; self.lora.len];
+        let state = State { step: 0, adapter: initial.clone(), m: zeros(), v: zeros(), best: None };
+        self.restore(base, state);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.lora.len]);
+        (self.options.lr, self.options.steps) = (lr, Some(steps));
+        (self.batches, self.total_steps, self.start) = (batches, steps, Some(initial));
+        (self.diverged, self.steps_a_read) = (None, 1);
+        self.pending.clear();
+        self.unread.clear();
+    }
+
+    /// The loss of every example of `batches`, of `count` in all, with the adapter as it is now.
+    pub async fn example_losses(
+        &mut self,
+        base: &mut Base,
+        batches: &Batches,
+        count: usize,
+    ) -> Result<Vec<ExampleLoss>> {
+        self.unread = self.reports(base).await?;
+        let losses = example_losses(base, &self.io, self.sequences.evaluate, batches, count, &mut |_, _| {}).await;
+        self.last_read = Instant::now();
+        losses
+    }
+
     /// The best validation loss, its step and adapter.
     pub fn best(&self) -> Option<(f64, u64, &[f32])> {
         self.best.as_ref().map(|(loss, step, adapter)| (*loss, *step, adapter.as_slice()))
