@@ -8,6 +8,7 @@ mod checkpoints;
 mod devices;
 mod eval;
 mod generate;
+mod handoff;
 mod inspect;
 mod merge;
 mod probe;
@@ -52,6 +53,8 @@ enum Command {
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a folder that needs neither.
     Merge(merge::Args),
+    /// Make a folder in which TRL, PEFT and Accelerate go on from an adapter.
+    Handoff(handoff::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -66,6 +69,7 @@ pub fn run() -> ExitCode {
         Command::Probe(args) => (args.json, probe::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
+        Command::Handoff(args) => (false, handoff::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };

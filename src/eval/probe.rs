@@ -150,6 +150,10 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
     let twice = range(&v.twice_the_data);
     words.push(match v.more_data {
         true => format!("More data are worth it: twice as many should lower the loss by {twice}."),
+        // All parts had the same few steps: what ended is the training, not what the data can teach.
+        false if v.more_training => {
+            format!("More data: too short a probe to tell ({twice} for twice as many); give it more --minutes.")
+        }
         false => format!("More data: no worthwhile gain shown; twice as many would lower the loss by {twice}."),
     });
     words.push(match (v.more_training, v.stop_at) {

@@ -1,5 +1,6 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+pub mod handoff;
 mod measure;
 mod probe;
 mod prompt;
