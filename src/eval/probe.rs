@@ -3,7 +3,8 @@
 //! A loss that falls proves little: every model learns what answers look like. So the same budget is also spent on a
 //! *control*, the same data with all meaning taken out: the answers dealt anew among the prompts (in texts without
 //! prompts, the characters of each text shuffled). What the tuned model has learned is what it does better than the
-//! control, on held-out items, with an interval.
+//! control, on held-out items, with an interval that allows for the choice of the items and for the chance of a run
+//! (runs on parts of one size tell how far apart equal runs are).
 
 use super::curve::{Law, Point, gain_of_more, mean};
 use super::score::{self, Counts, Estimate, Figure, Rule};
@@ -74,10 +75,30 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
+/// How far apart runs on equally much data are, in nats: 95 % of one run's chance, by Student's t, from the pairs of
+/// runs on parts of one size. 0 where there are none.
+fn chance(parts: &[Point]) -> f64 {
+    const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
+    let all = |p: &Point| mean(&p.losses, 0..p.losses.len());
+    let twin = |(i, p): (usize, &Point)| parts[..i].iter().find(|q| q.size == p.size).map(|q| all(p) - all(q));
+    let apart: Vec<f64> = parts.iter().enumerate().filter_map(twin).collect();
+    let variance = apart.iter().map(|d| d * d / 2.0).sum::<f64>() / apart.len().max(1) as f64;
+    T[apart.len().min(T.len() - 1)] * variance.sqrt()
+}
+
+/// An interval that also allows for chance, which is independent of the items.
+fn widened(e: Estimate, chance: f64) -> Estimate {
+    let side = |from: f64| ((e.value - from).powi(2) + chance * chance).sqrt();
+    Estimate { value: e.value, low: e.value - side(e.low), high: e.value + side(e.high) }
+}
+
 pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     let all = |losses: &Losses| mean(losses, 0..losses.len());
     let full = seen.parts.iter().max_by_key(|p| p.size).expect("a run on all data");
-    let (learned, gained) = (saved(&full.losses, &seen.control, seed), saved(&full.losses, &seen.base, seed));
+    let chance = 100.0 * chance(&seen.parts);
+    // Two runs are compared with each other, one run with none.
+    let learned = widened(saved(&full.losses, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
+    let gained = widened(saved(&full.losses, &seen.base, seed), chance / all(&seen.base));
     let (Law { a, b, c }, twice) = gain_of_more(&seen.parts, 2.0, seed);
     let potential = match (learned, gained) {
         (l, g) if l.low <= 0.0 || l.value < MATTERS || g.low <= 0.0 || g.value < MATTERS => Potential::None,
@@ -192,6 +213,11 @@ mod tests {
         assert_eq!(judge(&seen(2.0, 2.0, 3.0), 0).potential, Potential::None, "no better than the control");
         assert_eq!(judge(&seen(1.0, 2.0, 1.0), 0).potential, Potential::None, "no better than before");
         assert_eq!(judge(&seen(1.8, 2.0, 3.0), 0).potential, Potential::Some);
+        // Runs on parts of one size that are far apart: the same gain may be chance.
+        let mut scattered = seen(1.8, 2.0, 3.0);
+        let again = |p: &Point| Point { size: p.size, losses: p.losses.iter().map(|(l, n)| (1.1 * l, *n)).collect() };
+        scattered.parts = scattered.parts.iter().take(3).map(again).chain(scattered.parts.clone()).collect();
+        assert_eq!(judge(&scattered, 0).potential, Potential::None);
         let mut late = seen(1.0, 2.0, 3.0);
         late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];
         assert_eq!(judge(&late, 0).stop_at, Some(20));
