@@ -215,12 +215,12 @@ fn show(report: &Report, forgetting: Option<&Forgetting>) {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
         say(cells.join("  ").trim_end());
     }
-    for (name, note, _) in &report.systems {
-        if let Some(note) = note {
-            say(format!("{name}: {note}"));
+    for row in &report.systems {
+        if let Some(note) = &row.note {
+            say(format!("{}: {note}", row.name));
         }
     }
-    for c in report.comparisons.iter().filter(|c| Some(c.figure) == report.systems[0].2.first().map(|f| f.0)) {
+    for c in report.comparisons.iter().filter(|c| Some(c.figure) == report.systems[0].figures.first().map(|f| f.0)) {
         let d = &c.difference;
         let figure = c.figure.replace('_', " ");
         say(format!(

@@ -129,16 +129,20 @@ mod tests {
     fn near_duplicates_are_found_and_kept_together() {
         let base = "The quick brown fox jumps over the lazy dog near the river bank on a sunny day";
         let near = base.replace("sunny", "rainy");
-        let texts =
-            [base, "A completely different sentence about the price of bread", &near, "Nothing alike at all here"];
-        assert_eq!(pairs(&texts, 0.8), [(0, 2)]);
-        let (groups, _) = groups(&texts);
-        assert_eq!(groups, [vec![0, 2], vec![1], vec![3]]);
+        let others = ["Another sentence about the price of bread", "Nothing alike at all here", "Where is it?", "xyz"];
+        let texts: Vec<&str> = [base, others[0], &near].into_iter().chain(others[1..].iter().copied()).collect();
+        assert_eq!(pairs(&texts, 0.75), [(0, 2)]);
+        let groups = joined(texts.len(), &pairs(&texts, 0.75));
+        assert_eq!(groups.iter().filter(|g| g.len() > 1).collect::<Vec<_>>(), [&vec![0, 2]]);
         for seed in 0..20 {
             let (train, held) = split(&groups, 0.5, 100, seed);
             assert_eq!(train.contains(&0), train.contains(&2), "{train:?} {held:?}");
-            assert_eq!(train.len() + held.len(), 4);
+            assert_eq!(train.len() + held.len(), texts.len());
         }
+        // Where everything is near everything, only what is the same counts.
+        let alike: Vec<String> = (0..20).map(|i| format!("{base} {i}")).collect();
+        let (groups, least) = super::groups(&alike.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((groups.len(), least), (20, 1.0));
     }
 
     #[test]

@@ -36,12 +36,20 @@ pub struct Comparison {
     pub verdict: &'static str,
 }
 
+/// A system and its figures, by name.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub name: String,
+    pub note: Option<String>,
+    pub figures: Vec<(&'static str, Estimate)>,
+}
+
 /// All figures of all systems. The first system is the one that is judged.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub task: Task,
     pub items: usize,
-    pub systems: Vec<(String, Option<String>, Vec<(&'static str, Estimate)>)>,
+    pub systems: Vec<Row>,
     pub comparisons: Vec<Comparison>,
     /// Of the first system: the labels, and a row of answers for each expected label; the last column is no label.
     pub confusion: Option<(Vec<String>, Vec<Vec<u64>>)>,
@@ -56,7 +64,8 @@ pub fn compare(judge: &Judge, systems: &[System], seed: u64) -> Report {
         })
         .collect();
     let named = |all: &Vec<Measured>| judge.figures.iter().zip(all).map(|(f, m)| (f.name, m.estimate)).collect();
-    let shown = systems.iter().zip(&measured).map(|(s, m)| (s.name.clone(), s.note.clone(), named(m))).collect();
+    let row = |(s, m): (&System, &Vec<Measured>)| Row { name: s.name.clone(), note: s.note.clone(), figures: named(m) };
+    let shown = systems.iter().zip(&measured).map(row).collect();
     let mut comparisons = Vec::new();
     for (other, theirs) in systems.iter().zip(&measured).skip(1) {
         for (i, figure) in judge.figures.iter().enumerate() {
@@ -95,9 +104,12 @@ impl Report {
     pub fn to_json(&self) -> Value {
         let figures =
             |all: &[(&str, Estimate)]| all.iter().map(|(n, e)| (n.to_string(), json!(e))).collect::<Map<_, _>>();
-        let system = |(name, note, all): &(String, Option<String>, Vec<(&str, Estimate)>)| match note {
-            Some(note) => json!({ "name": name, "note": note, "figures": figures(all) }),
-            None => json!({ "name": name, "figures": figures(all) }),
+        let system = |row: &Row| {
+            let mut value = json!({ "name": row.name, "figures": figures(&row.figures) });
+            if let Some(note) = &row.note {
+                value["note"] = json!(note);
+            }
+            value
         };
         let mut report = json!({
             "task": self.task, "items": self.items, "interval": "95 %, bootstrap over the items, paired",
@@ -111,13 +123,15 @@ impl Report {
 
     /// A table for people: a row a system, a column a figure.
     pub fn table(&self) -> Vec<Vec<String>> {
-        let Some((.., first)) = self.systems.first() else { return Vec::new() };
-        let head = ["".to_string()].into_iter().chain(first.iter().map(|(name, _)| name.replace('_', " "))).collect();
+        let Some(first) = self.systems.first() else { return Vec::new() };
+        let head =
+            ["".to_string()].into_iter().chain(first.figures.iter().map(|(name, _)| name.replace('_', " "))).collect();
         let cell = |(_, e): &(&str, Estimate)| format!("{:.1} [{:.1}, {:.1}]", e.value, e.low, e.high);
         let fine = |(_, e): &(&str, Estimate)| format!("{:.3} [{:.3}, {:.3}]", e.value, e.low, e.high);
         let text = self.task == Task::Text;
-        let row = |(name, _, all): &(String, Option<String>, Vec<(&'static str, Estimate)>)| {
-            [name.clone()].into_iter().chain(all.iter().map(|f| if text { fine(f) } else { cell(f) })).collect()
+        let row = |row: &Row| {
+            let cells = row.figures.iter().map(|figure| if text { fine(figure) } else { cell(figure) });
+            [row.name.clone()].into_iter().chain(cells).collect()
         };
         [head].into_iter().chain(self.systems.iter().map(row)).collect()
     }
