@@ -227,7 +227,7 @@ fn files_come_back_as_they_were() {
         assert_eq!(again.parts, adapter.parts, "{model}, {}", kind.name());
         for part in &adapter.parts {
             // Gemma's files hold norms less 1, which rounds.
-            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= if kind == Kind::Norm { 1e-6 } else { 0.0 };
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= if model == "tiny_gemma2" { 1e-6 } else { 0.0 };
             let same = part.of(&flat).iter().zip(part.of(&noisy)).take(again.vocab * part.cols).all(near);
             assert!(same, "{model}, {}: {:?}", kind.name(), part.role);
         }

@@ -8,10 +8,13 @@ mod checkpoints;
 mod devices;
 mod eval;
 mod generate;
+mod handoff;
 mod inspect;
 mod merge;
+mod probe;
 mod progress;
 mod recipe;
+mod tasks;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -41,12 +44,17 @@ enum Command {
     /// Tune a model on your data and write the adapter.
     #[command(allow_negative_numbers = true)]
     Train(Box<train::Args>),
-    /// Measure the loss of a model on data.
-    Eval(eval::Args),
+    /// Measure the loss of a model on data, or what its answers are worth.
+    Eval(Box<eval::Args>),
+    /// Find out in minutes whether a model can learn some data, and what would help.
+    #[command(allow_negative_numbers = true)]
+    Probe(Box<probe::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a folder that needs neither.
     Merge(merge::Args),
+    /// Make a folder in which TRL, PEFT and Accelerate go on from an adapter.
+    Handoff(handoff::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -57,9 +65,11 @@ pub fn run() -> ExitCode {
     quieten_drivers();
     let (json, result) = match Cli::parse().command {
         Command::Train(args) => (false, train::run(*args)),
-        Command::Eval(args) => (args.json, eval::run(args)),
+        Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
+        Command::Probe(args) => (args.json, probe::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
+        Command::Handoff(args) => (false, handoff::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };

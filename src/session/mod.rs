@@ -1,10 +1,15 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+pub mod handoff;
+mod measure;
+mod probe;
 mod prompt;
 mod record;
 mod run;
 mod text;
 
+pub use measure::{Asking, Forgetting, Progress, constant};
+pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
@@ -257,16 +262,7 @@ impl Session {
         check_tokens(batch_size, seq_len)?;
         let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
         let batches = Batches::new(&data.prefixed(&before), options)?;
-        let shape = (batch_size, seq_len, adapted);
-        if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
-            let Base { plan, device, decoder, .. } = &mut self.base;
-            let io = Inputs::declare(plan, &decoder.spec, batch_size * seq_len, seq_len);
-            let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
-            let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
-            device.prepare(plan).await?;
-            io.write_tables(device, &decoder.spec, seq_len);
-            self.evaluation = Some((io, sequences.evaluate, shape));
-        }
+        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::evaluate(&mut self.base, io, *sequence, &batches).await
     }
