@@ -5,6 +5,7 @@
 //! 2 (clap's) where the command line itself cannot be read.
 
 mod checkpoints;
+mod compare;
 mod devices;
 mod eval;
 mod generate;
@@ -49,6 +50,9 @@ enum Command {
     /// Find out in minutes whether a model can learn some data, and what would help.
     #[command(allow_negative_numbers = true)]
     Probe(Box<probe::Args>),
+    /// Tune with several methods on the same data and steps, and show what each brought and cost.
+    #[command(allow_negative_numbers = true)]
+    Compare(Box<compare::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a folder that needs neither.
@@ -67,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Train(args) => (false, train::run(*args)),
         Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
         Command::Probe(args) => (args.json, probe::run(*args)),
+        Command::Compare(args) => (false, compare::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Handoff(args) => (false, handoff::run(args)),
@@ -211,6 +216,17 @@ impl ColumnArgs {
 /// Prints a line of a result. False when nobody reads any more (`| head`), which is no error.
 fn say(line: impl std::fmt::Display) -> bool {
     writeln!(std::io::stdout(), "{line}").is_ok()
+}
+
+/// Prints rows of cells as columns, the first row as their heads.
+fn write_table(table: &[Vec<String>]) {
+    let columns = table.first().map_or(0, Vec::len);
+    let width = |c: usize| table.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in table {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        say(cells.join("  ").trim_end());
+    }
 }
 
 /// Bytes as people read them.

@@ -1,5 +1,6 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+mod compare;
 pub mod handoff;
 mod measure;
 mod probe;
@@ -8,6 +9,7 @@ mod record;
 mod run;
 mod text;
 
+pub use compare::Tried;
 pub use measure::{Asking, Forgetting, Progress, constant};
 pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
