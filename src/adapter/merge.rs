@@ -1,59 +1,77 @@
-//! The base model with the adapter added in, `W + s·B·A`, as a Hugging Face folder that needs neither Luthier nor PEFT.
+//! The base model with the adapter added in, `W + s·B·A`: a model that needs neither Luthier nor PEFT.
 //!
-//! Everything is handed to a sink piece by piece: no tensor is ever whole in memory. A base from a GGUF file comes out
-//! as transformers has it, with the rows of q and k in its order and the configuration and tokenizer files it expects.
+//! Here is what every format has in common: the merged tensors, some rows at a time. `hf` and `gguf_model` write them. All
+//! goes to a sink piece by piece: no tensor is ever whole in memory.
 
 use super::lora::Lora;
+use super::{gguf_model, hf};
 use crate::error::{Error, Result};
+use crate::model::LinearPatch;
 use crate::model::load::Opened;
 use crate::model::tensors::{Tensor, hf_name};
-use crate::model::{LinearPatch, ModelSpec, family};
-use crate::weights::{ModelFiles, TokenizerFiles};
-use half::{bf16, f16};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use crate::weights::{ModelFiles, StoredType, encode};
+use serde::{Deserialize, Serialize};
 
 /// `--dtype`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
+#[allow(non_camel_case_types)]
 pub enum Dtype {
     F32,
     F16,
-    #[default]
     Bf16,
+    #[cfg_attr(not(target_arch = "wasm32"), value(name = "q8_0"))]
+    Q8_0,
+    #[cfg_attr(not(target_arch = "wasm32"), value(name = "q4_0"))]
+    Q4_0,
+    #[cfg_attr(not(target_arch = "wasm32"), value(name = "q4_1"))]
+    Q4_1,
 }
 
 impl Dtype {
-    pub fn bytes(self) -> u64 {
-        if self == Dtype::F32 { 4 } else { 2 }
-    }
-
-    /// As safetensors' header and config.json name it.
-    fn names(self) -> (&'static str, &'static str) {
+    pub fn stored(self) -> StoredType {
         match self {
-            Dtype::F32 => ("F32", "float32"),
-            Dtype::F16 => ("F16", "float16"),
-            Dtype::Bf16 => ("BF16", "bfloat16"),
+            Dtype::F32 => StoredType::F32,
+            Dtype::F16 => StoredType::F16,
+            Dtype::Bf16 => StoredType::BF16,
+            Dtype::Q8_0 => StoredType::Q8_0,
+            Dtype::Q4_0 => StoredType::Q4_0,
+            Dtype::Q4_1 => StoredType::Q4_1,
         }
     }
 
-    fn encode(self, values: &[f32]) -> Vec<u8> {
-        match self {
-            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-            Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        }
+    /// As people write it: "bf16", "q8_0".
+    pub fn name(self) -> String {
+        self.stored().name().to_lowercase()
     }
 }
 
-/// Where transformers begins a new file.
-const SHARD: u64 = 5_000_000_000;
+/// `--format`: a Hugging Face folder, or one file for llama.cpp and what is built on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
+pub enum ModelFormat {
+    #[default]
+    Hf,
+    Gguf,
+}
 
-/// A file of weights: its name and what is in it.
-struct Shard {
-    name: String,
-    tensors: Vec<(Tensor, Vec<u64>)>,
+/// What a merged model is written as.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub format: ModelFormat,
+    pub dtype: Dtype,
+    /// What the model is called, and so is its GGUF file.
+    pub name: String,
+    /// Bytes at which a Hugging Face folder begins a new file of weights.
+    pub shard: u64,
+}
+
+impl Target {
+    pub fn new(format: ModelFormat, dtype: Dtype, name: &str) -> Target {
+        Target { format, dtype, name: name.into(), shard: hf::SHARD }
+    }
 }
 
 /// Hands the merged model over: `sink` gets a file's name and its next bytes, one file after the other.
@@ -61,46 +79,46 @@ pub async fn merge(
     files: &ModelFiles,
     lora: &Lora,
     flat: &[f32],
-    dtype: Dtype,
+    target: &Target,
     sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    merge_sharded(files, lora, flat, dtype, SHARD, sink).await
+    let merged = Merged { opened: Opened::new(files).await?, lora, flat };
+    match target.format {
+        ModelFormat::Hf => hf::Folder::new(files, &merged.opened, target).await?.write(&merged, sink).await,
+        ModelFormat::Gguf => gguf_model::File::new(files, &merged.opened, target)?.write(&merged, sink).await,
+    }
 }
 
-/// [`merge`] with files of at most about `shard` bytes.
-pub async fn merge_sharded(
-    files: &ModelFiles,
-    lora: &Lora,
-    flat: &[f32],
-    dtype: Dtype,
-    shard: u64,
-    mut sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
-) -> Result<()> {
+/// Bytes that [`merge`] will hand over, all files together; also whether the base can be written so at all.
+pub async fn size(files: &ModelFiles, target: &Target) -> Result<u64> {
     let opened = Opened::new(files).await?;
-    for (name, bytes) in companions(files, &opened.spec, dtype).await? {
-        sink(&name, &bytes).await?;
+    match target.format {
+        ModelFormat::Hf => Ok(hf::Folder::new(files, &opened, target).await?.bytes()),
+        ModelFormat::Gguf => Ok(gguf_model::File::new(files, &opened, target)?.bytes()),
     }
-    let shards = shards(&opened.spec, dtype, shard);
-    if shards.len() > 1 {
-        sink("model.safetensors.index.json", &index(&shards, dtype)).await?;
+}
+
+/// The tensors of the merged model.
+pub(super) struct Merged<'a> {
+    pub opened: Opened<'a>,
+    lora: &'a Lora,
+    flat: &'a [f32],
+}
+
+impl Merged<'_> {
+    /// A tensor's values, some rows at a time and in transformers' order: `each` gets the first row and the values.
+    pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+        let with_adapter = async |row0: usize, mut values: Vec<f32>| {
+            if let Tensor::Weight(site) = tensor
+                && let Some(patch) = self.lora.sites.get(&site)
+            {
+                let (o, i) = self.lora.shapes[&site];
+                add(patch, self.flat, o, row0, i, &mut values);
+            }
+            each(row0, values).await
+        };
+        self.opened.read(tensor, with_adapter).await
     }
-    for shard in &shards {
-        sink(&shard.name, &header(shard, dtype)).await?;
-        for (tensor, shape) in &shard.tensors {
-            let cols = shape.last().copied().unwrap_or(1) as usize;
-            let each = async |row0: usize, mut values: Vec<f32>| {
-                if let Tensor::Weight(site) = tensor
-                    && let Some(patch) = lora.sites.get(site)
-                {
-                    add(patch, flat, lora.shapes[site].0, row0, cols, &mut values);
-                }
-                check(*tensor, dtype, &values)?;
-                sink(&shard.name, &dtype.encode(&values)).await
-            };
-            opened.read(*tensor, each).await?;
-        }
-    }
-    Ok(())
 }
 
 /// Adds rows `row0..` of `s·B·A` to the rows in `values`.
@@ -114,131 +132,11 @@ fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, va
     }
 }
 
-fn check(tensor: Tensor, dtype: Dtype, values: &[f32]) -> Result<()> {
-    let largest = if dtype == Dtype::F16 { f16::MAX.to_f32() } else { f32::MAX };
-    match values.iter().find(|v| v.is_nan() || v.abs() > largest) {
-        None => Ok(()),
-        Some(v) => Err(Error::Unsupported {
-            file: hf_name(tensor),
-            what: format!("a merged weight is {v}, the largest {} is {largest}", dtype.names().1),
-            hint: "use bf16 or f32".into(),
-        }),
-    }
-}
-
-fn shards(spec: &ModelSpec, dtype: Dtype, most: u64) -> Vec<Shard> {
-    let bytes = |shape: &[u64]| shape.iter().product::<u64>() * dtype.bytes();
-    let (mut parts, mut held) = (Vec::<Shard>::new(), 0);
-    for (tensor, shape) in spec.tensors() {
-        let size = bytes(&shape);
-        if parts.is_empty() || held + size > most {
-            parts.push(Shard { name: String::new(), tensors: Vec::new() });
-            held = 0;
-        }
-        held += size;
-        parts.last_mut().expect("one was just begun").tensors.push((tensor, shape));
-    }
-    let n = parts.len();
-    let name = |i: usize| match n {
-        1 => "model.safetensors".to_string(),
-        _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-    };
-    parts.into_iter().enumerate().map(|(i, part)| Shard { name: name(i), ..part }).collect()
-}
-
-fn index(shards: &[Shard], dtype: Dtype) -> Vec<u8> {
-    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
-    let total: u64 = all().map(|(.., shape)| shape.iter().product::<u64>() * dtype.bytes()).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
-    pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
-}
-
-/// Length and JSON of a safetensors file, padded so that the data begin at a multiple of 8.
-fn header(shard: &Shard, dtype: Dtype) -> Vec<u8> {
-    let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
-    let mut at = 0;
-    for (tensor, shape) in &shard.tensors {
-        let end = at + shape.iter().product::<u64>() * dtype.bytes();
-        entries
-            .insert(hf_name(*tensor), json!({ "dtype": dtype.names().0, "shape": shape, "data_offsets": [at, end] }));
-        at = end;
-    }
-    let mut text = Value::Object(entries).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    [&(text.len() as u64).to_le_bytes(), text.as_slice()].concat()
-}
-
-fn pretty(value: &Value) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).expect("plain JSON")
-}
-
-type Files = Vec<(String, Vec<u8>)>;
-
-/// Configuration and tokenizer: those of the base's folder, or made from the GGUF file's metadata.
-async fn companions(files: &ModelFiles, spec: &ModelSpec, dtype: Dtype) -> Result<Files> {
-    let mut out = Vec::new();
-    let mut config = match files {
-        ModelFiles::Hf { config, companions, .. } => {
-            for source in companions {
-                out.push((source.file_name().to_string(), source.read(0, source.len() as usize).await?));
-            }
-            config.clone()
-        }
-        ModelFiles::Gguf { tokenizer, gguf } => {
-            let mut config = family::to_config(spec, gguf.name())?;
-            out.extend(gguf_companions(tokenizer, &mut config));
-            config
-        }
-    };
-    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
-    config[key] = dtype.names().1.into();
-    config["tie_word_embeddings"] = spec.tied.into();
-    out.push(("config.json".into(), pretty(&config)));
-    Ok(out)
-}
-
-/// Tokenizer files for a model that came without, and the special tokens for its configuration.
-fn gguf_companions(tokenizer: &TokenizerFiles, config: &mut Value) -> Files {
-    let parsed: Value = serde_json::from_str(&tokenizer.tokenizer_json).unwrap_or_default();
-    let text = |id: Option<u32>| id.and_then(|id| token_text(&parsed, id));
-    let mut settings = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": tokenizer.add_bos,
-        "bos_token": text(tokenizer.bos),
-        "eos_token": text(tokenizer.eos.first().copied()),
-        "pad_token": text(tokenizer.pad),
-        "clean_up_tokenization_spaces": false,
-    });
-    if let Some(template) = &tokenizer.chat_template {
-        settings["chat_template"] = template.as_str().into();
-    }
-    let mut generation = json!({});
-    for (key, id) in [
-        ("bos_token_id", tokenizer.bos.map(Value::from)),
-        ("eos_token_id", (!tokenizer.eos.is_empty()).then(|| json!(tokenizer.eos))),
-        ("pad_token_id", tokenizer.pad.map(Value::from)),
-    ] {
-        if let Some(id) = id {
-            generation[key] = id.clone();
-            config[key] = id;
-        }
-    }
-    vec![
-        ("tokenizer.json".into(), tokenizer.tokenizer_json.clone().into_bytes()),
-        ("tokenizer_config.json".into(), pretty(&settings)),
-        ("generation_config.json".into(), pretty(&generation)),
-    ]
-}
-
-fn token_text(tokenizer: &Value, id: u32) -> Option<String> {
-    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
-    let added = added.filter(|token| token["id"] == id).find_map(|token| token["content"].as_str());
-    if let Some(text) = added {
-        return Some(text.to_string());
-    }
-    let vocab = &tokenizer["model"]["vocab"];
-    if let Some(list) = vocab.as_array() {
-        return list.get(id as usize)?[0].as_str().map(String::from); // Unigram: [text, score]
-    }
-    vocab.as_object()?.iter().find(|(_, value)| **value == id).map(|(text, _)| text.clone())
+/// Values as a file stores them; one that has no place there is named with its tensor.
+pub(super) fn encoded(tensor: Tensor, stored: StoredType, values: &[f32]) -> Result<Vec<u8>> {
+    encode(stored, values).map_err(|(_, what)| Error::Unsupported {
+        file: hf_name(tensor),
+        what: format!("a merged weight {what}"),
+        hint: "use bf16 or f32".into(),
+    })
 }

@@ -1,6 +1,7 @@
 //! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, names as peft 0.21 writes them.
-//! PEFT stores B as [O, R]; the flat buffer holds Bᵀ, so B is transposed on the way in and out.
 
+use super::Files;
+use super::factors::Factors;
 use super::lora::{Lora, LoraConfig, all_sites};
 use crate::error::{Error, Result};
 use crate::model::tensors::module_path;
@@ -11,9 +12,6 @@ use std::collections::BTreeSet;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// The files of an adapter folder: name and bytes.
-pub type Files = Vec<(String, Vec<u8>)>;
 
 const PREFIX: &str = "base_model.model.";
 const PLAIN: &str = "only plain LoRA on linear layers is read";
@@ -38,21 +36,14 @@ fn site(name: &str) -> Option<Site> {
 /// The adapter as PEFT would write it; `base` is what the base model is called.
 pub fn files(lora: &Lora, flat: &[f32], base: &str) -> Result<Files> {
     let mut tensors = Vec::new();
-    for (site, patch) in &lora.sites {
-        let (o, i) = lora.shapes[site];
-        let r = patch.rank;
-        let a = flat[patch.a..patch.a + r * i].to_vec();
-        let b = transpose(&flat[patch.b..patch.b + r * o], r, o);
-        tensors.push((key(*site, "A"), vec![r as u64, i as u64], a));
-        tensors.push((key(*site, "B"), vec![o as u64, r as u64], b));
+    for Factors { site, rank, a, b } in lora.factors(flat) {
+        let (r, (o, i)) = (rank as u64, lora.shapes[&site]);
+        tensors.push((key(site, "A"), vec![r, i as u64], a));
+        tensors.push((key(site, "B"), vec![o as u64, r], b));
     }
     let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
     let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
-}
-
-fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
 }
 
 /// The decimal that a person would write: 0.1 is not 0.10000000149011612.
@@ -94,20 +85,15 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
     let (settings, base) = read_config(config).await?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
     let sites = sites(&checkpoint, &settings, spec, base.as_deref())?;
-    let lora = Lora::at(sites, spec, settings).map_err(|e| match e {
-        // The file is wrong, not a setting of this run.
-        Error::Setting { what, .. } => malformed(config, what),
-        other => other,
-    })?;
+    let lora = Lora::at(sites, spec, settings).map_err(|e| super::of_the_file(e, config, CONFIG))?;
     expect(&checkpoint, &lora, base.as_deref())?;
-    let mut flat = vec![0.0; lora.len];
-    for (site, patch) in &lora.sites {
-        let (o, i) = lora.shapes[site];
-        let a = checkpoint.read_f32(checkpoint.get(&key(*site, "A"))?).await?;
-        let b = checkpoint.read_f32(checkpoint.get(&key(*site, "B"))?).await?;
-        flat[patch.a..patch.a + patch.rank * i].copy_from_slice(&a);
-        flat[patch.b..patch.b + patch.rank * o].copy_from_slice(&transpose(&b, o, patch.rank));
+    let mut factors = Vec::new();
+    for (&site, patch) in &lora.sites {
+        let a = checkpoint.read_f32(checkpoint.get(&key(site, "A"))?).await?;
+        let b = checkpoint.read_f32(checkpoint.get(&key(site, "B"))?).await?;
+        factors.push(Factors { site, rank: patch.rank, a, b });
     }
+    let flat = lora.flat(&factors);
     Ok((lora, flat))
 }
 
@@ -165,8 +151,7 @@ fn other_base(base: Option<&str>) -> String {
 }
 
 fn malformed(config: &Source, what: String) -> Error {
-    let hint = format!("use the {CONFIG} that belongs to the adapter");
-    Error::Malformed { file: config.name().into(), at: CONFIG.into(), what, hint }
+    super::malformed(config, CONFIG, what)
 }
 
 fn unsupported(config: &Source, what: String) -> Error {

@@ -7,16 +7,18 @@
 mod checkpoints;
 mod devices;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 mod merge;
+mod out;
 mod progress;
 mod recipe;
 mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter::peft;
+use luthier::adapter;
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
@@ -45,8 +47,10 @@ enum Command {
     Eval(eval::Args),
     /// Let a model go on from prompts.
     Generate(generate::Args),
-    /// Write a model with an adapter added in, as a folder that needs neither.
+    /// Write a model with an adapter added in, as a Hugging Face folder or a GGUF file that needs neither.
     Merge(merge::Args),
+    /// Write an adapter in the files of PEFT, llama.cpp or mlx-lm.
+    Export(export::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -60,6 +64,7 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => (args.json, eval::run(args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
+        Command::Export(args) => (false, export::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };
@@ -114,7 +119,7 @@ impl ModelArg {
     }
 
     /// The model on a device, with its adapter.
-    fn session(&self, device: DeviceChoice, adapter: Option<&Path>) -> Result<Session> {
+    fn session(&self, device: DeviceChoice, adapter_at: Option<&Path>) -> Result<Session> {
         let bar = hidden_bar();
         let mut session = block_on(Session::open(&self.open()?, &self.model, device, |done, total| {
             // Smaller models are there before a bar could be read.
@@ -125,8 +130,8 @@ impl ModelArg {
         }))?;
         bar.finish_and_clear();
         session.published = hub::published(&self.model);
-        if let Some(folder) = adapter {
-            let (lora, flat) = peft::open(folder, session.spec())?;
+        if let Some(path) = adapter_at {
+            let (lora, flat) = adapter::open(path, session.spec())?;
             block_on(session.load_adapter(lora, &flat))?;
         }
         Ok(session)

@@ -2,9 +2,8 @@
 
 use super::decoder::Decoder;
 use super::family;
-use super::seam::Module;
 use super::spec::{ModelSpec, RopeScaling};
-use super::tensors::{Tensor, gguf_name, hf_name};
+use super::tensors::{Tensor, gguf_name, hf_name, interleaved};
 use crate::device::Device;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -187,9 +186,9 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    /// Rows read at a time: whole heads, so that the rows of a head can be rearranged within a piece.
+    /// Rows read at a time: whole heads where they may have to be rearranged, which happens within a piece.
     fn piece(&self, tensor: Tensor, cols: usize) -> usize {
-        let unit = self.interleaved(tensor).unwrap_or(4);
+        let unit = interleaved(&self.spec, tensor).unwrap_or(4);
         (PIECE / (cols * 4) / unit * unit).max(unit)
     }
 
@@ -215,13 +214,9 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    /// GGUF files of arch llama keep the rows of q and k in interleaved pairs; the head_dim to rearrange by.
+    /// The head_dim to rearrange a tensor's rows by, where its file has them in pairs.
     fn interleaved(&self, tensor: Tensor) -> Option<usize> {
-        let pairs = match tensor {
-            Tensor::Weight(s) | Tensor::Bias(s) => matches!(s.module, Module::Q | Module::K),
-            _ => false,
-        };
-        (pairs && matches!(self.files, ModelFiles::Gguf { .. })).then_some(self.spec.head_dim)
+        interleaved(&self.spec, tensor).filter(|_| matches!(self.files, ModelFiles::Gguf { .. }))
     }
 
     fn arranged(&self, tensor: Tensor, values: Vec<f32>) -> Vec<f32> {
@@ -246,14 +241,28 @@ pub fn half_split<T: Copy>(rows: &[T], stride: usize, head_dim: usize) -> Vec<T>
     out
 }
 
+/// The inverse of [`half_split`].
+pub fn interleave<T: Copy>(rows: &[T], stride: usize, head_dim: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * stride) {
+        for i in 0..head_dim {
+            out.extend_from_slice(&head[(i / 2 + i % 2 * (head_dim / 2)) * stride..][..stride]);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
-    use super::half_split;
+    use super::{half_split, interleave};
 
     #[test]
     fn interleaved_rows_become_half_split() {
         // llama.cpp's converter writes hf rows 0..8 of one head in the order 0 4 1 5 2 6 3 7.
         assert_eq!(half_split(&[0, 4, 1, 5, 2, 6, 3, 7], 1, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(half_split(&[0, 0, 2, 2, 1, 1, 3, 3], 2, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(interleave(&[0, 1, 2, 3, 4, 5, 6, 7], 1, 8), [0, 4, 1, 5, 2, 6, 3, 7]);
+        let two_heads: Vec<usize> = (0..24).collect();
+        assert_eq!(half_split(&interleave(&two_heads, 2, 6), 2, 6), two_heads);
     }
 }

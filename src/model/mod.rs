@@ -7,6 +7,7 @@ pub mod family;
 pub mod generate;
 pub mod linear;
 pub mod load;
+pub mod probe;
 pub mod seam;
 pub mod spec;
 pub mod tensors;

@@ -72,6 +72,15 @@ pub fn hf_name(tensor: Tensor) -> String {
     }
 }
 
+/// GGUF files of arch llama keep the rows of q and k as interleaved pairs, head by head: the head_dim to rearrange by.
+pub fn interleaved(spec: &ModelSpec, tensor: Tensor) -> Option<usize> {
+    let pairs = match tensor {
+        Tensor::Weight(s) | Tensor::Bias(s) => matches!(s.module, Module::Q | Module::K),
+        _ => false,
+    };
+    (pairs && spec.family == "llama").then_some(spec.head_dim)
+}
+
 /// Names of GGUF files (llama.cpp `llama-arch.cpp`).
 pub fn gguf_name(tensor: Tensor) -> String {
     let module = |m: Module| match m {

@@ -1,18 +1,19 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+mod export;
+mod modelfile;
 mod prompt;
 mod record;
 mod run;
 mod text;
 
+pub use modelfile::modelfile;
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
 use crate::adapter::Lora;
-use crate::adapter::merge::{self, Dtype};
-use crate::adapter::peft::{self, Files};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
@@ -184,33 +185,6 @@ impl Session {
         }
         let what = format!("is {seq_len}, the model knows {context} positions");
         Err(Error::setting("seq-len", what, format!("use at most {context}")))
-    }
-
-    /// The adapter in PEFT's layout.
-    pub async fn adapter_files(&mut self) -> Result<Files> {
-        let flat = self.adapter_values().await?;
-        let (lora, _) = self.adapter.as_ref().expect("it has values");
-        peft::files(lora, &flat, &self.published)
-    }
-
-    /// The adapter's numbers; an error where there is none, or where they are none.
-    async fn adapter_values(&mut self) -> Result<Vec<f32>> {
-        let Some((lora, patches)) = &self.adapter else {
-            return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
-        };
-        let flat = self.base.device.read(patches.params, 0, lora.len).await?;
-        if let Some(i) = flat.iter().position(|x| !x.is_finite()) {
-            let what = format!("number {i} of the adapter is {}", flat[i]);
-            return Err(Error::device(what, "this is a fault of the device or the program; nothing was written"));
-        }
-        Ok(flat)
-    }
-
-    /// The base with the adapter added in, as a Hugging Face folder: `sink` gets file names and their next bytes.
-    pub async fn merged(&mut self, dtype: Dtype, sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
-        let flat = self.adapter_values().await?;
-        let (lora, _) = self.adapter.as_ref().expect("it has values");
-        merge::merge(&self.files, lora, &flat, dtype, sink).await
     }
 
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.

@@ -4,8 +4,9 @@
 use super::Keys;
 use crate::error::{Error, Result};
 use crate::model::spec::{ModelSpec, Rope, RopeScaling};
-use crate::weights::Gguf;
+use crate::weights::{Gguf, gguf};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
     let act = keys.str_or("hidden_act", "silu")?;
@@ -103,6 +104,29 @@ pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
         mlp_bias: checkpoint.has("blk.0.ffn_gate.bias"),
         context: optional("context_length")?.unwrap_or(2048),
     })
+}
+
+/// The inverse of [`from_gguf`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
+pub fn to_gguf(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
+    let size = |n: usize| gguf::Value::from(n as u32);
+    let mut pairs = vec![
+        ("vocab_size", size(spec.vocab)),
+        ("context_length", size(spec.context)),
+        ("embedding_length", size(spec.hidden)),
+        ("block_count", size(spec.layers)),
+        ("feed_forward_length", size(spec.ffn)),
+        ("attention.head_count", size(spec.heads)),
+        ("attention.head_count_kv", size(spec.kv_heads)),
+        ("attention.key_length", size(spec.head_dim)),
+        ("attention.value_length", size(spec.head_dim)),
+        ("attention.layer_norm_rms_epsilon", spec.eps.into()),
+        ("rope.dimension_count", size(spec.head_dim)),
+        ("rope.freq_base", (spec.rope.theta as f32).into()),
+    ];
+    if let RopeScaling::Linear { factor } = spec.rope.scaling {
+        pairs.extend([("rope.scaling.type", "linear".into()), ("rope.scaling.factor", (factor as f32).into())]);
+    }
+    pairs.into_iter().map(|(key, value)| (format!("llama.{key}"), value)).collect()
 }
 
 /// The inverse of [`from_config`].

@@ -4,8 +4,9 @@ mod llama;
 
 use super::spec::ModelSpec;
 use crate::error::{Error, Result};
-use crate::weights::{Gguf, ModelFiles};
+use crate::weights::{Gguf, ModelFiles, gguf};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 const KNOWN: &str = "llama (SmolLM2, TinyLlama, Llama 2 and 3, and others of that architecture)";
 
@@ -42,6 +43,19 @@ pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
         "llama" => llama::to_config(spec, file),
         other => Err(unknown(file, other)),
     }
+}
+
+/// The model's keys in a GGUF file, for a model that came without.
+pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<BTreeMap<String, gguf::Value>> {
+    match spec.family.as_str() {
+        "llama" => Ok(llama::to_gguf(spec)),
+        other => Err(unknown(file, other)),
+    }
+}
+
+/// `general.architecture` of the family's GGUF files.
+pub fn gguf_architecture(spec: &ModelSpec) -> &str {
+    &spec.family
 }
 
 fn unknown(file: &str, family: &str) -> Error {

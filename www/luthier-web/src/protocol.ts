@@ -1,7 +1,7 @@
 /** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
 
 import type {
-  DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, ModelFiles, ModelInfo,
+  AdapterFormat, Agreement, DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, Merged, MergeTarget, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -44,8 +44,9 @@ export interface Calls {
   control: Call<Control, null>;
   generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
-  exportPeft: Call<null, NamedBlob[]>;
-  exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;
+  exportAdapter: Call<{ format: AdapterFormat; name: string }, { files: NamedBlob[]; agreement: Agreement }>;
+  exportMerged: Call<MergeTarget, Merged, Bytes>;
+  mergedSize: Call<MergeTarget, number>;
   exportRun: Call<null, string>;
   importPeft: Call<NamedBlob[], null>;
   storeModel: Call<ModelFiles, null, Bytes>;

@@ -1,0 +1,156 @@
+//! Adapters as llama.cpp reads them (`llama-adapter.cpp`; Ollama and wllama with it): one GGUF file, no tokenizer.
+//!
+//! Its loader computes `alpha / rank · B·A` and knows no other scale, so rsLoRA's √ goes into alpha. Its tensors are named
+//! after the base's in GGUF, and where the base's rows are in another order (q and k of arch llama) so are B's.
+
+use super::factors::Factors;
+use super::lora::{Lora, LoraConfig};
+use crate::error::{Error, Result};
+use crate::model::load::{half_split, interleave};
+use crate::model::tensors::{Tensor, gguf_name, interleaved};
+use crate::model::{ModelSpec, Module, Site, family};
+use crate::weights::gguf::{Gguf, Value};
+use crate::weights::gguf_write::{self, Planned};
+use crate::weights::{Source, StoredType, encode};
+use std::collections::BTreeMap;
+
+const ALPHA: &str = "adapter.lora.alpha";
+const PLAIN: &str = "only plain LoRA on the linears of the blocks is read";
+
+/// What the file calls a factor; `factor` is "a" or "b".
+fn name(site: Site, factor: &str) -> String {
+    format!("{}.lora_{factor}", gguf_name(Tensor::Weight(site)))
+}
+
+/// The bytes of the file; `base` is what the base model is called, `tuned` what the adapter is.
+pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str, tuned: &str) -> Result<Vec<u8>> {
+    let factors = lora.factors(flat);
+    let mut tensors = Vec::new();
+    for part in &factors {
+        let ((o, i), r) = (part.shape(), part.rank);
+        let b = match interleaved(spec, Tensor::Weight(part.site)) {
+            Some(head_dim) => interleave(&part.b, r, head_dim),
+            None => part.b.clone(),
+        };
+        for (factor, shape, values) in [("a", [r, i], part.a.clone()), ("b", [o, r], b)] {
+            let shape = shape.map(|extent| extent as u64).to_vec();
+            let planned = Planned { name: name(part.site, factor), shape, stored: StoredType::F32 };
+            tensors.push((planned, values));
+        }
+    }
+    let planned: Vec<Planned> = tensors.iter().map(|(planned, _)| planned.clone()).collect();
+    let mut out = gguf_write::header(&metadata(lora, spec, base, tuned), &planned);
+    for (planned, values) in &tensors {
+        let bytes = encode(planned.stored, values).map_err(|(i, what)| {
+            Error::device(format!("number {i} of {}: {what}", planned.name), "nothing was written")
+        })?;
+        out.extend(bytes);
+        out.extend(planned.padding());
+    }
+    Ok(out)
+}
+
+fn metadata(lora: &Lora, spec: &ModelSpec, base: &str, tuned: &str) -> BTreeMap<String, Value> {
+    let config = &lora.config;
+    let alpha = if config.rslora { config.alpha * (config.rank as f32).sqrt() } else { config.alpha };
+    let (organization, base_name) = base.rsplit_once('/').unwrap_or(("", base));
+    let mut pairs: BTreeMap<String, Value> = [
+        ("general.architecture", family::gguf_architecture(spec).into()),
+        ("general.type", "adapter".into()),
+        ("general.name", tuned.into()),
+        ("general.base_model.count", 1u32.into()),
+        ("general.base_model.0.name", base_name.into()),
+        ("adapter.type", "lora".into()),
+        (ALPHA, alpha.into()),
+    ]
+    .map(|(key, value): (&str, Value)| (key.to_string(), value))
+    .into();
+    if !organization.is_empty() {
+        pairs.insert("general.base_model.0.organization".into(), organization.into());
+    }
+    pairs
+}
+
+/// Reads such a file for a model: the layout and the flat parameters.
+pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+    let gguf = Gguf::open(source.clone()).await?;
+    check_kind(&gguf, spec)?;
+    let ranks = ranks(&gguf, spec)?;
+    let alpha = gguf.optional(ALPHA, Gguf::f32)?.unwrap_or(0.0);
+    if alpha < 0.0 {
+        return Err(unsupported(&gguf, format!("{ALPHA} is {alpha}, expected 0 or more")));
+    }
+    let rank = *ranks.values().max().expect("at least one linear is adapted");
+    // Without alpha llama.cpp scales by 1.
+    let alpha_of = |r: usize| if alpha == 0.0 { r as f32 } else { alpha };
+    let config = LoraConfig { rank, alpha: alpha_of(rank), dropout: 0.0, rslora: false, modules: Vec::new() };
+    let lora = Lora::at(ranks.keys().copied().collect(), spec, config)
+        .map_err(|e| super::of_the_file(e, &source, "lora_b"))?;
+    let mut factors = Vec::new();
+    for (&site, &r) in &ranks {
+        let mut values = [Vec::new(), Vec::new()];
+        for (values, factor) in values.iter_mut().zip(["a", "b"]) {
+            *values = gguf.checkpoint.read_f32(gguf.checkpoint.get(&name(site, factor))?).await?;
+        }
+        let [a, b] = values;
+        let b = match interleaved(spec, Tensor::Weight(site)) {
+            Some(head_dim) => half_split(&b, r, head_dim),
+            None => b,
+        };
+        let scale = (alpha_of(r) / r as f32) / (alpha_of(rank) / rank as f32);
+        factors.push(Factors { site, rank: r, a, b }.widened(rank, scale));
+    }
+    let flat = lora.flat(&factors);
+    Ok((lora, flat))
+}
+
+/// An adapter, of the right kind, for the right architecture.
+fn check_kind(gguf: &Gguf, spec: &ModelSpec) -> Result<()> {
+    for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
+        let given = gguf.optional(key, Gguf::str)?.unwrap_or("missing");
+        if given != wanted {
+            let hint = format!("an adapter has '{wanted}' there; a model is opened with --model");
+            return Err(Error::Unsupported { file: gguf.name().into(), what: format!("{key} is {given}"), hint });
+        }
+    }
+    if gguf.metadata.contains_key("adapter.alora.invocation_tokens") {
+        return Err(unsupported(gguf, "an activated adapter (adapter.alora.invocation_tokens)".into()));
+    }
+    let (given, wanted) = (gguf.architecture()?, family::gguf_architecture(spec));
+    if given == wanted {
+        return Ok(());
+    }
+    let problems = vec![format!("the adapter is for architecture '{given}', the model is of '{wanted}'")];
+    Err(Error::Mismatch { file: gguf.name().into(), problems, hint: other_base(gguf) })
+}
+
+/// The adapted linears with their ranks; every tensor is a factor of one, in its shape.
+fn ranks(gguf: &Gguf, spec: &ModelSpec) -> Result<BTreeMap<Site, usize>> {
+    let checkpoint = &gguf.checkpoint;
+    let sites = (0..spec.layers).flat_map(|layer| Module::ALL.map(|module| Site { layer, module }));
+    let adapted: Vec<Site> = sites.filter(|site| ["a", "b"].iter().any(|f| checkpoint.has(&name(*site, f)))).collect();
+    let (mut ranks, mut wanted) = (BTreeMap::new(), Vec::new());
+    for site in adapted {
+        let (o, i) = spec.linear_shape(site.module);
+        // B's rows tell the rank, as they do in llama.cpp; A has to agree.
+        let r = checkpoint.get(&name(site, "b"))?.cols();
+        ranks.insert(site, r as usize);
+        wanted.extend([(name(site, "a"), vec![r, i as u64]), (name(site, "b"), vec![o as u64, r])]);
+    }
+    checkpoint.expect(wanted.iter().cloned()).map_err(|error| match error {
+        Error::Mismatch { file, problems, .. } => Error::Mismatch { file, problems, hint: other_base(gguf) },
+        other => other,
+    })?;
+    let names: Vec<String> = wanted.into_iter().map(|(name, _)| name).collect();
+    checkpoint.expect_no_more(&names, |_| true, PLAIN)?;
+    if ranks.is_empty() { Err(unsupported(gguf, "no lora_a of a linear layer is in it".into())) } else { Ok(ranks) }
+}
+
+fn other_base(gguf: &Gguf) -> String {
+    let base = gguf.optional("general.base_model.0.name", Gguf::str).ok().flatten().unwrap_or("another model");
+    format!("the adapter was trained on '{base}': use it with that model")
+}
+
+fn unsupported(gguf: &Gguf, what: String) -> Error {
+    Error::Unsupported { file: gguf.name().into(), what, hint: PLAIN.into() }
+}

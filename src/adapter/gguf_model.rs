@@ -1,0 +1,119 @@
+//! The merged model as one GGUF file, for llama.cpp, Ollama, wllama and what else is built on ggml.
+//!
+//! Metadata of a GGUF base are carried over; those of a Hugging Face folder are written from its configuration and its
+//! tokenizer. Matrices get the type that was asked for, with llama.cpp's exceptions; vectors stay f32.
+
+use super::merge::{Dtype, Merged, Target, encoded};
+use crate::error::Result;
+use crate::model::load::{Opened, interleave};
+use crate::model::tensors::{Tensor, gguf_name, interleaved};
+use crate::model::{ModelSpec, family};
+use crate::weights::gguf::Value;
+use crate::weights::gguf_write::{self, Planned};
+use crate::weights::{ModelFiles, StoredType, encode, gguf_vocabulary};
+use std::collections::BTreeMap;
+
+/// The file to come.
+pub(super) struct File {
+    name: String,
+    header: Vec<u8>,
+    /// Divisors of the rotary frequencies, where the model has such; the first of the tensors then.
+    divisors: Option<(Planned, Vec<f32>)>,
+    tensors: Vec<(Tensor, Planned)>,
+}
+
+impl File {
+    pub fn new(files: &ModelFiles, opened: &Opened, target: &Target) -> Result<File> {
+        let spec = &opened.spec;
+        let divisors = spec.rope.divisors(spec.head_dim).map(|values| {
+            let shape = vec![values.len() as u64];
+            (Planned { name: "rope_freqs.weight".into(), shape, stored: StoredType::F32 }, values)
+        });
+        let planned = |(tensor, shape): (Tensor, Vec<u64>)| {
+            let stored = stored(tensor, &shape, target.dtype);
+            (tensor, Planned { name: gguf_name(tensor), shape, stored })
+        };
+        let tensors: Vec<(Tensor, Planned)> = spec.tensors().into_iter().map(planned).collect();
+        let first = divisors.iter().map(|(planned, _)| planned);
+        let all: Vec<Planned> = first.chain(tensors.iter().map(|(_, planned)| planned)).cloned().collect();
+        let header = gguf_write::header(&metadata(files, spec, target)?, &all);
+        Ok(File { name: format!("{}.gguf", target.name), header, divisors, tensors })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        let planned = self.divisors.iter().map(|(p, _)| p).chain(self.tensors.iter().map(|(_, p)| p));
+        self.header.len() as u64 + planned.map(|p| p.bytes() + p.padding().len() as u64).sum::<u64>()
+    }
+
+    pub async fn write(&self, merged: &Merged<'_>, mut sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
+        sink(&self.name, &self.header).await?;
+        if let Some((planned, values)) = &self.divisors {
+            let bytes = encode(planned.stored, values).expect("divisors are finite numbers");
+            sink(&self.name, &[bytes, planned.padding()].concat()).await?;
+        }
+        for (tensor, planned) in &self.tensors {
+            let cols = if planned.shape.len() == 2 { planned.shape[1] as usize } else { 1 };
+            let order = interleaved(&merged.opened.spec, *tensor);
+            let each = async |_, values: Vec<f32>| {
+                let values = match order {
+                    Some(head_dim) => interleave(&values, cols, head_dim),
+                    None => values,
+                };
+                sink(&self.name, &encoded(*tensor, planned.stored, &values)?).await
+            };
+            merged.read(*tensor, each).await?;
+            sink(&self.name, &planned.padding()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// As llama.cpp's quantiser decides: vectors are f32, rows that are no whole blocks f16, and the embedding and the head of
+/// a 4-bit model, which are looked at most closely, have 8 bits.
+fn stored(tensor: Tensor, shape: &[u64], dtype: Dtype) -> StoredType {
+    let wanted = match (dtype, tensor) {
+        (Dtype::Q4_0 | Dtype::Q4_1, Tensor::Embed | Tensor::Head) => StoredType::Q8_0,
+        _ => dtype.stored(),
+    };
+    match shape {
+        [_, cols] if cols.is_multiple_of(wanted.block_values()) => wanted,
+        [_, _] => StoredType::F16,
+        _ => StoredType::F32,
+    }
+}
+
+/// `general.file_type` (llama.cpp's `llama_ftype`).
+fn file_type(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Q4_0 => 2,
+        Dtype::Q4_1 => 3,
+        Dtype::Q8_0 => 7,
+        Dtype::Bf16 => 32,
+    }
+}
+
+fn metadata(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<BTreeMap<String, Value>> {
+    let mut pairs = match files {
+        ModelFiles::Gguf { gguf, .. } => gguf.metadata.clone(),
+        ModelFiles::Hf { tokenizer, checkpoint, .. } => {
+            let mut pairs = family::to_gguf(spec, checkpoint.name())?;
+            pairs.extend(gguf_vocabulary::metadata(tokenizer, spec.vocab)?);
+            pairs
+        }
+    };
+    // The base's own alignment is not kept, and it is one file whatever the base was.
+    pairs.retain(|key, _| key != "general.alignment" && !key.starts_with("split."));
+    let architecture = family::gguf_architecture(spec).to_string();
+    for (key, value) in [
+        ("general.architecture", Value::Str(architecture)),
+        ("general.type", "model".into()),
+        ("general.name", target.name.as_str().into()),
+        ("general.file_type", file_type(target.dtype).into()),
+        ("general.quantization_version", 2u32.into()),
+    ] {
+        pairs.insert(key.into(), value);
+    }
+    Ok(pairs)
+}

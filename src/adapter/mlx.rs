@@ -1,0 +1,104 @@
+//! Adapters as mlx-lm reads them (`mlx_lm/tuner/utils.py`, `load_adapters`): `adapters.safetensors` and
+//! `adapter_config.json`. Its factors are Aᵀ:[I, R] and Bᵀ:[R, O], and its scale is the whole of s: no alpha, no rank in it.
+
+use super::Files;
+use super::factors::{Factors, transpose};
+use super::lora::{Lora, LoraConfig};
+use crate::error::{Error, Result};
+use crate::model::tensors::{Tensor, hf_name, module_path};
+use crate::model::{ModelSpec, Module, Site};
+use crate::weights::{Checkpoint, Source, safetensors};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+pub const CONFIG: &str = "adapter_config.json";
+pub const WEIGHTS: &str = "adapters.safetensors";
+
+const PLAIN: &str = "only plain LoRA on the linears of the blocks is read";
+
+fn key(site: Site, factor: &str) -> String {
+    let weight = hf_name(Tensor::Weight(site));
+    format!("{}.lora_{factor}", weight.strip_suffix(".weight").unwrap_or(&weight))
+}
+
+/// Linears that `keys` names and that are not in the file stay as they are: mlx-lm begins with B = 0.
+pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str) -> Result<Files> {
+    let mut tensors = Vec::new();
+    for part in lora.factors(flat) {
+        let ((o, i), r) = (part.shape(), part.rank);
+        tensors.push((key(part.site, "a"), vec![i as u64, r as u64], transpose(&part.a, r, i)));
+        tensors.push((key(part.site, "b"), vec![r as u64, o as u64], transpose(&part.b, o, r)));
+    }
+    let keys: Vec<String> = lora.config.modules.iter().map(|m| module_path(*m)).collect();
+    let config = json!({
+        "fine_tune_type": "lora",
+        "model": base,
+        "num_layers": spec.layers,
+        "lora_parameters": {
+            "rank": lora.config.rank,
+            "scale": lora.config.scale(),
+            "dropout": lora.config.dropout,
+            "keys": keys,
+        },
+    });
+    let config = serde_json::to_vec_pretty(&config).expect("plain JSON");
+    Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), safetensors::to_bytes(&tensors, &[])?)])
+}
+
+/// Reads such a folder's files for a model.
+pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+    let settings = read_config(config).await?;
+    let checkpoint = safetensors::open(vec![weights], None).await?;
+    let sites = sites(&checkpoint, &settings, spec)?;
+    let lora = Lora::at(sites, spec, settings).map_err(|e| super::of_the_file(e, config, CONFIG))?;
+    let mut factors = Vec::new();
+    for (&site, patch) in &lora.sites {
+        let ((o, i), rank) = (lora.shapes[&site], patch.rank);
+        let a = checkpoint.read_f32(checkpoint.get(&key(site, "a"))?).await?;
+        let b = checkpoint.read_f32(checkpoint.get(&key(site, "b"))?).await?;
+        factors.push(Factors { site, rank, a: transpose(&a, i, rank), b: transpose(&b, rank, o) });
+    }
+    let flat = lora.flat(&factors);
+    Ok((lora, flat))
+}
+
+async fn read_config(config: &Source) -> Result<LoraConfig> {
+    let text = config.text(1 << 20).await?;
+    let bad = |what: String| super::malformed(config, CONFIG, what);
+    let value: Value = serde_json::from_str(&text).map_err(|e| bad(format!("is not JSON: {e}")))?;
+    match value["fine_tune_type"].as_str() {
+        Some("lora") | None => {}
+        Some(other) => return Err(unsupported(config.name(), format!("fine_tune_type is {other}"))),
+    }
+    let given = &value["lora_parameters"];
+    let number =
+        |name: &str| given[name].as_f64().ok_or_else(|| bad(format!("lora_parameters.{name} is {}", given[name])));
+    let rank =
+        given["rank"].as_u64().ok_or_else(|| bad(format!("lora_parameters.rank is {}", given["rank"])))? as usize;
+    let alpha = (number("scale")? * rank as f64) as f32;
+    let dropout = if given["dropout"].is_null() { 0.0 } else { number("dropout")? as f32 };
+    Ok(LoraConfig { rank, alpha, dropout, rslora: false, modules: Vec::new() })
+}
+
+/// The linears in the file, each with both factors in their shapes, and nothing else.
+fn sites(checkpoint: &Checkpoint, settings: &LoraConfig, spec: &ModelSpec) -> Result<BTreeSet<Site>> {
+    let all = (0..spec.layers).flat_map(|layer| Module::ALL.map(|module| Site { layer, module }));
+    let sites: BTreeSet<Site> = all.filter(|site| checkpoint.has(&key(*site, "a"))).collect();
+    let r = settings.rank as u64;
+    let factors = sites.iter().flat_map(|site| {
+        let (o, i) = spec.linear_shape(site.module);
+        [(key(*site, "a"), vec![i as u64, r]), (key(*site, "b"), vec![r, o as u64])]
+    });
+    let wanted: Vec<(String, Vec<u64>)> = factors.collect();
+    checkpoint.expect(wanted.iter().cloned())?;
+    let names: Vec<String> = wanted.into_iter().map(|(name, _)| name).collect();
+    checkpoint.expect_no_more(&names, |_| true, PLAIN)?;
+    match sites.is_empty() {
+        true => Err(unsupported(checkpoint.name(), "no lora_a of a linear layer is in it".into())),
+        false => Ok(sites),
+    }
+}
+
+fn unsupported(file: &str, what: String) -> Error {
+    Error::Unsupported { file: file.into(), what, hint: PLAIN.into() }
+}
