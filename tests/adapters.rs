@@ -6,11 +6,12 @@ mod common;
 mod tiny;
 
 use luthier::adapter::lora::all_sites;
-use luthier::adapter::{Lora, LoraConfig, peft};
-use luthier::device::Device;
+use luthier::adapter::{self, Lora, LoraConfig, peft};
+use luthier::device::{Device, DeviceChoice};
 use luthier::model::tensors::module_path;
 use luthier::model::{Module, Site};
-use luthier::weights::Source;
+use luthier::session::Session;
+use luthier::weights::{ModelFiles, Source};
 use pollster::block_on;
 use serde_json::{Value, json};
 use tiny::{Rig, documents, packed};
@@ -149,4 +150,32 @@ fn settings_are_written_as_people_write_them() {
     let files = peft::files(&lora, &lora.init(1), "tiny").unwrap();
     let text = String::from_utf8(files[0].1.clone()).unwrap();
     assert!(text.contains("\"lora_dropout\": 0.1,") && text.contains("\"lora_alpha\": 0.3,"), "{text}");
+}
+
+#[test]
+fn an_adapter_knows_the_base_that_it_was_tuned_on() {
+    let nano = ModelFiles::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap();
+    let mut session = block_on(Session::open(&nano, "nano", DeviceChoice::Cpu, |_, _| {})).unwrap();
+    let base = session.base_sha256().to_string();
+    let config = LoraConfig { rank: 2, alpha: 4.0, dropout: 0.0, rslora: false, modules: vec![Module::V] };
+    let lora = Lora::new(session.spec(), config).unwrap();
+    let flat = lora.init(1);
+    block_on(session.load_adapter(lora.clone(), &flat)).unwrap();
+    let tuned_on = |files: adapter::Files| {
+        let files: Vec<Source> = files.into_iter().map(|(name, bytes)| Source::bytes(name, bytes)).collect();
+        block_on(adapter::base_sha256(&files)).unwrap()
+    };
+    let own = tuned_on(block_on(session.adapter_files()).unwrap());
+    assert_eq!(own.as_deref(), Some(base.as_str()));
+    assert!(session.other_base(own.as_deref()).is_none());
+
+    let unsaid = tuned_on(peft::files(&lora, &flat, "nano").unwrap());
+    assert_eq!(unsaid, None);
+    assert!(session.other_base(None).is_none(), "PEFT's own adapters do not say it");
+
+    let another = "0".repeat(64);
+    let foreign = adapter::BaseName { name: "nano", sha256: Some(&another) };
+    let foreign = tuned_on(peft::files(&lora, &flat, foreign).unwrap());
+    let said = session.other_base(foreign.as_deref()).expect("the name is the same, the weights are not").to_string();
+    assert!(said.contains(&base[..12]) && said.contains(&another[..12]), "{said}");
 }

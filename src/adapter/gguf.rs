@@ -5,6 +5,7 @@
 
 use super::factors::Factors;
 use super::lora::{Lora, LoraConfig};
+use super::{BASE_SHA256, BaseName};
 use crate::error::{Error, Result};
 use crate::model::load::{half_split, interleave};
 use crate::model::tensors::{Tensor, gguf_name, interleaved};
@@ -23,7 +24,7 @@ fn name(site: Site, factor: &str) -> String {
 }
 
 /// The bytes of the file; `base` is what the base model is called, `tuned` what the adapter is.
-pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str, tuned: &str) -> Result<Vec<u8>> {
+pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName, tuned: &str) -> Result<Vec<u8>> {
     let factors = lora.factors(flat);
     let mut tensors = Vec::new();
     for part in &factors {
@@ -50,10 +51,10 @@ pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str, tuned: 
     Ok(out)
 }
 
-fn metadata(lora: &Lora, spec: &ModelSpec, base: &str, tuned: &str) -> BTreeMap<String, Value> {
+fn metadata(lora: &Lora, spec: &ModelSpec, base: BaseName, tuned: &str) -> BTreeMap<String, Value> {
     let config = &lora.config;
     let alpha = if config.rslora { config.alpha * (config.rank as f32).sqrt() } else { config.alpha };
-    let (organization, base_name) = base.rsplit_once('/').unwrap_or(("", base));
+    let (organization, base_name) = base.name.rsplit_once('/').unwrap_or(("", base.name));
     let mut pairs: BTreeMap<String, Value> = [
         ("general.architecture", family::gguf_architecture(spec).into()),
         ("general.type", "adapter".into()),
@@ -68,7 +69,15 @@ fn metadata(lora: &Lora, spec: &ModelSpec, base: &str, tuned: &str) -> BTreeMap<
     if !organization.is_empty() {
         pairs.insert("general.base_model.0.organization".into(), organization.into());
     }
+    if let Some(sha256) = base.sha256 {
+        pairs.insert(base_sha256_key(), sha256.into());
+    }
     pairs
+}
+
+/// A key of our own, under our name, as llama.cpp asks of others.
+pub(super) fn base_sha256_key() -> String {
+    format!("luthier.{BASE_SHA256}")
 }
 
 /// Reads such a file for a model: the layout and the flat parameters.

@@ -1,9 +1,9 @@
 //! Adapters as mlx-lm reads them (`mlx_lm/tuner/utils.py`, `load_adapters`): `adapters.safetensors` and
 //! `adapter_config.json`. Its factors are Aᵀ:[I, R] and Bᵀ:[R, O], and its scale is the whole of s: no alpha, no rank in it.
 
-use super::Files;
 use super::factors::{Factors, transpose};
 use super::lora::{Lora, LoraConfig};
+use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
 use crate::model::tensors::{Tensor, hf_name, module_path};
 use crate::model::{ModelSpec, Module, Site};
@@ -22,7 +22,7 @@ fn key(site: Site, factor: &str) -> String {
 }
 
 /// Linears that `keys` names and that are not in the file stay as they are: mlx-lm begins with B = 0.
-pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str) -> Result<Files> {
+pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Result<Files> {
     let mut tensors = Vec::new();
     for part in lora.factors(flat) {
         let ((o, i), r) = (part.shape(), part.rank);
@@ -32,7 +32,7 @@ pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str) -> Result<
     let keys: Vec<String> = lora.config.modules.iter().map(|m| module_path(*m)).collect();
     let config = json!({
         "fine_tune_type": "lora",
-        "model": base,
+        "model": base.name,
         "num_layers": spec.layers,
         "lora_parameters": {
             "rank": lora.config.rank,
@@ -41,8 +41,9 @@ pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: &str) -> Result<
             "keys": keys,
         },
     });
+    let metadata: Vec<_> = base.sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
     let config = serde_json::to_vec_pretty(&config).expect("plain JSON");
-    Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), safetensors::to_bytes(&tensors, &[])?)])
+    Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), safetensors::to_bytes(&tensors, &metadata)?)])
 }
 
 /// Reads such a folder's files for a model.

@@ -1,5 +1,6 @@
 //! What is trained: one file a method, the names other tools know it by, and its way into the base's weights.
 
+pub mod combine;
 pub mod factors;
 pub mod gguf;
 mod gguf_model;
@@ -13,7 +14,7 @@ pub use lora::{Lora, LoraConfig};
 
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
-use crate::weights::Source;
+use crate::weights::{Gguf, Source, safetensors};
 use serde::{Deserialize, Serialize};
 
 /// Files by name, as they come to lie in a folder.
@@ -30,11 +31,26 @@ pub enum Format {
     Mlx,
 }
 
+/// The base model of an adapter: what it is called and, where that is known, its hash.
+#[derive(Clone, Copy, Debug)]
+pub struct BaseName<'a> {
+    pub name: &'a str,
+    pub sha256: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for BaseName<'a> {
+    fn from(name: &'a str) -> Self {
+        BaseName { name, sha256: None }
+    }
+}
+
+/// Where metadata hold the base's hash: no format has a place for it, and all pass over metadata they do not know.
+const BASE_SHA256: &str = "base_sha256";
+
 /// What things are called in an adapter's files.
 #[derive(Clone, Copy, Debug)]
 pub struct Names<'a> {
-    /// The base model, where others find it.
-    pub base: &'a str,
+    pub base: BaseName<'a>,
     /// The adapter itself: a GGUF file carries it, and is called so.
     pub tuned: &'a str,
 }
@@ -74,11 +90,31 @@ pub async fn read(files: &[Source], spec: &ModelSpec) -> Result<(Lora, Vec<f32>)
     }
 }
 
+/// The hash of the base an adapter was tuned on, where its files say it: those that Luthier wrote do.
+pub async fn base_sha256(files: &[Source]) -> Result<Option<String>> {
+    for file in files {
+        if file.file_name().ends_with(".gguf") {
+            let gguf = Gguf::open(file.clone()).await?;
+            return Ok(gguf.optional(&gguf::base_sha256_key(), Gguf::str)?.map(String::from));
+        }
+        if file.file_name().ends_with(".safetensors") {
+            return Ok(safetensors::open(vec![file.clone()], None).await?.metadata.remove(BASE_SHA256));
+        }
+    }
+    Ok(None)
+}
+
 /// Reads an adapter's folder, or its .gguf file.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn open(path: &std::path::Path, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+    pollster::block_on(read(&sources(path)?, spec))
+}
+
+/// The files of an adapter: those in its folder, or the one .gguf file.
+#[cfg(not(target_arch = "wasm32"))]
+pub fn sources(path: &std::path::Path) -> Result<Vec<Source>> {
     if !path.is_dir() {
-        return pollster::block_on(read(&[Source::file(path)?], spec));
+        return Ok(vec![Source::file(path)?]);
     }
     let names = [peft::CONFIG, peft::WEIGHTS, mlx::WEIGHTS].map(|name| path.join(name));
     let files = names.iter().filter(|file| file.exists()).map(Source::file).collect::<Result<Vec<_>>>()?;
@@ -86,7 +122,7 @@ pub fn open(path: &std::path::Path, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)
         // Says which file it is that cannot be read, and why.
         Source::file(path.join(peft::CONFIG))?;
     }
-    pollster::block_on(read(&files, spec))
+    Ok(files)
 }
 
 fn malformed(source: &Source, at: &str, what: String) -> Error {

@@ -1,8 +1,8 @@
 //! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, names as peft 0.21 writes them.
 
-use super::Files;
 use super::factors::Factors;
 use super::lora::{Lora, LoraConfig, all_sites};
+use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
 use crate::model::tensors::module_path;
 use crate::model::{ModelSpec, Module, Site};
@@ -33,15 +33,17 @@ fn site(name: &str) -> Option<Site> {
     Some(Site { layer: layer.parse().ok()?, module })
 }
 
-/// The adapter as PEFT would write it; `base` is what the base model is called.
-pub fn files(lora: &Lora, flat: &[f32], base: &str) -> Result<Files> {
+/// The adapter as PEFT would write it.
+pub fn files<'a>(lora: &Lora, flat: &[f32], base: impl Into<BaseName<'a>>) -> Result<Files> {
+    let BaseName { name: base, sha256 } = base.into();
     let mut tensors = Vec::new();
     for Factors { site, rank, a, b } in lora.factors(flat) {
         let (r, (o, i)) = (rank as u64, lora.shapes[&site]);
         tensors.push((key(site, "A"), vec![r, i as u64], a));
         tensors.push((key(site, "B"), vec![o as u64, r], b));
     }
-    let weights = safetensors::to_bytes(&tensors, &[("format", "pt")])?;
+    let metadata: Vec<_> = sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
+    let weights = safetensors::to_bytes(&tensors, &metadata)?;
     let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
 }

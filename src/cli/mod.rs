@@ -18,7 +18,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter;
+use luthier::adapter::{self, Lora};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
@@ -119,7 +119,7 @@ impl ModelArg {
     }
 
     /// The model on a device, with its adapter.
-    fn session(&self, device: DeviceChoice, adapter_at: Option<&Path>) -> Result<Session> {
+    fn session(&self, device: DeviceChoice, adapter: Option<&Path>) -> Result<Session> {
         let bar = hidden_bar();
         let mut session = block_on(Session::open(&self.open()?, &self.model, device, |done, total| {
             // Smaller models are there before a bar could be read.
@@ -130,12 +130,23 @@ impl ModelArg {
         }))?;
         bar.finish_and_clear();
         session.published = hub::published(&self.model);
-        if let Some(path) = adapter_at {
-            let (lora, flat) = adapter::open(path, session.spec())?;
+        if let Some(path) = adapter {
+            let (lora, flat) = open_adapter(path, &session)?;
             block_on(session.load_adapter(lora, &flat))?;
         }
         Ok(session)
     }
+}
+
+/// An adapter for the session's model; one that was tuned on another is taken, with a note.
+fn open_adapter(path: &Path, session: &Session) -> Result<(Lora, Vec<f32>)> {
+    let files = adapter::sources(path)?;
+    let adapter = block_on(adapter::read(&files, session.spec()))?;
+    let tuned_on = block_on(adapter::base_sha256(&files))?;
+    if let Some(other) = session.other_base(tuned_on.as_deref()) {
+        eprintln!("note: {other}; {}", other.hint());
+    }
+    Ok(adapter)
 }
 
 /// `--device`

@@ -1,7 +1,7 @@
 //! What a run is made of: the command line's own words, or those of an earlier run's `run.json`.
 
 use super::train::Args;
-use luthier::adapter::{self, Lora};
+use luthier::adapter::Lora;
 use luthier::data::{ReadOptions, Records, read_file};
 use luthier::session::{DataRecord, RunRecord, Session, flat_sha256};
 use luthier::train::TrainOptions;
@@ -92,7 +92,7 @@ impl Recipe {
     /// The adapter to go on from.
     pub fn initial(&self, session: &Session) -> Result<Option<(Lora, Vec<f32>)>> {
         let Some(folder) = &self.init_adapter else { return Ok(None) };
-        let (lora, flat) = adapter::open(folder, session.spec())?;
+        let (lora, flat) = super::open_adapter(folder, session)?;
         if let Some(adapter) = self.record.as_ref().and_then(|record| record.init_adapter.as_ref()) {
             adapter.check(&folder.display().to_string(), &flat_sha256(&flat))?;
         }

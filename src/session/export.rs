@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::adapter::merge::{self, Dtype, Target};
-use crate::adapter::{self, Files, Format, Lora, Names};
+use crate::adapter::{self, BaseName, Files, Format, Lora, Names};
 use crate::data::{Message, Tokenizer};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -29,7 +29,8 @@ impl Session {
     /// The adapter's files in a format; `tuned` is what the adapter is called.
     pub async fn exported(&mut self, format: Format, tuned: &str) -> Result<Files> {
         let flat = self.adapter_values().await?;
-        let names = Names { base: &self.published, tuned };
+        let base = BaseName { name: &self.published, sha256: Some(&self.base.sha256) };
+        let names = Names { base, tuned };
         adapter::files(format, self.lora()?, &flat, self.spec(), names)
     }
 

@@ -14,6 +14,7 @@ pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
 use crate::adapter::Lora;
+use crate::adapter::peft;
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
@@ -48,6 +49,8 @@ pub struct Session {
 #[derive(Clone, Debug, Serialize)]
 pub struct ModelInfo {
     pub name: String,
+    /// Of the configuration and all weights: names may be the same, this is not.
+    pub sha256: String,
     pub family: String,
     pub parameters: u64,
     pub layers: usize,
@@ -123,6 +126,7 @@ impl Session {
         let spec = self.spec();
         ModelInfo {
             name: self.name.clone(),
+            sha256: self.base.sha256.clone(),
             family: spec.family.clone(),
             parameters: spec.parameters(),
             layers: spec.layers,
@@ -146,6 +150,22 @@ impl Session {
         (self.trainer, self.validation) = (None, None);
         self.set_adapter(lora, patches);
         Ok(())
+    }
+
+    /// What to say of an adapter that was tuned on another base, by its hash: it may fit all the same, by its shapes.
+    pub fn other_base(&self, tuned_on: Option<&str>) -> Option<Error> {
+        let here = &self.base.sha256;
+        let there = tuned_on.filter(|there| there != here)?;
+        let short = |sha256: &str| sha256.chars().take(12).collect::<String>();
+        let what = format!(
+            "the adapter was tuned on another base model: its sha256 begins {}, that of {} begins {}",
+            short(there),
+            self.name,
+            short(here)
+        );
+        let hint =
+            "it fits by its shapes alone, and its answers may be worse than the base's: use it with its own base";
+        Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
     /// Sequences built for another adapter are not used again.

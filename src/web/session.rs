@@ -229,6 +229,11 @@ impl Session {
         self.0.device().lose()
     }
 
+    /// The best validation so far: `{ loss, step }`, or null.
+    pub fn best(&self) -> String {
+        json(&self.0.best())
+    }
+
     /// Goes back to the adapter of the best validation: `{ loss, step }`, or null.
     pub fn use_best(&mut self) -> String {
         json(&self.0.use_best())
@@ -311,9 +316,12 @@ impl Session {
     }
 
     /// Puts an adapter, `{ name, bytes }[]` in the layout of PEFT, llama.cpp or mlx-lm, on the model, in place of the one
-    /// before.
-    pub async fn load_adapter(&mut self, files: Array) -> Outcome<()> {
-        let (lora, flat) = adapter::read(&bytes(&files)?, self.0.spec()).await.map_err(thrown)?;
-        self.0.load_adapter(lora, &flat).await.map_err(thrown)
+    /// before. Returns what is to be said of one that was tuned on another base, as errors are thrown; else null.
+    pub async fn load_adapter(&mut self, files: Array) -> Outcome<JsValue> {
+        let files = bytes(&files)?;
+        let tuned_on = adapter::base_sha256(&files).await.map_err(thrown)?;
+        let (lora, flat) = adapter::read(&files, self.0.spec()).await.map_err(thrown)?;
+        self.0.load_adapter(lora, &flat).await.map_err(thrown)?;
+        Ok(self.0.other_base(tuned_on.as_deref()).map_or(JsValue::NULL, thrown))
     }
 }

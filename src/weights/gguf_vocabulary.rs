@@ -66,29 +66,20 @@ fn special_ids(files: &TokenizerFiles, document: &Json) -> Pairs {
 /// A token and its type for every row of the embedding; rows that no token has get a name of their own.
 fn tokens(document: &Json, rows: usize, sentencepiece: bool) -> Result<(Vec<String>, Vec<i64>)> {
     let mut tokens: Vec<Option<(String, i64)>> = vec![None; rows];
-    let mut put = |text: &str, id: &Json, kind: i64| -> Result<()> {
-        let Some(id) = id.as_u64() else { return Err(refused(format!("token '{text}' has the id {id}"))) };
-        // A tokenizer may know more tokens than its model.
-        if let Some(slot) = tokens.get_mut(id as usize) {
-            *slot = Some((text.to_string(), kind));
-        }
-        Ok(())
+    let mut put = |text: &str, id: &Json, kind: i64| {
+        let slot = id.as_u64().and_then(|id| tokens.get_mut(usize::try_from(id).ok()?));
+        slot.map(|slot| *slot = Some((text.to_string(), kind)))
     };
     let unknown = document["model"]["unk_token"].as_str();
     for (text, id) in document["model"]["vocab"].as_object().into_iter().flatten() {
         let byte = sentencepiece && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
-        let is_unknown = sentencepiece && Some(text.as_str()) == unknown;
-        put(
-            text,
-            id,
-            if byte {
-                BYTE
-            } else if is_unknown {
-                UNKNOWN
-            } else {
-                NORMAL
-            },
-        )?;
+        let kind = match () {
+            _ if byte => BYTE,
+            _ if sentencepiece && Some(text.as_str()) == unknown => UNKNOWN,
+            _ => NORMAL,
+        };
+        let what = || refused(format!("token '{text}' has the id {id}, and the model has a row for {rows} tokens"));
+        put(text, id, kind).ok_or_else(what)?;
     }
     for token in document["added_tokens"].as_array().into_iter().flatten() {
         let text = token["content"].as_str().unwrap_or_default();
@@ -97,7 +88,8 @@ fn tokens(document: &Json, rows: usize, sentencepiece: bool) -> Result<(Vec<Stri
             Some(true) => CONTROL,
             _ => USER_DEFINED,
         };
-        put(text, &token["id"], kind)?;
+        // Tokens that were added to the tokenizer alone have no row: they are not the model's.
+        put(text, &token["id"], kind);
     }
     let named = tokens.into_iter().enumerate().map(|(id, t)| t.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED)));
     Ok(named.unzip())

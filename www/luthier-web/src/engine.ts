@@ -1,6 +1,6 @@
 /** The engine as wasm-bindgen exports it: JSON in and out, errors as plain `{ code, message, hint }`. */
 
-import type { AdapterFormat, MergeTarget, NamedBlob } from "./types.js";
+import type { AdapterFormat, LuthierErrorData, MergeTarget, NamedBlob } from "./types.js";
 
 export interface NamedBytes {
   name: string;
@@ -29,6 +29,8 @@ export interface Engine {
   validate(): Promise<string>;
   validate_start(): Promise<string>;
   checkpoint(): Promise<Uint8Array>;
+  /** `{ step, loss }` or null. */
+  best(): string;
   use_best(): string;
   generate(
     prompts: string,
@@ -37,7 +39,7 @@ export interface Engine {
   ): Promise<string>;
   evaluate(data: string, options: string): Promise<string>;
   adapter_files(): Promise<NamedBytes[]>;
-  load_adapter(files: NamedBytes[]): Promise<void>;
+  load_adapter(files: NamedBytes[]): Promise<LuthierErrorData | null>;
   exported(format: AdapterFormat, tuned: string): Promise<NamedBytes[]>;
   check_adapter(files: NamedBytes[]): Promise<string>;
   merged(target: MergeTarget, sink: (name: string, chunk: Uint8Array<ArrayBuffer>) => void): Promise<void>;

@@ -2,13 +2,14 @@
 
 import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
-import type { Control, Job, Opened } from "./protocol.js";
+import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
 import { Queue } from "./queue.js";
+import { available } from "./store/opfs.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
-  AdapterFormat, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo, NamedBlob, OpenOptions,
-  OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
+  AdapterChoice, AdapterFormat, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo, NamedBlob,
+  OpenOptions,   OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
@@ -47,10 +48,12 @@ export const Luthier: LuthierStatic = {
     });
     return optionRows;
   },
+  canStore: available,
   runs: runs.list,
   deleteRun: runs.deleteRun,
   runLog: runs.log,
   runAdapter: runs.adapter,
+  runRecord: runs.ended,
   models: models.list,
   storedModel: models.open,
   deleteModel: models.deleteModel,
@@ -62,15 +65,26 @@ export const Luthier: LuthierStatic = {
   },
 };
 
+/** A run under way, from before its lock to after its last word. */
+interface Running {
+  wanted: Wanted;
+  /** The step from which another worker would go on. */
+  step: number;
+  over: Promise<void>;
+}
+
 class Instance implements LuthierApi {
   #connection: Connection;
   #opened: Opened;
-  /** There is an adapter on the model; a run begins, and the base comes back, in a fresh worker. */
-  #adapted = false;
-  /** From the first event that somebody waits for to the last. */
-  #running = false;
-  /** Ends when the worker has nothing more to do for the run. */
-  #training: Promise<unknown> = Promise.resolve();
+  /** The worker has trained, or there is an adapter in it: a run begins, and the base comes back, in a fresh one. */
+  #used = false;
+  #run: Running | null = null;
+  /** What came out of the last run here. */
+  #tuned: Tuned | null = null;
+  /** The adapter on the model, to be put on again in another worker. */
+  #adapter: NamedBlob[] | null = null;
+  /** Under way after a fault outside a run. */
+  #mending: Promise<void> | null = null;
   #closed = false;
 
   private constructor(
@@ -96,11 +110,11 @@ class Instance implements LuthierApi {
   }
 
   preview(data: DataText, options: { seq_len?: number; limit?: number } = {}) {
-    return this.#connection.call("preview", { data, options });
+    return this.#ask("preview", { data, options });
   }
 
   estimate(data: DataText, options: TrainOptions = {}, validation?: DataText) {
-    return this.#connection.call("estimate", { data, options, ...(validation && { validation }) });
+    return this.#ask("estimate", { data, options, ...(validation && { validation }) });
   }
 
   // ---- runs
@@ -109,84 +123,69 @@ class Instance implements LuthierApi {
     const { options = {}, validation, probes = [], store, signal } = run;
     const every_seconds = store?.every_seconds ?? CHECKPOINT_SECONDS;
     const job: Job = { data, options, probes, every_seconds, ...(validation && { validation }) };
-    yield* this.#locked({ ...job, ...(store && { store: { id: store.id, create: true } }) }, signal);
+    yield* this.#follow({ ...job, ...(store && { store: { id: store.id, create: true } }) }, signal);
   }
 
   async *resume(id: string, { signal }: { signal?: AbortSignal } = {}): AsyncGenerator<TrainEvent> {
-    const { record: { options, probes, every_seconds, state }, data, validation } = await runs.load(id);
-    if (state === "done") throw new LuthierError("setting", "This run has ended.", "Start a new one, or load its adapter.");
+    const { record, data, validation } = await runs.load(id);
+    this.#checkBase(record);
+    const { options, probes, every_seconds } = record;
     const job: Job = { data, options, probes, every_seconds, store: { id, create: false } };
-    yield* this.#locked({ ...job, ...(validation && { validation }) }, signal);
+    yield* this.#follow({ ...job, ...(validation && { validation }) }, signal);
   }
 
-  pause = () => this.#control("pause");
-  unpause = () => this.#control("unpause");
+  /** The engine checks what its checkpoints say; a run may have none yet. */
+  #checkBase({ model, base_sha256 }: runs.RunRecord): void {
+    const { name, sha256 } = this.model;
+    if (!base_sha256 || base_sha256 === sha256) return;
+    const short = (hash: string) => hash.slice(0, 12);
+    const what = `The run was begun on another base model: the sha256 of ${model} begins ${short(base_sha256)}, that of ${name}`;
+    throw new LuthierError("mismatch", `${what} begins ${short(sha256)}.`, "Open the model of the run, then go on.");
+  }
+
+  pause = () => this.#want({ paused: true });
+  unpause = () => this.#want({ paused: false });
 
   async stop(): Promise<void> {
-    await this.#control("stop");
-    await this.#training;
+    const over = this.#run?.over;
+    await this.#want({ stopped: true });
+    await over;
   }
 
   async discard(): Promise<void> {
     await this.stop();
-    if (this.#adapted) await this.#reopen();
+    [this.#tuned, this.#adapter] = [null, null];
+    if (this.#used) await this.#reopen();
   }
 
-  async #control(what: Control): Promise<void> {
-    if (this.#running && this.#connection.alive) await this.#connection.call("control", what);
+  async useAdapter(choice: AdapterChoice): Promise<void> {
+    const files = this.#tuned && (this.#tuned[choice] ?? this.#tuned.best);
+    if (!files) throw new LuthierError("setting", "No run has ended on this model.", "Train first, or load an adapter.");
+    await this.#put(files);
   }
 
-  /** One run at a time here, and one tab a stored run. */
-  async *#locked(job: Job, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
-    if (this.#running) {
+  /** Kept here, whatever becomes of the worker that is told. */
+  async #want(wish: Partial<Wanted>): Promise<void> {
+    if (!this.#run) return;
+    Object.assign(this.#run.wanted, wish);
+    await this.#tell(this.#run.wanted);
+  }
+
+  async #tell(control: Control): Promise<void> {
+    // A worker that dies of something else has nothing to answer to this.
+    await this.#connection.call("control", control).catch(() => {});
+  }
+
+  /** The events of a run, which goes on whether or not somebody takes them. */
+  async *#follow(job: Job, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
+    if (this.#run) {
       throw new LuthierError("setting", "A run is under way on this model.", "Stop it first, or open the model again.");
     }
-    this.#running = true;
-    let unlock = () => {};
-    const unwatch = watchLeaving(() => void this.#control("checkpoint").catch(() => {}));
-    try {
-      if (job.store) unlock = await runs.lock(job.store.id);
-      if (this.#adapted) await this.#reopen();
-      this.#adapted = true;
-      yield* this.#restarting(job, signal);
-    } finally {
-      unwatch();
-      unlock();
-      this.#running = false;
-    }
-  }
-
-  /** Goes on from the last checkpoint when the worker or its device dies. */
-  async *#restarting(job: Job, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
-    const faults: number[] = [];
-    for (;;) {
-      const last = { step: 0 };
-      try {
-        return yield* this.#attempt(job, last, signal);
-      } catch (error) {
-        if (this.#closed || !(error instanceof LuthierError) || !RECOVERABLE.has(error.code)) throw error;
-        faults.push(performance.now());
-        const recent = faults.filter((at) => performance.now() - at < RESTART_WINDOW_MS).length;
-        if (recent > RESTARTS) throw error;
-        yield { type: "restart", step: last.step, attempt: recent, error: LuthierError.data(error) };
-        await this.#reopen();
-        this.#adapted = true;
-      }
-    }
-  }
-
-  /** The events of one try, as the worker sends them. `job` and `last` learn from where another one would go on. */
-  async *#attempt(job: Job, last: { step: number }, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
     const queue = new Queue<TrainEvent>();
-    const connection = this.#connection;
-    const stop = () => void connection.call("control", "stop").catch(() => {});
-    const training = connection.call("train", job, (event) => {
-      if (event.type === "kept") job.checkpoint = event.checkpoint;
-      else queue.push(event);
-      if (event.type === "plan" && job.store) job.store.create = false;
-      if (event.type === "plan" || event.type === "checkpoint") last.step = event.step;
-    });
-    this.#training = training.then(() => queue.end(), (error) => queue.fail(error));
+    const run: Running = { wanted: { paused: false, stopped: false }, step: 0, over: Promise.resolve() };
+    this.#run = run;
+    run.over = this.#locked(job, run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
+    const stop = () => void this.stop();
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
     try {
@@ -194,10 +193,58 @@ class Instance implements LuthierApi {
     } finally {
       signal?.removeEventListener("abort", stop);
       // Whoever leaves the loop keeps what was learned, once the current step is done.
-      stop();
-      await this.#training;
+      if (this.#run === run) await this.stop();
     }
     if (signal?.aborted) throw new LuthierError("cancelled", "The run was stopped.", "What was learned so far is kept.");
+  }
+
+  /** One run at a time here, and one tab a stored run. */
+  async #locked(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    let unlock = () => {};
+    const unwatch = watchLeaving(() => void this.#tell("checkpoint"));
+    try {
+      if (job.store) unlock = await runs.lock(job.store.id);
+      await this.#mending?.catch(() => {});
+      await this.#restarting(job, run, emit);
+    } finally {
+      unwatch();
+      unlock();
+      this.#run = null;
+    }
+  }
+
+  /** Goes on from the last checkpoint when the worker or its device dies. */
+  async #restarting(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const faults: number[] = [];
+    for (;;) {
+      try {
+        if (this.#used || !this.#connection.alive) await this.#reopen();
+        return await this.#attempt(job, run, emit);
+      } catch (error) {
+        if (!this.#isFault(error)) throw error;
+        faults.push(performance.now());
+        const recent = faults.filter((at) => performance.now() - at < RESTART_WINDOW_MS).length;
+        if (recent > RESTARTS) throw error;
+        emit({ type: "restart", step: run.step, attempt: recent, error: LuthierError.data(error) });
+        // The worker may have died when the run was on disk, but before it could say so.
+        if (job.store?.create) job.store.create = !(await runs.exists(job.store.id));
+      }
+    }
+  }
+
+  /** One try. `job` and `run` learn from where another one would go on. */
+  async #attempt(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    [this.#used, this.#tuned, this.#adapter] = [true, null, null];
+    const training = this.#connection.call("train", job, (event) => {
+      if (event.type === "kept") job.checkpoint = event.checkpoint;
+      else if (event.type === "tuned") [this.#tuned, this.#adapter] = [event.tuned, event.tuned.best];
+      else emit(event);
+      if (event.type === "plan" && job.store) job.store.create = false;
+      if (event.type === "plan" || event.type === "checkpoint") run.step = event.step;
+    });
+    // What was asked before there was somebody to hear it.
+    void this.#tell(run.wanted);
+    await training;
   }
 
   // ---- use
@@ -208,11 +255,11 @@ class Instance implements LuthierApi {
     onText?: (prompt: number, piece: string) => void,
     signal?: AbortSignal,
   ) {
-    return this.#connection.call("generate", { prompts, options }, (piece) => onText?.(...piece), signal);
+    return this.#ask("generate", { prompts, options }, (piece) => onText?.(...piece), signal);
   }
 
   evaluate(data: DataText, options: { seq_len?: number; batch_size?: number; adapter?: boolean } = {}) {
-    return this.#connection.call("evaluate", { data, options });
+    return this.#ask("evaluate", { data, options });
   }
 
   async exportPeft() {
@@ -220,25 +267,33 @@ class Instance implements LuthierApi {
   }
 
   exportAdapter(format: AdapterFormat, name: string) {
-    return this.#connection.call("exportAdapter", { format, name });
+    return this.#ask("exportAdapter", { format, name });
   }
 
   exportMerged(target: Partial<MergeTarget> = {}, onProgress?: (done: number, total: number) => void) {
     const whole: MergeTarget = { format: "hf", dtype: target.format === "gguf" ? "f16" : "bf16", name: "merged", ...target };
-    return this.#connection.call("exportMerged", whole, (bytes) => onProgress?.(...bytes));
+    return this.#ask("exportMerged", whole, (bytes) => onProgress?.(...bytes));
   }
 
   mergedSize(target: MergeTarget) {
-    return this.#connection.call("mergedSize", target);
+    return this.#ask("mergedSize", target);
   }
 
-  exportRun() {
-    return this.#connection.call("exportRun", null);
+  /** Of a run that has ended it is here: a worker that took its place knows of none. */
+  async exportRun() {
+    return this.#tuned?.record ?? this.#ask("exportRun", null);
   }
 
-  async importPeft(files: NamedBlob[]): Promise<void> {
-    await this.#connection.call("importPeft", files);
-    this.#adapted = true;
+  async importPeft(files: NamedBlob[]) {
+    const otherBase = await this.#put(files);
+    this.#tuned = null;
+    return otherBase;
+  }
+
+  async #put(files: NamedBlob[]) {
+    const otherBase = await this.#ask("importPeft", files);
+    [this.#used, this.#adapter] = [true, files];
+    return otherBase;
   }
 
   close(): void {
@@ -246,13 +301,63 @@ class Instance implements LuthierApi {
     this.#connection.close();
   }
 
+  // ---- faults
+
+  #isFault(error: unknown): error is LuthierError {
+    return !this.#closed && error instanceof LuthierError && RECOVERABLE.has(error.code);
+  }
+
+  /** Asks the worker. A fault of the engine is for whoever asked; the next one finds the model open again. */
+  async #ask<K extends CallName>(
+    name: K,
+    ask: Calls[K]["ask"],
+    onEvent?: (event: Calls[K]["event"]) => void,
+    signal?: AbortSignal,
+  ): Promise<Calls[K]["answer"]> {
+    if (!this.#connection.alive && !this.#run && !this.#closed) this.#mend();
+    await this.#mending;
+    const connection = this.#connection;
+    try {
+      return await connection.call(name, ask, onEvent, signal);
+    } catch (error) {
+      // A run looks after itself.
+      if (this.#run || !this.#isFault(error)) throw error;
+      if (connection === this.#connection) this.#mend(error);
+      const again = this.#adapter ? "The model is opened again, with its adapter" : "The model is opened again";
+      throw new LuthierError(error.code, error.message, `${again}: try once more. If it fails again, choose the other device.`);
+    }
+  }
+
+  /** The same model with the same adapter in a fresh worker; where that fails too, whoever asks next gets to know. */
+  #mend(reason?: LuthierError): void {
+    if (this.#mending) return;
+    const mend = async () => {
+      try {
+        await this.#reopen(reason);
+        if (!this.#adapter) return;
+        await this.#connection.call("importPeft", this.#adapter);
+        this.#used = true;
+      } catch (error) {
+        // Without its adapter the model must not answer.
+        this.#connection.close(LuthierError.from(LuthierError.data(error)));
+        throw error;
+      } finally {
+        this.#mending = null;
+      }
+    };
+    this.#mending = mend();
+    // Nobody may be waiting for it.
+    this.#mending.catch(() => {});
+  }
+
   /** The same model in a fresh worker. */
-  async #reopen(): Promise<void> {
-    this.#connection.close();
+  async #reopen(reason?: LuthierError): Promise<void> {
+    this.#connection.close(reason);
+    this.#used = false;
     this.#connection = take();
     if (this.#closed) this.#connection.close();
     this.#opened = await openModel(this.#connection, this.options);
-    this.#adapted = false;
+    this.options.onReopen?.(this.device);
   }
 }
 

@@ -23,13 +23,26 @@ export interface Job {
   checkpoint?: Uint8Array;
 }
 
-/** A checkpoint of a run that is not stored. */
-export interface Kept {
-  type: "kept";
-  checkpoint: Uint8Array;
+/** What came out of a run. */
+export interface Tuned {
+  /** The one on the model: the best by validation, where there was one. */
+  best: NamedBlob[];
+  /** That of the last step, where it is another. */
+  last: NamedBlob[] | null;
+  /** run.json */
+  record: string;
 }
 
-export type Control = "pause" | "unpause" | "stop" | "checkpoint";
+/** What the page keeps because the worker may die: the last checkpoint of a run that is not stored, and what comes out. */
+export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; tuned: Tuned };
+
+/** How the user wants the run: said again to each worker that takes it up. */
+export interface Wanted {
+  paused: boolean;
+  stopped: boolean;
+}
+
+export type Control = Wanted | "checkpoint";
 
 type Bytes = [done: number, total: number];
 type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
@@ -48,7 +61,7 @@ export interface Calls {
   exportMerged: Call<MergeTarget, Merged, Bytes>;
   mergedSize: Call<MergeTarget, number>;
   exportRun: Call<null, string>;
-  importPeft: Call<NamedBlob[], null>;
+  importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
   downloadModel: Call<{ name: string; files: DownloadFile[] }, null, Bytes>;
 }

@@ -1,10 +1,10 @@
 /** A run inside the worker: the loop around the engine's steps, with evaluations, probes, checkpoints and the controls. */
 
-import type { Engine } from "./engine.js";
+import type { Engine, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
-import type { Control, Job, Kept } from "./protocol.js";
+import type { Control, Job, Kept, Wanted } from "./protocol.js";
 import { RunFiles } from "./store/runs.js";
-import type { Evaluation, GeneratedText, StepReport, Summary, TrainEvent } from "./types.js";
+import type { Evaluation, GeneratedText, ModelInfo, NamedBlob, StepReport, Summary, TrainEvent } from "./types.js";
 
 /** Lets one call into the engine end before the next begins, and messages be heard in between. */
 export type Turn = <T>(work: () => T | Promise<T>) => Promise<T>;
@@ -16,15 +16,20 @@ interface Started extends Summary {
 
 const PROBE = { temperature: 0, max_new_tokens: 48 };
 
+type End = Extract<TrainEvent, { type: "end" }>;
+
 export class Run {
   /** Steps done. */
   #step = 0;
+  /** The last step known to be sound. */
+  #reported = 0;
   /** The last step after which the validation loss was measured. */
   #evaluated = -1;
-  #paused = false;
-  #stopped = false;
+  #wanted: Wanted = { paused: false, stopped: false };
   #checkpointAsked = false;
   #saved = performance.now();
+  /** The step that the last checkpoint holds with all that was measured at it; there is no checkpoint of step 0. */
+  #savedStep = 0;
   #wake = () => {};
   #files: RunFiles | null = null;
 
@@ -32,7 +37,7 @@ export class Run {
     private readonly engine: Engine,
     private readonly turn: Turn,
     private readonly job: Job,
-    private readonly model: string,
+    private readonly model: ModelInfo,
     /** Steps between evaluations; 0 means only at the end. */
     private readonly evalEvery: number,
     private readonly emit: Emit,
@@ -40,8 +45,7 @@ export class Run {
 
   control(what: Control): void {
     if (what === "checkpoint") this.#checkpointAsked = true;
-    else if (what === "stop") this.#stopped = true;
-    else this.#paused = what === "pause";
+    else this.#wanted = what;
     this.#wake();
   }
 
@@ -53,7 +57,7 @@ export class Run {
     } catch (error) {
       const { code } = LuthierError.data(error);
       // Anything else may go on from the last checkpoint, and stays "running" until then.
-      if (code === "diverged") await this.#files?.end("failed", this.#step, []);
+      if (code === "diverged") await this.#diverged();
       throw error;
     }
   }
@@ -64,7 +68,7 @@ export class Run {
     const { store } = this.job;
     if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
     const started = await this.#startEngine();
-    this.#step = started.step;
+    this.#step = this.#reported = this.#savedStep = started.step;
     if (store?.create) this.#files = await RunFiles.create(store.id, this.job, this.model, started.steps);
     else await this.#files?.goOn(started.step);
     const { step, ...summary } = started;
@@ -92,42 +96,63 @@ export class Run {
 
   async #train(steps: number): Promise<void> {
     let done = this.#step >= steps;
-    while (!done && !this.#stopped) {
+    while (!done && !this.#wanted.stopped) {
+      if (this.#wanted.paused) {
+        await this.#pause();
+        continue;
+      }
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
       if (this.#step === 1) await this.#lookBack();
       if (done || (this.evalEvery > 0 && this.#step % this.evalEvery === 0)) await this.#evaluate();
       if (this.#due()) await this.#checkpoint();
-      if (this.#paused && !done && !this.#stopped) await this.#pause();
     }
   }
 
   async #end(): Promise<void> {
-    const reason = this.#stopped ? "stopped" : "done";
+    const reason = this.#wanted.stopped ? "stopped" : "done";
     await this.#drain();
     // The best adapter is among those measured, so the last one has to be.
     if (this.#step > 0 && this.#evaluated < this.#step) await this.#evaluate();
-    if (this.#stopped && this.#step > 0) await this.#checkpoint();
-    const best = await this.turn(() => JSON.parse(this.engine.use_best()));
-    if (this.#files) await this.#keep(this.#files, reason);
-    this.emit({ type: "end", step: this.#step, reason, best });
+    if (reason === "stopped") await this.#checkpoint();
+    await this.#keep(reason, this.#step, await this.#best());
   }
 
-  /** A full disk is no reason to lose what was learned either: it is on the model, and can still be taken away. */
-  async #keep(files: RunFiles, reason: "done" | "stopped"): Promise<void> {
-    const adapter = await this.turn(() => this.engine.adapter_files());
+  /** The step that was not finite was not taken: the engine holds the adapter of the last sound one. */
+  async #diverged(): Promise<void> {
+    const step = this.#reported;
+    if (step === 0) return this.#files?.end("failed", step, null);
+    const best = await this.#best();
+    // What was before training is no result, and nobody has measured what came after it.
+    await this.#keep("diverged", step, best && best.step > 0 ? best : null);
+  }
+
+  #best(): Promise<End["best"]> {
+    return this.turn(() => JSON.parse(this.engine.best()));
+  }
+
+  /** Puts the best adapter on the model, and hands over what came out, the last adapter too where it is another. */
+  async #keep(reason: End["reason"], step: number, best: End["best"]): Promise<void> {
+    const adapter = () => this.turn(() => this.engine.adapter_files());
+    const last = best && best.step < step ? await adapter() : null;
+    if (last) await this.turn(() => this.engine.use_best());
+    const files = { best: await adapter(), last, record: await this.turn(() => this.engine.run_json()) };
+    this.emit({ type: "tuned", tuned: { ...files, best: asBlobs(files.best), last: last && asBlobs(last) } });
     try {
-      await files.end(reason, this.#step, [...adapter, { name: "run.json", bytes: this.engine.run_json() }]);
+      await this.#files?.end(reason === "diverged" ? "failed" : reason, step, files);
     } catch (error) {
+      // A full disk is no reason to lose what was learned either: it is on the model, and can still be taken away.
       this.#warn(error);
     }
+    this.emit({ type: "end", step, reason, best });
   }
 
   // ---- what happens between steps
 
   #report(reports: StepReport[]): void {
     for (const report of reports) this.#tell({ type: "step", report });
+    this.#reported = reports.at(-1)?.step ?? this.#reported;
   }
 
   /** Takes the reports of steps that are still under way, so that everything is told in order. */
@@ -138,6 +163,8 @@ export class Run {
   async #evaluate(): Promise<void> {
     await this.#drain();
     this.#evaluated = this.#step;
+    // A checkpoint from before does not know of it.
+    this.#savedStep = -1;
     this.#validated(this.#step, await this.turn(() => this.engine.validate()));
     await this.#probe(this.#step, true);
   }
@@ -170,12 +197,17 @@ export class Run {
 
   async #checkpoint(): Promise<void> {
     this.#checkpointAsked = false;
+    if (this.#step > 0 && this.#step !== this.#savedStep) await this.#save();
+    this.#saved = performance.now();
+  }
+
+  async #save(): Promise<void> {
     await this.#drain();
     const checkpoint = await this.turn(() => this.engine.checkpoint());
     const bytes = checkpoint.byteLength;
     if (!this.#files) this.emit({ type: "kept", checkpoint });
     else if (!(await this.#write(checkpoint))) return;
-    this.#saved = performance.now();
+    this.#savedStep = this.#step;
     this.emit({ type: "checkpoint", step: this.#step, bytes });
   }
 
@@ -185,7 +217,6 @@ export class Run {
       await this.#files?.checkpoint(this.#step, checkpoint);
       return true;
     } catch (error) {
-      this.#saved = performance.now();
       this.#warn(error);
       return false;
     }
@@ -194,7 +225,7 @@ export class Run {
   async #pause(): Promise<void> {
     await this.#checkpoint();
     this.emit({ type: "paused", step: this.#step });
-    while (this.#paused && !this.#stopped) {
+    while (this.#wanted.paused && !this.#wanted.stopped) {
       await new Promise<void>((wake) => (this.#wake = wake));
       if (this.#due()) await this.#checkpoint();
     }
@@ -209,3 +240,5 @@ export class Run {
     this.emit(event);
   }
 }
+
+const asBlobs = (files: NamedBytes[]): NamedBlob[] => files.map(({ name, bytes }) => ({ name, blob: new Blob([bytes]) }));

@@ -25,6 +25,8 @@ export interface OpenOptions {
   device?: DeviceChoice;
   /** Bytes streamed to the device and in all. */
   onProgress?: (done: number, total: number) => void;
+  /** The model was opened again, after a fault of the engine or for another run; maybe on another device than before. */
+  onReopen?: (device: DeviceInfo) => void;
 }
 
 export interface DeviceInfo {
@@ -37,6 +39,8 @@ export interface DeviceInfo {
 
 export interface ModelInfo {
   name: string;
+  /** Of the configuration and all weights: two models may have one name. */
+  sha256: string;
   family: string;
   parameters: number;
   layers: number;
@@ -207,7 +211,14 @@ export type TrainEvent =
   | { type: "warning"; step: number; error: LuthierErrorData }
   /** The engine died (device lost, out of memory, a fault of ours); what follows goes on from this step. */
   | { type: "restart"; step: number; attempt: number; error: LuthierErrorData }
-  | { type: "end"; step: number; reason: "done" | "stopped"; best: { step: number; loss: number } | null };
+  /**
+   * The adapter of `best`, the best by validation, is on the model; without one, that of `step`. A best step of 0 says
+   * that validation never improved: its adapter changes nothing. After "diverged" the error itself is thrown.
+   */
+  | { type: "end"; step: number; reason: "done" | "stopped" | "diverged"; best: { step: number; loss: number } | null };
+
+/** Of a run that has ended: the adapter that its validation liked best, or that of its last step where it is another. */
+export type AdapterChoice = "best" | "last";
 
 export interface ChatMessage {
   role: "system" | "user" | "assistant";
@@ -255,7 +266,10 @@ export interface RunOptions {
   options?: TrainOptions;
   validation?: DataText;
   probes?: string[];
-  /** Keeps checkpoints of the run in this browser's private storage (OPFS), so that it survives the tab. */
+  /**
+   * Keeps checkpoints of the run in this browser's private storage (OPFS), so that it survives the tab. Where there is
+   * none (see {@link LuthierStatic.canStore}) a run that asks for it is refused.
+   */
   store?: { id: string; every_seconds?: number };
   signal?: AbortSignal;
 }
@@ -266,15 +280,20 @@ export interface StoredRun {
   /** ISO 8601. */
   created: string;
   model: string;
+  /** {@link ModelInfo.sha256} of that model; null of a run from before it was noted. */
+  base_sha256: string | null;
   data_name: string;
   options: TrainOptions;
   step: number;
   steps: number;
-  state: "running" | "interrupted" | "stopped" | "done" | "failed";
+  /** Of one that is "unreadable" only id and bytes are known; it can be deleted. */
+  state: "running" | "interrupted" | "stopped" | "done" | "failed" | "unreadable";
   /** Best validation loss so far and its step. */
   best: { step: number; loss: number } | null;
   /** Loss before training, on the validation data. */
   base_loss: number | null;
+  /** What {@link LuthierStatic.runAdapter} has of it. */
+  adapters: AdapterChoice[];
   bytes: number;
   /** Another tab is at work on it now. */
   locked: boolean;
@@ -327,7 +346,8 @@ export interface Merged {
 
 /**
  * The façade (`index.ts` implements it; the application uses nothing else). One instance is one worker with one engine;
- * `train` on an instance that has trained before starts a fresh worker on the same model by itself.
+ * `train` on an instance that has trained before starts a fresh worker on the same model by itself. When the engine fails
+ * outside a run, whoever asked gets the error, and the next call finds the model opened again, with its adapter.
  */
 export interface LuthierApi {
   readonly device: DeviceInfo;
@@ -340,10 +360,13 @@ export interface LuthierApi {
   train(data: DataText, run?: RunOptions): AsyncIterable<TrainEvent>;
   /** Goes on with a stored run, bit-exactly; its data and options are in the store. */
   resume(id: string, run?: { signal?: AbortSignal }): AsyncIterable<TrainEvent>;
+  /** Like `unpause` and `stop` it counts from the moment it is asked, also while the run is still starting or restarting. */
   pause(): Promise<void>;
   unpause(): Promise<void>;
   /** Ends the run after the current step; the adapter (the best one by validation) stays on the model. */
   stop(): Promise<void>;
+  /** Puts the best adapter of the run that ended here on the model, or the last. */
+  useAdapter(choice: AdapterChoice): Promise<void>;
   /** Forgets the adapter: back to the base model. */
   discard(): Promise<void>;
   generate(
@@ -363,8 +386,9 @@ export interface LuthierApi {
   mergedSize(target: MergeTarget): Promise<number>;
   /** What `luthier train --from run.json` replays. */
   exportRun(): Promise<string>;
-  /** Puts an adapter on the model: PEFT's files, or those of llama.cpp or mlx-lm. */
-  importPeft(files: NamedBlob[]): Promise<void>;
+  /** Puts an adapter on the model: PEFT's files, or those of llama.cpp or mlx-lm. What comes back is to be told to people:
+   * it was tuned on another base. */
+  importPeft(files: NamedBlob[]): Promise<LuthierErrorData | null>;
   close(): void;
 }
 
@@ -374,12 +398,17 @@ export interface LuthierStatic {
   /** Multiply-adds a second of a product the size of this engine's, ×2, in GFLOP/s; takes about two seconds. */
   benchmark(device?: DeviceChoice): Promise<{ device: DeviceInfo; gflops: number }>;
   options(): Promise<OptionRow[]>;
+  /** Whether runs and models can be kept in this browser: not over plain http, nor in some private windows. */
+  canStore(): Promise<boolean>;
+  /** Empty where nothing can be kept, as is `models`. */
   runs(): Promise<StoredRun[]>;
   deleteRun(id: string): Promise<void>;
   /** What a stored run has reported so far, in order. */
   runLog(id: string): Promise<TrainEvent[]>;
-  /** The adapter of a stored run that has ended, as PEFT files: for {@link LuthierApi.importPeft} or a download. */
-  runAdapter(id: string): Promise<NamedBlob[]>;
+  /** An adapter of a stored run that has ended, as PEFT files: for {@link LuthierApi.importPeft} or a download. */
+  runAdapter(id: string, choice?: AdapterChoice): Promise<NamedBlob[]>;
+  /** run.json of a stored run that has ended: what `luthier train --from` replays. */
+  runRecord(id: string): Promise<string>;
   models(): Promise<StoredModel[]>;
   /** Opens a stored model's files. */
   storedModel(name: string): Promise<ModelFiles>;

@@ -6,7 +6,7 @@ import { LuthierError } from "./error.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { downloadModel, storeModel } from "./store/models.js";
 import { Run } from "./trainer.js";
-import type { Agreement, NamedBlob, OptionRow } from "./types.js";
+import type { Agreement, ModelInfo, NamedBlob, OptionRow } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
 const module: EngineModule = engineModule;
@@ -21,7 +21,7 @@ const CHECKED_BYTES = 1 << 30;
 let wasm = "";
 let loaded: Promise<unknown> | null = null;
 let session: Engine | null = null;
-let modelName = "";
+let info: ModelInfo | null = null;
 let run: Run | null = null;
 
 async function engine(): Promise<EngineModule> {
@@ -66,9 +66,10 @@ type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) =
 const handlers: Handlers = {
   async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
     const { Session } = await engine();
-    modelName = name;
     session = await turn(() => Session.create(files, { device, name }, (done, total) => emit([done, total])));
-    return { device: JSON.parse(session.device()), model: JSON.parse(session.info()) };
+    const model: ModelInfo = JSON.parse(session.info());
+    info = model;
+    return { device: JSON.parse(session.device()), model };
   },
 
   async benchmark(device) {
@@ -92,7 +93,8 @@ const handlers: Handlers = {
   },
 
   async train(job, { emit }) {
-    run = new Run(model(), turn, job, modelName, job.options.eval_every ?? (await defaultOf("eval_every")), emit);
+    // Before anything is waited for: what is asked of the run next must find it.
+    run = new Run(model(), turn, job, info!, job.options.eval_every ?? defaultOf("eval_every"), emit);
     try {
       await run.run();
     } finally {
@@ -155,8 +157,7 @@ const handlers: Handlers = {
   async importPeft(files) {
     const read: NamedBytes[] = [];
     for (const { name, blob } of files) read.push({ name, bytes: new Uint8Array(await blob.arrayBuffer()) });
-    await turn(() => model().load_adapter(read));
-    return null;
+    return turn(() => model().load_adapter(read));
   },
 
   async storeModel(files, { emit, cancelled }) {
@@ -170,8 +171,9 @@ const handlers: Handlers = {
   },
 };
 
-async function defaultOf(name: OptionRow["name"]): Promise<number> {
-  const rows: OptionRow[] = JSON.parse((await engine()).option_table());
+/** Of an engine that is loaded: a model is open. */
+function defaultOf(name: OptionRow["name"]): number {
+  const rows: OptionRow[] = JSON.parse(module.option_table());
   return Number(rows.find((row) => row.name === name)?.default ?? 0);
 }
 

@@ -7,7 +7,7 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { LuthierError } from "../error.js";
 import type { DownloadFile, ModelFiles, NamedBlob, StoredModel } from "../types.js";
-import { type Folder, decodeName, encodeName, folder, names, openSync, read, readJson, remove, size, write } from "./opfs.js";
+import { type Folder, available, decodeName, encodeName, folder, names, openSync, read, readJson, remove, size, write } from "./opfs.js";
 
 const MODELS = "models";
 const MANIFEST = "model.json";
@@ -26,7 +26,10 @@ const pathOf = (name: string) => [MODELS, encodeName(name)];
 // ---- for the page
 
 export async function list(): Promise<StoredModel[]> {
-  const found = await Promise.all((await names(await folder([MODELS]))).map((name) => describe(decodeName(name))));
+  if (!(await available())) return [];
+  // What cannot be read at all is none of ours, and no reason to hide the others.
+  const each = (name: string) => describe(decodeName(name)).catch(() => null);
+  const found = await Promise.all((await names(await folder([MODELS]))).map(each));
   return found.filter((model) => model !== null);
 }
 
@@ -52,7 +55,7 @@ export async function deleteModel(name: string): Promise<void> {
 /** All files of the model, or null while some are missing. */
 async function files(at: Folder): Promise<NamedBlob[] | null> {
   const manifest = await readJson<Manifest>(at, MANIFEST);
-  if (!manifest) return null;
+  if (!Array.isArray(manifest?.files)) return null;
   const found: NamedBlob[] = [];
   for (const { name } of manifest.files) {
     const blob = await read(at, encodeName(name));

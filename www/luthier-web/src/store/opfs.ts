@@ -17,6 +17,11 @@ export async function folder(path: string[], create = false): Promise<Folder | n
   return at;
 }
 
+/** Whether there is private storage, and locks to keep tabs apart: not over plain http, nor in some private windows. */
+export async function available(): Promise<boolean> {
+  return navigator.locks !== undefined && root().then(() => true, () => false);
+}
+
 async function root(): Promise<Folder> {
   if (navigator.storage?.getDirectory) return navigator.storage.getDirectory();
   const hint = "Use https (or this machine itself), and not a private window.";
@@ -28,9 +33,14 @@ export async function read(folder: Folder, name: string): Promise<File | null> {
   return handle && handle.getFile();
 }
 
+/** Null also where the file is no JSON: whatever it told is lost, and the rest of the folder may still be of use. */
 export async function readJson<T>(folder: Folder, name: string): Promise<T | null> {
   const file = await read(folder, name);
-  return file && (JSON.parse(await file.text()) as T);
+  try {
+    return file && (JSON.parse(await file.text()) as T);
+  } catch {
+    return null;
+  }
 }
 
 export async function remove(folder: Folder, name: string): Promise<void> {
@@ -60,7 +70,16 @@ async function existing<T>(found: Promise<T>): Promise<T | null> {
 
 /** Names with any characters as names that OPFS takes. */
 export const encodeName = (name: string): string => encodeURIComponent(name).replaceAll(".", "%2E");
-export const decodeName = decodeURIComponent;
+export function decodeName(name: string): string {
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name;
+  }
+}
+
+/** What a write leaves behind that was cut off: see {@link write}. */
+export const isTemporary = (name: string): boolean => name.endsWith(".tmp");
 
 // ---- in workers only
 
