@@ -352,6 +352,44 @@ fn exports_are_checked_against_the_live_model() {
     assert!(error.to_string().contains("is another model"), "{error}");
 }
 
+/// Adapters are put on, taken off and put on again, and each time the model is the very one it was.
+#[test]
+fn adapters_are_switched_to_the_same_bits() {
+    let (_, mut session) = nano_session();
+    let records = luthier::data::read(
+        "x.jsonl",
+        br#"{"prompt":"Put 3 apples on shelf 2","completion":"larder put apples 3 --shelf 2"}"#.as_slice(),
+        &Default::default(),
+    );
+    let data = session.encode(&records.unwrap(), 64).unwrap();
+    let loss = |session: &mut Session, adapted: bool| {
+        block_on(session.evaluate(&data, 1, 64, adapted)).unwrap().loss.to_bits()
+    };
+    let answer = |session: &mut Session| {
+        let sampling = luthier::model::generate::Sampling { max_new_tokens: 12, ..Default::default() };
+        block_on(session.generate(&["Put 3 apples on shelf 2".into()], true, true, &sampling)).unwrap()[0].text.clone()
+    };
+    let base = (loss(&mut session, true), answer(&mut session));
+    let mut found = Vec::new();
+    for (name, module) in [("one", Module::Gate), ("two", Module::V)] {
+        let (lora, flat) = strong(&session, module);
+        block_on(session.load_adapter(lora, &flat)).unwrap();
+        session.keep_adapter(name).unwrap();
+        found.push((name, (loss(&mut session, true), answer(&mut session))));
+        assert_eq!(loss(&mut session, false), base.0, "not used is not there");
+    }
+    assert!(found[0].1.0 != base.0 && found[1].1.0 != base.0 && found[0].1 != found[1].1);
+    for (name, want) in found.iter().chain(&found) {
+        session.use_adapter(Some(name)).unwrap();
+        assert_eq!((loss(&mut session, true), answer(&mut session)), *want, "{name}");
+        session.use_adapter(None).unwrap();
+        assert_eq!((loss(&mut session, true), answer(&mut session)), base, "the base after {name}");
+    }
+    let error = session.use_adapter(Some("three")).unwrap_err();
+    assert!(error.hint().contains("one, two"), "{}", error.hint());
+    assert!(session.keep_adapter("none").is_err());
+}
+
 #[test]
 fn quantised_types_are_for_gguf_alone() {
     let adapter = open_golden("tiny", "tiny_lora");

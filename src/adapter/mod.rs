@@ -113,7 +113,7 @@ pub fn open(path: &std::path::Path, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)
 /// The files of an adapter: those in its folder, or the one .gguf file.
 #[cfg(not(target_arch = "wasm32"))]
 pub fn sources(path: &std::path::Path) -> Result<Vec<Source>> {
-    if !path.is_dir() {
+    if path.is_file() || path.extension().is_some_and(|e| e == "gguf") {
         return Ok(vec![Source::file(path)?]);
     }
     let names = [peft::CONFIG, peft::WEIGHTS, mlx::WEIGHTS].map(|name| path.join(name));

@@ -30,8 +30,8 @@ pub struct Args {
     device: DeviceArg,
 }
 
-/// A loss this much above the live model's, in nats a token, is worth a word about what could be done.
-const NOTABLE: f64 = 0.02;
+/// The share of what the adapter does that may be rounded away before something is said.
+const NOTABLE: f64 = 0.1;
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let single = args.out.extension().is_some_and(|e| e == "gguf");
@@ -67,8 +67,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let total = aside.finish()?;
     say(format!("the merged model ({}, {}) is in {}", dtype.name(), size(total), args.out.display()));
     say(agreement(&checked));
-    if checked.other_loss - checked.loss > NOTABLE {
-        say(remedy(&session, &args.model.model, dtype, &args.adapter));
+    if checked.kl > NOTABLE * checked.moved {
+        say(remedy(&session, &args.model.model, dtype));
     }
     if let Some(file) = beside {
         say(format!("llama.cpp   llama-cli -m {}", args.out.display()));
@@ -82,13 +82,14 @@ fn file_name(path: &Path) -> String {
 }
 
 /// Merging rounded away a part of what was learned: what keeps more of it.
-fn remedy(session: &Session, model: &str, dtype: Dtype, adapter: &Path) -> String {
-    let adapter = adapter.display();
-    let better = match (session.quantised(), hub::unquantised(model)) {
-        (true, Some(base)) => format!("merge into the unquantised base: --model {base} --adapter {adapter}"),
-        (true, None) => "merge into the unquantised base, if you have it".to_string(),
-        (false, _) => "take a --dtype with more bits".to_string(),
+fn remedy(session: &Session, model: &str, dtype: Dtype) -> String {
+    let base = match hub::unquantised(model) {
+        Some(base) if session.quantised() => format!(", best from the unquantised base (--model {base})"),
+        _ => String::new(),
     };
-    let kept = "or keep the adapter beside the base (luthier export), which loses nothing";
-    format!("note        {} rounds away a part of what was learned; {better}, {kept}", dtype.name())
+    format!(
+        "note        {} rounds away a part of what was learned: take --dtype q8_0 or f16{base}, or keep the adapter beside \
+         its base (luthier export), which loses nothing",
+        dtype.name()
+    )
 }

@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod inspect;
 mod merge;
+mod merge_adapters;
 mod out;
 mod progress;
 mod recipe;
@@ -51,6 +52,8 @@ enum Command {
     Merge(merge::Args),
     /// Write an adapter in the files of PEFT, llama.cpp or mlx-lm.
     Export(export::Args),
+    /// Make one adapter of several, weighted.
+    MergeAdapters(merge_adapters::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -65,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Export(args) => (false, export::run(args)),
+        Command::MergeAdapters(args) => (false, merge_adapters::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };

@@ -102,11 +102,13 @@ impl Drop for Aside {
 /// What the comparison with the live model found.
 pub fn agreement(a: &Agreement) -> String {
     format!(
-        "checked     read back, on {}: KL {:.1e} nats from the live model, the same next token at {:.0} %, loss {:.4} and {:.4}",
+        "checked     read back, on {}: KL {:.1e} nats from the live model (the adapter moves it by {:.1e}), \
+         the same next token at {:.0} %, loss {:.4}, live {:.4}",
         count(a.tokens, "token"),
         a.kl,
+        a.moved,
         100.0 * a.same_choice,
-        a.loss,
-        a.other_loss
+        a.other_loss,
+        a.loss
     )
 }

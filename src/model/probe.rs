@@ -41,12 +41,24 @@ impl Probe {
     }
 }
 
-/// How far a model is from another on a text. Losses are means in nats a token, of the text itself.
+/// Mean Kullback–Leibler divergence of the next token by `other` from that by `first`, in nats; logits [N, V].
+pub fn divergence(first: &[f32], other: &[f32], vocab: usize) -> f64 {
+    let rows = first.chunks_exact(vocab).zip(other.chunks_exact(vocab));
+    let each = rows.map(|(p, q)| {
+        let (p, q) = (log_softmax(p), log_softmax(q));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    (each.sum::<f64>() / (first.len() / vocab) as f64).max(0.0)
+}
+
+/// How far an export is from the live model on a text. Losses are means in nats a token, of the text itself.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Agreement {
     pub tokens: usize,
-    /// Mean Kullback–Leibler divergence of the other's next token from the first's, in nats.
+    /// [`divergence`] of the export from the live model.
     pub kl: f64,
+    /// That of the base alone: how far the adapter moves it, and what `kl` is little or much of.
+    pub moved: f64,
     /// Share of positions where both find the same token likeliest.
     pub same_choice: f64,
     pub loss: f64,
@@ -56,15 +68,14 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// Of logits [N, V] of two models for the same ids.
-    pub fn new(ids: &[u32], first: &[f32], other: &[f32]) -> Agreement {
+    /// Of logits [N, V] for the same ids: by the live model, by the base without the adapter, by the export.
+    pub fn new(ids: &[u32], first: &[f32], base: &[f32], other: &[f32]) -> Agreement {
         let n = ids.len();
         let vocab = first.len() / n;
         assert_eq!(first.len(), other.len(), "logits of two models of one vocabulary");
-        let (mut kl, mut same, mut losses) = (0.0, 0, [0.0; 2]);
+        let (mut same, mut losses) = (0, [0.0; 2]);
         for (row, (p, q)) in first.chunks_exact(vocab).zip(other.chunks_exact(vocab)).enumerate() {
             let (p, q) = (log_softmax(p), log_softmax(q));
-            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
             same += usize::from(likeliest(&p) == likeliest(&q));
             if let Some(&next) = ids.get(row + 1) {
                 losses[0] -= p[next as usize];
@@ -76,7 +87,8 @@ impl Agreement {
         let targets = (n - 1).max(1) as f64;
         Agreement {
             tokens: n,
-            kl: (kl / n as f64).max(0.0),
+            kl: divergence(first, other, vocab),
+            moved: divergence(first, base, vocab),
             same_choice: same as f64 / n as f64,
             loss: losses[0] / targets,
             other_loss: losses[1] / targets,
@@ -102,14 +114,15 @@ mod tests {
     #[test]
     fn agreement_is_measured_as_it_is_defined() {
         let (half, ids) = ((0.5f64).ln(), [0, 1]);
-        let same = Agreement::new(&ids, &[1.0, 1.0, 5.0, 5.0], &[1.0, 1.0, 5.0, 5.0]);
+        let even = [1.0, 1.0, 5.0, 5.0];
+        let same = Agreement::new(&ids, &even, &even, &even);
         assert_eq!((same.kl, same.same_choice, same.logits_apart), (0.0, 1.0, 0.0));
         assert!((same.loss + half).abs() < 1e-12 && same.loss == same.other_loss);
         // At both positions the first says 1/2 : 1/2, the other 3/4 : 1/4.
         let (three, none) = ((3f32).ln(), 0.0);
-        let other = Agreement::new(&ids, &[none; 4], &[three, none, three, none]);
+        let other = Agreement::new(&ids, &[none; 4], &even, &[three, none, three, none]);
         let kl = 0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln();
-        assert!((other.kl - kl).abs() < 1e-7, "{} and not {kl}", other.kl);
+        assert!((other.kl - kl).abs() < 1e-7 && other.moved == 0.0, "{} and not {kl}", other.kl);
         assert!((other.other_loss - 4f64.ln()).abs() < 1e-7, "{}", other.other_loss);
     }
 }

@@ -23,6 +23,7 @@ use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub struct Session {
@@ -36,6 +37,8 @@ pub struct Session {
     files: ModelFiles,
     base: Base,
     adapter: Option<(Lora, Patches)>,
+    /// Adapters that were put aside by name, to be used again.
+    shelf: BTreeMap<String, (Lora, Patches)>,
     trainer: Option<Trainer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
@@ -96,6 +99,7 @@ impl Session {
             files: files.clone(),
             base,
             adapter: None,
+            shelf: BTreeMap::new(),
             trainer: None,
             run: None,
             validation: None,
@@ -168,9 +172,37 @@ impl Session {
         Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
+    /// Keeps the adapter that is on the model under a name, in place of one that had it.
+    pub fn keep_adapter(&mut self, name: &str) -> Result<()> {
+        let Some(adapter) = self.adapter.clone() else {
+            return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
+        };
+        self.shelf.insert(name.into(), adapter);
+        Ok(())
+    }
+
+    /// Puts an adapter that was kept on the model, or takes off the one that is there: then the model is its base.
+    pub fn use_adapter(&mut self, name: Option<&str>) -> Result<()> {
+        let chosen = match name {
+            Some(name) => Some(self.shelf.get(name).cloned().ok_or_else(|| {
+                let known: Vec<&str> = self.shelf.keys().map(String::as_str).collect();
+                let hint = format!("kept are: {}", if known.is_empty() { "none".into() } else { known.join(", ") });
+                Error::setting("adapter", format!("no adapter is kept as '{name}'"), hint)
+            })?),
+            None => None,
+        };
+        (self.trainer, self.validation) = (None, None);
+        self.put(chosen);
+        Ok(())
+    }
+
     /// Sequences built for another adapter are not used again.
     fn set_adapter(&mut self, lora: Lora, patches: Patches) {
-        self.adapter = Some((lora, patches));
+        self.put(Some((lora, patches)));
+    }
+
+    fn put(&mut self, adapter: Option<(Lora, Patches)>) {
+        self.adapter = adapter;
         self.evaluation = None;
         if let Some(generator) = &mut self.generator {
             generator.forget_adapter();

@@ -331,6 +331,8 @@ export interface Agreement {
   tokens: number;
   /** Mean Kullback–Leibler divergence of the next token, in nats. */
   kl: number;
+  /** That of the base without the adapter: what `kl` is little or much of. */
+  moved: number;
   /** Share of positions where both find the same token likeliest. */
   same_choice: number;
   loss: number;
