@@ -9,6 +9,7 @@ use luthier::clock::Instant;
 use luthier::device::{Device, DeviceChoice};
 use luthier::format::WeightFormat;
 use luthier::num::uniform;
+use luthier::ops::gain::Vector;
 use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
 use luthier::ops::*;
 use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
@@ -135,7 +136,7 @@ fn matmuls(b: &mut Bench, n: usize, products: &[usize]) {
     });
     b.row("lora_grad.accumulate", format!("{n}x{r}x{f}"), 2 * n * r * f, |b| {
         let (p, q, grads) = (b.floats(n * r), b.floats(n * f), b.floats(r * f));
-        lora_grad::accumulate(&mut b.plan, "", n, p, r, q, f, 1.0, grads, 0);
+        lora_grad::accumulate(&mut b.plan, "", n, p, (r, r), q, f, 1.0, grads, 0);
     });
 }
 
@@ -149,6 +150,36 @@ fn elementwise(b: &mut Bench, n: usize) {
     b.row("rmsnorm.backward", &shape, 10 * n * c, |b| {
         let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
         rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+    });
+    b.row("gain.forward", &shape, 2 * n * c, |b| {
+        let (x, g, none, y) = (b.floats(n * c), b.floats(c), b.floats(4), b.floats(n * c));
+        gain::forward(&mut b.plan, "", (n, c), x, Vector { buf: g, off: 0 }, None, None, none, y);
+    });
+    b.row("gain.backward", &shape, 2 * n * c, |b| {
+        let (dy, g, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c));
+        gain::backward(&mut b.plan, "", (n, c), dy, Vector { buf: g, off: 0 }, dx, true);
+    });
+    b.row("column_sum.accumulate", &shape, 2 * n * c, |b| {
+        let (p, q, out) = (b.floats(n * c), b.floats(n * c), b.floats(c));
+        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q), Vector { buf: out, off: 0 }, true);
+    });
+    b.row("rows.forward", format!("{n}x{c} of 16"), n * c, |b| {
+        let (index, table, x) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
+        rows::forward(&mut b.plan, "", (n, c), index, Vector { buf: table, off: 0 }, x);
+    });
+    b.row("rows.backward", format!("{n}x{c} of 16"), n * c, |b| {
+        let (index, grads, dx) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
+        rows::backward(&mut b.plan, "", (n, c), index, Vector { buf: grads, off: 0 }, dx, false);
+    });
+    b.row("row_squares.forward", format!("bf16 {f}x{c}"), 2 * f * c, |b| {
+        let (w, out) = (b.matrix(WeightFormat::BF16, f, c), b.floats(f));
+        row_squares::forward(&mut b.plan, "", &w, out);
+    });
+    b.row("row_gain.forward", format!("{f} r16"), 2 * f * 16 * 16, |b| {
+        let (params, aw, aa) = (b.floats(f + 16 * f), b.floats(16 * f), b.floats(256));
+        let (squares, inv, gain) = (b.floats(f), b.floats(f), b.floats(f));
+        let rows = row_gain::Rows { params, magnitude: 0, b: f, rank: 16, scale: 1.0, squares };
+        row_gain::forward(&mut b.plan, "", f, rows, aw, aa, inv, gain);
     });
     b.row("swiglu.forward", format!("{n}x{f}"), 5 * n * f, |b| {
         let (gate, up, y) = (b.floats(n * f), b.floats(n * f), b.floats(n * f));
@@ -246,8 +277,14 @@ fn updates(b: &mut Bench) {
     });
     b.row("adamw", format!("{len}"), 15 * len, |b| {
         let (control, clip) = (b.control(), b.floats(2));
-        let state =
-            adamw::State { params: b.floats(len), grads: b.floats(len), m: b.floats(len), v: b.floats(len), len };
+        let state = adamw::State {
+            params: b.floats(len),
+            grads: b.floats(len),
+            m: b.floats(len),
+            v: b.floats(len),
+            len,
+            rates: None,
+        };
         let hyper = adamw::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         adamw::step(&mut b.plan, hyper, control, clip, &state);
     });

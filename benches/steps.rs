@@ -5,7 +5,7 @@
 //! B=4 T=128), `smollm2` (SmolLM2-135M's shape, Q4_1 weights, B=2 T=256) and `smollm2-bf16`. Weights are random, all
 //! tokens are supervised, LoRA r = 8 on all linears.
 
-use luthier::adapter::{Lora, LoraConfig};
+use luthier::adapter::{Adapter, Lora, LoraConfig};
 use luthier::data::{Batches, Dataset, Example, PackOptions, Stats};
 use luthier::device::{Device, DeviceChoice};
 use luthier::format::{WeightFormat, pack};
@@ -85,8 +85,15 @@ fn run(case: &Case, choice: DeviceChoice, steps: u64, profile: bool) {
     let device = pollster::block_on(Device::open(choice)).expect("a device");
     let name = device.describe();
     let mut base = random_base(case, device);
-    let config = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, modules: Module::ALL.to_vec() };
-    let lora = Lora::new(&case.spec, config).expect("a valid adapter");
+    let config = LoraConfig {
+        rank: 8,
+        alpha: 16.0,
+        dropout: 0.0,
+        rslora: false,
+        modules: Module::ALL.to_vec(),
+        ..Default::default()
+    };
+    let lora = Adapter::new(&case.spec, Lora::new(&case.spec, config).expect("a valid adapter"));
     let initial = lora.init(0);
     let options = TrainOptions {
         batch_size: case.b,

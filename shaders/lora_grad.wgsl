@@ -2,10 +2,10 @@
 //
 // accumulate:  out[off + r·W + w] += scale·Σ_n p[n,r]·q[n,w]
 //
-// p:[N,R]  q:[N,W], W a multiple of 4  out: floats
+// p: the first R columns of [N,ld]  q:[N,W], W a multiple of 4  out: floats
 // Dispatch: x over blocks of 8 ranks, y over blocks of 128 columns (32 invocations of 4).
 
-struct Params { n: u32, r: u32, w: u32, off: u32, scale: f32, pad: u32 }
+struct Params { n: u32, r: u32, w: u32, off: u32, scale: f32, ld: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> a: array<f32>;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -24,7 +24,7 @@ fn accumulate(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
     for (var n = 0u; n < p.n; n += 1u) {
         let b = q[(n * p.w + w0) / 4u];
-        let at = n * p.r;
+        let at = n * p.ld;
         c0 += a[at + r0] * b; c1 += a[at + r1] * b; c2 += a[at + r2] * b; c3 += a[at + r3] * b;
         c4 += a[at + r4] * b; c5 += a[at + r5] * b; c6 += a[at + r6] * b; c7 += a[at + r7] * b;
     }

@@ -119,6 +119,12 @@ pub fn uniform(seed: u64, stream: u64, index: u64) -> f64 {
     (mix(mix(key).wrapping_add(index.wrapping_mul(golden))) >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// A standard normal number, as much a pure function of its counters (Box and Muller 1958).
+pub fn normal(seed: u64, stream: u64, index: u64) -> f64 {
+    let (a, b) = (uniform(seed, stream, 2 * index), uniform(seed, stream, 2 * index + 1));
+    (-2.0 * (1.0 - a).ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ mod common;
 mod tiny;
 
 use luthier::adapter::lora::all_sites;
-use luthier::adapter::{self, Lora, LoraConfig, peft};
+use luthier::adapter::{self, Adapter, Lora, LoraConfig, Role, peft};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::tensors::module_path;
 use luthier::model::{Module, Site};
@@ -17,14 +17,14 @@ use serde_json::{Value, json};
 use tiny::{Rig, documents, packed};
 
 /// The golden adapter of the model `tiny`, read with some settings changed.
-fn read(change: &[(&str, Value)]) -> Result<(Lora, Vec<f32>), String> {
+fn read(change: &[(&str, Value)]) -> Result<(Adapter, Vec<f32>), String> {
     let file = |name: &str| std::fs::read(tiny::golden("tiny_lora").join(name)).unwrap();
     let mut config: Value = serde_json::from_slice(&file(peft::CONFIG)).unwrap();
     change.iter().for_each(|(key, value)| config[key] = value.clone());
     open(&config, file(peft::WEIGHTS))
 }
 
-fn open(config: &Value, weights: Vec<u8>) -> Result<(Lora, Vec<f32>), String> {
+fn open(config: &Value, weights: Vec<u8>) -> Result<(Adapter, Vec<f32>), String> {
     let base = tiny::base("tiny", Device::cpu());
     let config = Source::bytes(format!("a/{}", peft::CONFIG), config.to_string().into_bytes());
     let weights = Source::bytes(format!("a/{}", peft::WEIGHTS), weights);
@@ -66,7 +66,7 @@ fn settings_of_the_wrong_kind_are_faults_of_the_file() {
 fn the_weights_tell_which_linears_are_adapted() {
     let (plain, flat) = read(&[]).unwrap();
     let paths: Vec<String> =
-        plain.sites.keys().map(|s| format!("model.layers.{}.{}", s.layer, module_path(s.module))).collect();
+        plain.sites().keys().map(|s| format!("model.layers.{}.{}", s.layer, module_path(s.module))).collect();
     for targets in [json!(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"), json!(paths), json!(null)] {
         let (lora, same) = read(&[("target_modules", targets)]).unwrap();
         assert_eq!((lora.layout(), same), (plain.layout(), flat.clone()));
@@ -81,32 +81,31 @@ fn an_adapter_of_some_linears_is_one_that_is_zero_elsewhere() {
     let base = tiny::base("tiny", Device::cpu());
     let (whole, flat) = tiny::adapter(&base, 0.0, false);
     let sites = [Site { layer: 1, module: Module::V }, Site { layer: 2, module: Module::Up }];
-    let some = Lora::at(sites.into(), base.spec(), whole.config.clone()).unwrap();
+    let plain = LoraConfig { rank: 4, alpha: 8.0, ..Default::default() };
+    let some = Adapter::new(base.spec(), Lora::at(sites.into(), base.spec(), plain.clone()).unwrap());
     let (mut part, mut zeros) = (vec![0.0; some.len], vec![0.0; whole.len]);
-    for (site, to) in &some.sites {
-        let (from, (o, i)) = (whole.sites[site], whole.shapes[site]);
-        for (to, from, len) in [(to.a, from.a, to.rank * i), (to.b, from.b, to.rank * o)] {
-            part[to..to + len].copy_from_slice(&flat[from..from + len]);
-            zeros[from..from + len].copy_from_slice(&flat[from..from + len]);
-        }
+    for to in &some.parts {
+        let from = whole.part(to.role).unwrap();
+        to.of_mut(&mut part).copy_from_slice(from.of(&flat));
+        from.of_mut(&mut zeros).copy_from_slice(from.of(&flat));
     }
     let files = peft::files(&some, &part, "tiny").unwrap();
     let config: Value = serde_json::from_slice(&files[0].1).unwrap();
     assert_eq!(config["target_modules"], json!(["model.layers.1.self_attn.v_proj", "model.layers.2.mlp.up_proj"]));
     let (lora, again) = open(&config, files[1].1.clone()).unwrap();
     assert_eq!((lora.layout(), &again), (some.layout(), &part));
-    assert_ne!(lora.layout(), Lora::new(base.spec(), lora.config.clone()).unwrap().layout());
+    assert_ne!(lora.layout(), Adapter::new(base.spec(), Lora::new(base.spec(), plain).unwrap()).layout());
 
     let batch = packed(&documents(3, 1), true);
     let mut part = Rig::new(base, (lora, part), batch.b);
     let mut zero = Rig::new(tiny::base("tiny", Device::cpu()), (whole, zeros), batch.b);
     assert_eq!(part.logits(&batch), zero.logits(&batch));
     let (some, all) = (part.gradients(&batch, 0).1, zero.gradients(&batch, 0).1);
-    for (site, to) in &part.lora.sites {
-        let (from, len) = (zero.lora.sites[site], to.rank * zero.lora.shapes[site].1);
+    for to in part.lora.parts.iter().filter(|part| matches!(part.role, Role::A(_))) {
+        let from = zero.lora.part(to.role).unwrap();
         let largest = all.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
-        for (got, want) in some[to.a..to.a + len].iter().zip(&all[from.a..from.a + len]) {
-            assert!((got - want).abs() <= 1e-6 * largest, "{site:?}: {got}, not {want}");
+        for (got, want) in some[to.at..to.at + to.len()].iter().zip(&all[from.at..]) {
+            assert!((got - want).abs() <= 1e-6 * largest, "{:?}: {got}, not {want}", to.role);
         }
     }
 }
@@ -114,13 +113,13 @@ fn an_adapter_of_some_linears_is_one_that_is_zero_elsewhere() {
 #[test]
 fn an_adapter_with_parts_too_many_or_too_few_is_refused() {
     let base = tiny::base("tiny", Device::cpu());
-    let config = LoraConfig { rank: 2, alpha: 2.0, dropout: 0.0, rslora: false, modules: vec![Module::Q] };
+    let config = LoraConfig { rank: 2, alpha: 2.0, modules: vec![Module::Q], ..Default::default() };
     let written = |sites, change: &dyn Fn(&mut Value)| {
-        let lora = Lora::at(sites, base.spec(), config.clone()).unwrap();
+        let lora = Adapter::new(base.spec(), Lora::at(sites, base.spec(), config.clone()).unwrap());
         let files = peft::files(&lora, &lora.init(1), "tiny").unwrap();
         let mut config: Value = serde_json::from_slice(&files[0].1).unwrap();
         change(&mut config);
-        open(&config, files[1].1.clone()).map(|(lora, _)| lora.sites.len())
+        open(&config, files[1].1.clone()).map(|(lora, _)| lora.sites().len())
     };
     let every = all_sites(base.spec(), &[Module::Q]);
     assert_eq!(written(every.clone(), &|_| ()).unwrap(), 3);
@@ -145,8 +144,8 @@ fn an_adapter_with_parts_too_many_or_too_few_is_refused() {
 #[test]
 fn settings_are_written_as_people_write_them() {
     let base = tiny::base("tiny", Device::cpu());
-    let config = LoraConfig { rank: 2, alpha: 0.3, dropout: 0.1, rslora: false, modules: vec![Module::Q] };
-    let lora = Lora::new(base.spec(), config).unwrap();
+    let config = LoraConfig { rank: 2, alpha: 0.3, dropout: 0.1, modules: vec![Module::Q], ..Default::default() };
+    let lora = Adapter::new(base.spec(), Lora::new(base.spec(), config).unwrap());
     let files = peft::files(&lora, &lora.init(1), "tiny").unwrap();
     let text = String::from_utf8(files[0].1.clone()).unwrap();
     assert!(text.contains("\"lora_dropout\": 0.1,") && text.contains("\"lora_alpha\": 0.3,"), "{text}");
@@ -157,8 +156,8 @@ fn an_adapter_knows_the_base_that_it_was_tuned_on() {
     let nano = ModelFiles::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap();
     let mut session = block_on(Session::open(&nano, "nano", DeviceChoice::Cpu, |_, _| {})).unwrap();
     let base = session.base_sha256().to_string();
-    let config = LoraConfig { rank: 2, alpha: 4.0, dropout: 0.0, rslora: false, modules: vec![Module::V] };
-    let lora = Lora::new(session.spec(), config).unwrap();
+    let config = LoraConfig { rank: 2, alpha: 4.0, modules: vec![Module::V], ..Default::default() };
+    let lora = Adapter::new(session.spec(), Lora::new(session.spec(), config).unwrap());
     let flat = lora.init(1);
     block_on(session.load_adapter(lora.clone(), &flat)).unwrap();
     let tuned_on = |files: adapter::Files| {

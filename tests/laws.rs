@@ -6,7 +6,7 @@ mod common;
 mod tiny;
 
 use luthier::Error;
-use luthier::adapter::Lora;
+use luthier::adapter::Adapter;
 use luthier::data::{Batch, IGNORE, ReadOptions, read};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
@@ -56,13 +56,13 @@ fn nano() -> ModelFiles {
     ModelFiles::open(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap()
 }
 
-fn steps(base: &mut Base, adapter: (Lora, Vec<f32>), options: TrainOptions) -> Vec<f32> {
+fn steps(base: &mut Base, adapter: (Adapter, Vec<f32>), options: TrainOptions) -> Vec<f32> {
     let mut trainer = tiny::trainer(base, adapter, options);
     while !trainer.done() {
         block_on(trainer.step(base)).unwrap();
     }
     block_on(trainer.reports(base)).unwrap();
-    block_on(trainer.adapter(base)).unwrap()
+    block_on(trainer.values(base)).unwrap()
 }
 
 #[test]
@@ -83,15 +83,16 @@ fn merged_weights_are_the_adapted_model() {
         let mut merged = rig("tiny_llama3", device(), 0.0, 2);
         let flat = tiny::adapter(&merged.base, 0.0, false).1;
         let files = tiny::files("tiny_llama3");
-        for (site, patch) in &adapted.lora.sites {
-            let (o, i) = adapted.lora.shapes[site];
+        for (site, patch) in &adapted.lora.sites() {
+            let (o, i) = merged.base.spec().linear_shape(site.module);
+            let low = patch.low_rank.unwrap();
             let checkpoint = files.checkpoint();
             let info = checkpoint.get(&hf_name(Tensor::Weight(*site))).unwrap();
             let mut w = block_on(checkpoint.read_f32(info)).unwrap();
             for (n, w) in w.iter_mut().enumerate() {
                 let (row, col) = (n / i, n % i);
-                let term = |k: usize| flat[patch.b + k * o + row] as f64 * flat[patch.a + k * i + col] as f64;
-                *w = (*w as f64 + patch.scale as f64 * (0..patch.rank).map(term).sum::<f64>()) as f32;
+                let term = |k: usize| flat[low.b + k * o + row] as f64 * flat[low.a + k * i + col] as f64;
+                *w = (*w as f64 + low.scale as f64 * (0..low.rank).map(term).sum::<f64>()) as f32;
             }
             let shard = merged.base.decoder.matrix(Tensor::Weight(*site)).unwrap().shards[0].buf;
             merged.base.device.write_floats(shard, 0, &w);
@@ -119,7 +120,7 @@ fn micro_batches_are_one_batch() {
                 let reports = block_on(trainer.step(&mut base)).unwrap();
                 numbers.extend(reports.iter().flat_map(|r| [r.loss, r.grad_norm]));
             }
-            let last = block_on(trainer.adapter(&mut base)).unwrap();
+            let last = block_on(trainer.values(&mut base)).unwrap();
             (window, numbers, last.into_iter().map(f64::from).collect::<Vec<_>>())
         };
         let whole = run(tiny::packed(&documents, true).b);
@@ -273,7 +274,7 @@ fn gradients_are_differences_of_the_loss() {
         };
         // Some entries of A and some of B at every site.
         let lora = tiny::adapter(&tiny::base(model, Device::cpu()), 0.0, false).0;
-        let entries: Vec<usize> = lora.sites.values().flat_map(|p| [p.a + 5, p.a + 30, p.b + 1, p.b + 18]).collect();
+        let entries: Vec<usize> = lora.parts.iter().flat_map(|part| [part.at + 5, part.at + 18]).collect();
         let largest = entries.iter().fold(0.0, |m: f64, i| m.max(grads[*i].abs()));
         for i in entries {
             let difference = (at(i, flat[i] + H) - at(i, flat[i] - H)) / (2.0 * H);
@@ -428,7 +429,7 @@ fn a_run_that_diverges_stops_with_its_last_good_adapter() {
             let mut base = tiny::base("tiny", device());
             let (lora, mut flat) = tiny::adapter(&base, 0.0, false);
             flat[3] = poison.unwrap_or(flat[3]);
-            let options = TrainOptions { lr, max_grad_norm: 0.0, ..tiny::options(20) };
+            let options = TrainOptions { lr: Some(lr), max_grad_norm: 0.0, ..tiny::options(20) };
             let mut trainer = tiny::trainer(&mut base, (lora, flat.clone()), options);
             let mut reported = 0;
             let error = loop {
@@ -443,7 +444,7 @@ fn a_run_that_diverges_stops_with_its_last_good_adapter() {
             let Error::Diverged { step, .. } = &error else { panic!("{name}: {error}") };
             assert_eq!(reported, step - 1, "{name}: the sound steps are reported first");
             assert!(error.to_string().starts_with(&format!("step {step}: the loss is")) && !error.hint().is_empty());
-            (*step, flat, block_on(trainer.adapter(&mut base)).unwrap())
+            (*step, flat, block_on(trainer.values(&mut base)).unwrap())
         };
         let (step, start, last) = run(1e30, None);
         assert_eq!(step, 2, "{name}: the first step is still finite");
@@ -494,7 +495,7 @@ fn a_tuned_model_gives_its_answers_and_stops() {
     let mut session = block_on(Session::open(&nano(), "nano", DeviceChoice::Cpu, |_, _| {})).unwrap();
     let options = TrainOptions {
         rank: 16,
-        lr: 5e-3,
+        lr: Some(5e-3),
         schedule: Schedule::Linear,
         steps: Some(40),
         batch_size: 2,

@@ -12,12 +12,16 @@ mod adamw;
 mod attention;
 #[path = "ops/attention_cached.rs"]
 mod attention_cached;
+#[path = "ops/column_sum.rs"]
+mod column_sum;
 #[path = "ops/cross_entropy.rs"]
 mod cross_entropy;
 #[path = "ops/dropout.rs"]
 mod dropout;
 #[path = "ops/embedding.rs"]
 mod embedding;
+#[path = "ops/gain.rs"]
+mod gain;
 #[path = "ops/gather.rs"]
 mod gather;
 #[path = "ops/lora_grad.rs"]
@@ -28,6 +32,12 @@ mod matmul;
 mod rmsnorm;
 #[path = "ops/rope.rs"]
 mod rope;
+#[path = "ops/row_gain.rs"]
+mod row_gain;
+#[path = "ops/row_squares.rs"]
+mod row_squares;
+#[path = "ops/rows.rs"]
+mod rows;
 #[path = "ops/sum_squares.rs"]
 mod sum_squares;
 #[path = "ops/swiglu.rs"]

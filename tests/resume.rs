@@ -21,7 +21,7 @@ fn data(shelves: usize) -> Records {
 
 fn options() -> TrainOptions {
     TrainOptions {
-        lr: 5e-3,
+        lr: Some(5e-3),
         dropout: 0.1,
         warmup_steps: 2,
         steps: Some(7),
@@ -156,7 +156,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
         assert!(error.to_string().contains(part), "{part} is not in: {error}");
     };
     refused(data(5), options(), &format!("data: sha256 {}, the checkpoint's is {}", data(5).sha256, data(7).sha256));
-    refused(data(7), TrainOptions { lr: 1e-3, ..options() }, "--lr: 0.001, the checkpoint's is 0.005");
+    refused(data(7), TrainOptions { lr: Some(1e-3), ..options() }, "--lr: 0.001, the checkpoint's is 0.005");
     refused(data(7), TrainOptions { rank: 4, ..options() }, "--rank: 4, the checkpoint's is 8");
     // Memory is no part of what is computed.
     start_with(&mut session, &data(7), TrainOptions { kept_blocks: Some(2), ..options() }, Some(bytes)).unwrap();

@@ -3,6 +3,7 @@
 
 use super::factors::Factors;
 use super::lora::{Lora, LoraConfig};
+use super::method::Adapter;
 use crate::error::{Error, Result};
 use crate::model::{ModelSpec, Site};
 use std::collections::BTreeSet;
@@ -22,31 +23,34 @@ pub enum Combination {
 /// The one adapter, and the share of the sum's squared norm that is in it, where something was cut off.
 #[derive(Debug)]
 pub struct Combined {
-    pub lora: Lora,
+    pub adapter: Adapter,
+    pub rank: usize,
     pub flat: Vec<f32>,
     pub kept: Option<f64>,
 }
 
 /// An adapter and the weight it gets.
-pub type Weighted<'a> = (&'a Lora, &'a [f32], f32);
+pub type Weighted<'a> = (&'a Adapter, &'a [f32], f32);
 
 /// `rank` is for `svd` alone; without it the largest rank of the adapters.
 pub fn combine(spec: &ModelSpec, parts: &[Weighted], how: Combination, rank: Option<usize>) -> Result<Combined> {
-    let ranks: Vec<usize> = parts.iter().map(|(lora, ..)| lora.config.rank).collect();
+    let mut taken: Vec<Vec<Factors>> = Vec::new();
+    for (adapter, flat, weight) in parts {
+        // The weight and the adapter's own scale are one number from here on.
+        let weighted = |part: Factors| Factors { scale: part.scale * weight, ..part };
+        taken.push(adapter.factors(flat, "a combination")?.into_iter().map(weighted).collect());
+    }
+    let ranks: Vec<usize> = taken.iter().map(|all| all.iter().map(|part| part.rank).max().unwrap_or(0)).collect();
     let rank = check(parts, &ranks, how, rank)?;
-    let sites: BTreeSet<Site> = parts.iter().flat_map(|(lora, ..)| lora.sites.keys().copied()).collect();
-    let dropout = parts[0].0.config.dropout;
-    let config = LoraConfig { rank, alpha: rank as f32, dropout, rslora: false, modules: Vec::new() };
-    let lora = Lora::at(sites.clone(), spec, config)?;
-    let taken: Vec<(Vec<Factors>, f32)> =
-        parts.iter().map(|(lora, flat, weight)| (lora.factors(flat), weight * lora.config.scale())).collect();
+    let sites: BTreeSet<Site> = taken.iter().flatten().map(|part| part.site).collect();
+    let config = LoraConfig { rank, alpha: rank as f32, ..Default::default() };
+    let adapter = Adapter::new(spec, Lora::at(sites.clone(), spec, config)?);
     let (mut kept, mut whole, mut factors) = (0.0, 0.0, Vec::new());
     for site in sites {
-        let at = |(all, weight): &(Vec<Factors>, f32)| Some((all.iter().find(|f| f.site == site)?.clone(), *weight));
-        let here: Vec<(Factors, f32)> = taken.iter().filter_map(at).collect();
+        let here: Vec<&Factors> = taken.iter().filter_map(|all| all.iter().find(|part| part.site == site)).collect();
         factors.push(match how {
-            Combination::Linear => linear(&here),
-            Combination::Cat => cat(&here).widened(rank, 1.0),
+            Combination::Linear => linear(&here, rank),
+            Combination::Cat => cat(&here).widened(rank),
             Combination::Svd => {
                 let (factors, squares) = svd(&cat(&here), rank);
                 kept += squares.0;
@@ -56,7 +60,7 @@ pub fn combine(spec: &ModelSpec, parts: &[Weighted], how: Combination, rank: Opt
         });
     }
     let kept = (how == Combination::Svd && whole > 0.0).then_some(kept / whole);
-    Ok(Combined { flat: lora.flat(&factors), lora, kept })
+    Ok(Combined { flat: adapter.flat(&factors), adapter, rank, kept })
 }
 
 /// The rank of what comes out.
@@ -83,26 +87,25 @@ fn check(parts: &[Weighted], ranks: &[usize], how: Combination, rank: Option<usi
     }
 }
 
-/// The sign goes with A alone: in both factors it would cancel.
-fn linear(here: &[(Factors, f32)]) -> Factors {
-    let (mut sum, _) = here[0].clone();
+/// The sign goes with A alone: in both factors it would cancel. A rank that is smaller here than elsewhere gets zeros.
+fn linear(here: &[&Factors], rank: usize) -> Factors {
+    let mut sum = Factors { scale: 1.0, ..here[0].widened(rank) };
     sum.a.fill(0.0);
     sum.b.fill(0.0);
-    for (part, weight) in here {
-        let root = weight.abs().sqrt();
-        sum.a.iter_mut().zip(&part.a).for_each(|(sum, a)| *sum += root.copysign(*weight) * a);
+    for part in here.iter().map(|part| part.widened(rank)) {
+        let root = part.scale.abs().sqrt();
+        sum.a.iter_mut().zip(&part.a).for_each(|(sum, a)| *sum += root.copysign(part.scale) * a);
         sum.b.iter_mut().zip(&part.b).for_each(|(sum, b)| *sum += root * b);
     }
     sum
 }
 
-fn cat(here: &[(Factors, f32)]) -> Factors {
-    let rank = here.iter().map(|(part, _)| part.rank).sum();
-    let (o, _) = here[0].0.shape();
-    let a = here.iter().flat_map(|(part, weight)| part.a.iter().map(move |a| a * weight)).collect();
-    let row =
-        |row: usize| here.iter().flat_map(move |(part, _)| part.b[row * part.rank..][..part.rank].iter().copied());
-    Factors { site: here[0].0.site, rank, a, b: (0..o).flat_map(row).collect() }
+fn cat(here: &[&Factors]) -> Factors {
+    let rank = here.iter().map(|part| part.rank).sum();
+    let (o, _) = here[0].shape();
+    let a = here.iter().flat_map(|part| part.a.iter().map(move |a| a * part.scale)).collect();
+    let row = |row: usize| here.iter().flat_map(move |part| part.b[row * part.rank..][..part.rank].iter().copied());
+    Factors { site: here[0].site, rank, scale: 1.0, a, b: (0..o).flat_map(row).collect() }
 }
 
 type Columns = Vec<Vec<f64>>;
@@ -127,8 +130,8 @@ fn svd(product: &Factors, rank: usize) -> (Factors, (f64, f64)) {
     let a = order.iter().flat_map(|&k| (0..i).map(|col| combine(&p, &v[k], col)).collect::<Vec<_>>()).collect();
     let b = (0..o).flat_map(|row| order.iter().map(|&k| combine(&q, &us[k], row)).collect::<Vec<_>>()).collect();
     let kept = order.iter().map(|&k| norm(&us[k])).sum();
-    let small = Factors { site: product.site, rank: order.len(), a, b };
-    (small.widened(rank, 1.0), (kept, us.iter().map(|column| norm(column)).sum()))
+    let small = Factors { site: product.site, rank: order.len(), scale: 1.0, a, b };
+    (small.widened(rank), (kept, us.iter().map(|column| norm(column)).sum()))
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -1,14 +1,16 @@
-//! An adapter taken apart: the low-rank factors linear by linear, laid out as other tools have them. Whatever writes,
-//! reads or combines adapters works on these; this file alone knows how they lie in the flat buffer.
+//! An adapter taken apart: the low-rank factors linear by linear, laid out as other tools have them. What those tools'
+//! files hold, and what can be combined, is in here; a method with anything more is refused, with the way out.
 
-use super::lora::Lora;
+use super::method::{Adapter, Role};
+use crate::error::{Error, Result};
 use crate::model::Site;
 
-/// `ΔW = s·B·A` at one linear, without the scale s, which belongs to the adapter as a whole.
+/// `ΔW = s·B·A` at one linear.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Factors {
     pub site: Site,
     pub rank: usize,
+    pub scale: f32,
     /// [R, I]
     pub a: Vec<f32>,
     /// [O, R]
@@ -21,38 +23,61 @@ impl Factors {
         (self.b.len() / self.rank, self.a.len() / self.rank)
     }
 
-    /// The same product at a higher rank, the new rows and columns zero, with B multiplied by `factor`.
-    pub fn widened(&self, rank: usize, factor: f32) -> Factors {
+    /// The same at a higher rank, the new rows and columns zero.
+    pub fn widened(&self, rank: usize) -> Factors {
         assert!(rank >= self.rank, "rank {} cannot become {rank}", self.rank);
         let (o, i) = self.shape();
         let mut a = self.a.clone();
         a.resize(rank * i, 0.0);
         let mut b = vec![0.0; o * rank];
         for (to, from) in b.chunks_exact_mut(rank).zip(self.b.chunks_exact(self.rank)) {
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * factor);
+            to[..self.rank].copy_from_slice(from);
         }
-        Factors { site: self.site, rank, a, b }
+        Factors { site: self.site, rank, scale: self.scale, a, b }
+    }
+
+    /// The same update at another scale: what lies between them goes into B, unless it is rounding.
+    pub fn scaled(mut self, scale: f32) -> Factors {
+        let factor = self.scale / scale;
+        if (factor - 1.0).abs() > 4.0 * f32::EPSILON {
+            self.b.iter_mut().for_each(|b| *b *= factor);
+        }
+        self.scale = scale;
+        self
     }
 }
 
-impl Lora {
-    pub fn factors(&self, flat: &[f32]) -> Vec<Factors> {
-        let parts = self.sites.iter().map(|(site, patch)| {
-            let ((o, i), rank) = (self.shapes[site], patch.rank);
-            let b = transpose(&flat[patch.b..patch.b + rank * o], rank, o);
-            Factors { site: *site, rank, a: flat[patch.a..patch.a + rank * i].to_vec(), b }
+impl Adapter {
+    /// An error for methods that train more than low-rank factors; `what` cannot hold them.
+    pub fn factors(&self, flat: &[f32], what: &str) -> Result<Vec<Factors>> {
+        if self.parts.iter().any(|part| !matches!(part.role, Role::A(_) | Role::B(_))) {
+            let what = format!("{what} holds low-rank factors alone, and {} trains other tensors", self.method.name());
+            let hint = match self.method.virtual_tokens() {
+                0 => "write the merged model (luthier merge), which holds all of it",
+                _ => "keep it in PEFT's layout: what stands before a text is in no weight",
+            };
+            return Err(Error::Unsupported { file: "the adapter".into(), what, hint: hint.into() });
+        }
+        let parts = self.parts.iter().filter_map(|part| match part.role {
+            Role::A(site) => Some((site, part)),
+            _ => None,
         });
-        parts.collect()
+        let factors = parts.map(|(site, a)| {
+            let b = self.part(Role::B(site)).expect("A has its B");
+            let scale = self.method.low_rank(site).scale;
+            Factors { site, rank: a.rows, scale, a: a.of(flat).to_vec(), b: transpose(b.of(flat), b.rows, b.cols) }
+        });
+        Ok(factors.collect())
     }
 
     /// The inverse: the flat buffer of factors at this adapter's linears, in its shapes.
     pub fn flat(&self, factors: &[Factors]) -> Vec<f32> {
         let mut flat = vec![0.0; self.len];
-        for part in factors {
-            let (patch, (o, i)) = (self.sites[&part.site], self.shapes[&part.site]);
-            assert_eq!((part.rank, part.shape()), (patch.rank, (o, i)), "{:?}", part.site);
-            flat[patch.a..patch.a + patch.rank * i].copy_from_slice(&part.a);
-            flat[patch.b..patch.b + patch.rank * o].copy_from_slice(&transpose(&part.b, o, patch.rank));
+        for Factors { site, rank, a, b, .. } in factors {
+            let b = transpose(b, b.len() / rank, *rank);
+            for (role, values) in [(Role::A(*site), a), (Role::B(*site), &b)] {
+                self.part(role).expect("the linear is adapted").of_mut(&mut flat).copy_from_slice(values);
+            }
         }
         flat
     }

@@ -1,10 +1,13 @@
 //! Adapters as llama.cpp reads them (`llama-adapter.cpp`; Ollama and wllama with it): one GGUF file, no tokenizer.
 //!
-//! Its loader computes `alpha / rank · B·A` and knows no other scale, so rsLoRA's √ goes into alpha. Its tensors are named
+//! Its loader computes `alpha / rank · B·A`, rank being the tensor's own, and knows no other scale: rsLoRA's √ goes into alpha,
+//! and where linears differ in more than rank, what is left into B. Its tensors are named
 //! after the base's in GGUF, and where the base's rows are in another order (q and k of arch llama) so are B's.
 
 use super::factors::Factors;
-use super::lora::{Lora, LoraConfig};
+use super::lora::{Lora, LoraConfig, Pattern};
+use super::method::Adapter;
+use super::peft;
 use super::{BASE_SHA256, BaseName};
 use crate::error::{Error, Result};
 use crate::model::load::{half_split, interleave};
@@ -24,10 +27,13 @@ fn name(site: Site, factor: &str) -> String {
 }
 
 /// The bytes of the file; `base` is what the base model is called, `tuned` what the adapter is.
-pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName, tuned: &str) -> Result<Vec<u8>> {
-    let factors = lora.factors(flat);
+pub fn to_bytes(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseName, tuned: &str) -> Result<Vec<u8>> {
+    let factors = adapter.factors(flat, "a GGUF adapter")?;
+    let alpha = alpha(&factors);
     let mut tensors = Vec::new();
-    for part in &factors {
+    for part in factors {
+        let scale = alpha / part.rank as f32;
+        let part = part.scaled(scale);
         let ((o, i), r) = (part.shape(), part.rank);
         let b = match interleaved(spec, Tensor::Weight(part.site)) {
             Some(head_dim) => interleave(&part.b, r, head_dim),
@@ -40,7 +46,7 @@ pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName, tun
         }
     }
     let planned: Vec<Planned> = tensors.iter().map(|(planned, _)| planned.clone()).collect();
-    let mut out = gguf_write::header(&metadata(lora, spec, base, tuned), &planned);
+    let mut out = gguf_write::header(&metadata(alpha, spec, base, tuned), &planned);
     for (planned, values) in &tensors {
         let bytes = encode(planned.stored, values).map_err(|(i, what)| {
             Error::device(format!("number {i} of {}: {what}", planned.name), "nothing was written")
@@ -51,9 +57,13 @@ pub fn to_bytes(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName, tun
     Ok(out)
 }
 
-fn metadata(lora: &Lora, spec: &ModelSpec, base: BaseName, tuned: &str) -> BTreeMap<String, Value> {
-    let config = &lora.config;
-    let alpha = if config.rslora { config.alpha * (config.rank as f32).sqrt() } else { config.alpha };
+/// alpha of the first linear. A scale of alpha/rank is exact only for some ranks: what is nearly whole was whole.
+fn alpha(factors: &[Factors]) -> f32 {
+    let alpha = factors.first().map_or(1.0, |first| first.scale * first.rank as f32);
+    if (alpha - alpha.round()).abs() <= 4.0 * f32::EPSILON * alpha { alpha.round() } else { alpha }
+}
+
+fn metadata(alpha: f32, spec: &ModelSpec, base: BaseName, tuned: &str) -> BTreeMap<String, Value> {
     let (organization, base_name) = base.name.rsplit_once('/').unwrap_or(("", base.name));
     let mut pairs: BTreeMap<String, Value> = [
         ("general.architecture", family::gguf_architecture(spec).into()),
@@ -81,7 +91,7 @@ pub(super) fn base_sha256_key() -> String {
 }
 
 /// Reads such a file for a model: the layout and the flat parameters.
-pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     let gguf = Gguf::open(source.clone()).await?;
     check_kind(&gguf, spec)?;
     let ranks = ranks(&gguf, spec)?;
@@ -89,12 +99,22 @@ pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> 
     if alpha < 0.0 {
         return Err(unsupported(&gguf, format!("{ALPHA} is {alpha}, expected 0 or more")));
     }
-    let rank = *ranks.values().max().expect("at least one linear is adapted");
     // Without alpha llama.cpp scales by 1.
     let alpha_of = |r: usize| if alpha == 0.0 { r as f32 } else { alpha };
-    let config = LoraConfig { rank, alpha: alpha_of(rank), dropout: 0.0, rslora: false, modules: Vec::new() };
+    let rank = *ranks.values().max().expect("at least one linear is adapted");
+    let others: Vec<(String, usize)> =
+        ranks.iter().filter(|(_, r)| **r != rank).map(|(site, r)| (peft::path(*site), *r)).collect();
+    let alphas = others.iter().map(|(path, r)| (path.clone(), alpha_of(*r)));
+    let config = LoraConfig {
+        rank,
+        alpha: alpha_of(rank),
+        alpha_pattern: Pattern(if alpha == 0.0 { alphas.collect() } else { Vec::new() }),
+        rank_pattern: Pattern(others),
+        ..Default::default()
+    };
     let lora = Lora::at(ranks.keys().copied().collect(), spec, config)
         .map_err(|e| super::of_the_file(e, &source, "lora_b"))?;
+    let adapter = Adapter::new(spec, lora);
     let mut factors = Vec::new();
     for (&site, &r) in &ranks {
         let mut values = [Vec::new(), Vec::new()];
@@ -106,11 +126,10 @@ pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> 
             Some(head_dim) => half_split(&b, r, head_dim),
             None => b,
         };
-        let scale = (alpha_of(r) / r as f32) / (alpha_of(rank) / rank as f32);
-        factors.push(Factors { site, rank: r, a, b }.widened(rank, scale));
+        factors.push(Factors { site, rank: r, scale: alpha_of(r) / r as f32, a, b });
     }
-    let flat = lora.flat(&factors);
-    Ok((lora, flat))
+    let flat = adapter.flat(&factors);
+    Ok((adapter, flat))
 }
 
 /// An adapter, of the right kind, for the right architecture.

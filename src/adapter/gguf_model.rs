@@ -5,7 +5,7 @@
 
 use super::merge::{Dtype, Merged, Target, encoded};
 use crate::error::Result;
-use crate::model::load::{Opened, interleave};
+use crate::model::load::interleave;
 use crate::model::tensors::{Tensor, gguf_name, interleaved};
 use crate::model::{ModelSpec, family};
 use crate::weights::gguf::Value;
@@ -23,8 +23,7 @@ pub(super) struct File {
 }
 
 impl File {
-    pub fn new(files: &ModelFiles, opened: &Opened, target: &Target) -> Result<File> {
-        let spec = &opened.spec;
+    pub fn new(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<File> {
         let divisors = spec.rope.divisors(spec.head_dim).map(|values| {
             let shape = vec![values.len() as u64];
             (Planned { name: "rope_freqs.weight".into(), shape, stored: StoredType::F32 }, values)
@@ -53,15 +52,15 @@ impl File {
         }
         for (tensor, planned) in &self.tensors {
             let cols = if planned.shape.len() == 2 { planned.shape[1] as usize } else { 1 };
-            let order = interleaved(&merged.opened.spec, *tensor);
-            let each = async |_, values: Vec<f32>| {
+            let order = interleaved(&merged.spec, *tensor);
+            let each = async |values: Vec<f32>| {
                 let values = match order {
                     Some(head_dim) => interleave(&values, cols, head_dim),
                     None => values,
                 };
                 sink(&self.name, &encoded(*tensor, planned.stored, &values)?).await
             };
-            merged.read(*tensor, each).await?;
+            merged.read(*tensor, &planned.shape, each).await?;
             sink(&self.name, &planned.padding()).await?;
         }
         Ok(())

@@ -5,7 +5,6 @@
 use super::Files;
 use super::merge::{Dtype, Merged, Target, encoded};
 use crate::error::{Error, Result};
-use crate::model::load::Opened;
 use crate::model::tensors::{Tensor, hf_name};
 use crate::model::{ModelSpec, family};
 use crate::weights::{ModelFiles, StoredType, TokenizerFiles};
@@ -41,11 +40,11 @@ fn name(dtype: Dtype) -> Result<&'static str> {
 }
 
 impl Folder {
-    pub async fn new(files: &ModelFiles, opened: &Opened<'_>, target: &Target) -> Result<Folder> {
+    pub async fn new(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<Folder> {
         let name = name(target.dtype)?;
         let stored = target.dtype.stored();
-        let shards = shards(&opened.spec, stored, target.shard);
-        let mut small = companions(files, &opened.spec, name).await?;
+        let shards = shards(spec, stored, target.shard);
+        let mut small = companions(files, spec, name).await?;
         if shards.len() > 1 {
             small.push(("model.safetensors.index.json".into(), index(&shards, stored)));
         }
@@ -65,10 +64,9 @@ impl Folder {
         }
         for shard in &self.shards {
             sink(&shard.name, &header(shard, self.stored)).await?;
-            for (tensor, _) in &shard.tensors {
-                let each =
-                    async |_, values: Vec<f32>| sink(&shard.name, &encoded(*tensor, self.stored, &values)?).await;
-                merged.read(*tensor, each).await?;
+            for (tensor, shape) in &shard.tensors {
+                let each = async |values: Vec<f32>| sink(&shard.name, &encoded(*tensor, self.stored, &values)?).await;
+                merged.read(*tensor, shape, each).await?;
             }
         }
         Ok(())

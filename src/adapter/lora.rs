@@ -1,12 +1,13 @@
-//! LoRA (Hu et al. 2021) and rsLoRA (Kalajdzievski 2023): `ΔW = s·B·A`, s = alpha/r or alpha/√r.
+//! LoRA (Hu et al. 2021) and rsLoRA (Kalajdzievski 2023): `ΔW = s·B·A`, s = alpha/r or alpha/√r; rank and alpha may
+//! differ from linear to linear, and B may learn faster than A (LoRA+, Hayou et al. 2024).
 //!
-//! All factors lie in one flat buffer, each at a multiple of 4 floats: A:[R, I] and the transposed Bᵀ:[R, O] of every
-//! adapted linear, in order of layer and module. Gradients and Adam's moments have the same layout.
+//! Parts: A:[R, I] and the transposed Bᵀ:[R, O] of every adapted linear, in order of layer and module.
 
+use super::method::{Initial, LowRank, Method, Role};
+use super::peft;
 use crate::error::{Error, Result};
-use crate::model::{LinearPatch, ModelSpec, Module, Patches, Site};
-use crate::num::uniform;
-use crate::plan::{Buf, Elem, Plan};
+use crate::model::{ModelSpec, Module, Site};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +18,64 @@ pub struct LoraConfig {
     pub rslora: bool,
     /// The adapted modules.
     pub modules: Vec<Module>,
+    /// Other ranks and alphas, for the linears whose path ends in a name.
+    pub rank_pattern: Pattern<usize>,
+    pub alpha_pattern: Pattern<f32>,
+    /// How many times A's learning rate B learns with.
+    pub ratio: f32,
+}
+
+impl Default for LoraConfig {
+    /// PEFT's defaults, at all linears.
+    fn default() -> Self {
+        LoraConfig {
+            rank: 8,
+            alpha: 8.0,
+            dropout: 0.0,
+            rslora: false,
+            modules: Module::ALL.to_vec(),
+            rank_pattern: Pattern::default(),
+            alpha_pattern: Pattern::default(),
+            ratio: 1.0,
+        }
+    }
+}
+
+/// A setting that differs from linear to linear: by the end of its path, whole names only (`q_proj`,
+/// `layers.0.self_attn.q_proj`). The first that fits counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pattern<T>(pub Vec<(String, T)>);
+
+impl<T: Copy> Pattern<T> {
+    fn get(&self, site: Site) -> Option<T> {
+        self.0.iter().find(|(name, _)| names(name, site)).map(|(_, value)| *value)
+    }
+
+    /// A name that fits no linear.
+    fn unused(&self, sites: &BTreeSet<Site>) -> Option<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !sites.iter().any(|site| names(name, *site)))
+    }
+}
+
+/// Whether a linear's path ends in `name`, a whole one.
+fn names(name: &str, site: Site) -> bool {
+    peft::path(site).strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+impl<T: std::str::FromStr> Pattern<T> {
+    /// `q_proj=16,layers.0.mlp.down_proj=4`
+    pub fn parse(flag: &str, text: &str) -> Result<Pattern<T>> {
+        let one = |item: &str| {
+            let (name, value) = item.split_once('=')?;
+            Some((name.trim().to_string(), value.trim().parse().ok()?))
+        };
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let parsed: Option<Vec<_>> = items.map(one).collect();
+        parsed.map(Pattern).ok_or_else(|| {
+            let what = format!("is '{text}', expected NAME=NUMBER pairs separated by commas");
+            Error::setting(flag, what, "such as q_proj=16,layers.0.mlp.down_proj=4")
+        })
+    }
 }
 
 /// `--target-modules`: `all-linear`, or suffixes separated by commas.
@@ -44,6 +103,18 @@ impl LoraConfig {
             let what = format!("the rank is {}, expected 1 to {widest}", self.rank);
             return Err(Error::setting("rank", what, "8 or 16 is a good start"));
         }
+        if let Some((name, rank)) = self.rank_pattern.0.iter().find(|(_, rank)| *rank == 0 || *rank > widest) {
+            let what = format!("the rank of {name} is {rank}, expected 1 to {widest}");
+            return Err(Error::setting("rank-pattern", what, "8 or 16 is a good start"));
+        }
+        if let Some((name, alpha)) = self.alpha_pattern.0.iter().find(|(_, a)| !(a.is_finite() && *a > 0.0)) {
+            let what = format!("alpha of {name} is {alpha}, expected more than 0");
+            return Err(Error::setting("alpha-pattern", what, "twice the rank is a good start"));
+        }
+        if !(self.ratio.is_finite() && self.ratio > 0.0) {
+            let what = format!("is {}, expected more than 0", self.ratio);
+            return Err(Error::setting("loraplus-lr-ratio", what, "1 is plain LoRA; the paper found 16 good"));
+        }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
             return Err(Error::setting(
                 "alpha",
@@ -61,8 +132,21 @@ impl LoraConfig {
         Ok(self)
     }
 
+    /// The scale where no pattern says otherwise.
     pub fn scale(&self) -> f32 {
-        if self.rslora { self.alpha / (self.rank as f32).sqrt() } else { self.alpha / self.rank as f32 }
+        self.scaled(self.alpha, self.rank)
+    }
+
+    fn scaled(&self, alpha: f32, rank: usize) -> f32 {
+        if self.rslora { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
+    }
+
+    pub fn rank_at(&self, site: Site) -> usize {
+        self.rank_pattern.get(site).unwrap_or(self.rank)
+    }
+
+    fn scale_at(&self, site: Site) -> f32 {
+        self.scaled(self.alpha_pattern.get(site).unwrap_or(self.alpha), self.rank_at(site))
     }
 }
 
@@ -71,14 +155,11 @@ pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
     (0..spec.layers).flat_map(|layer| modules.iter().map(move |module| Site { layer, module: *module })).collect()
 }
 
-/// The layout of an adapter on a model: where each factor lies in the flat buffer.
+/// LoRA at some linears of a model.
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub config: LoraConfig,
-    pub sites: BTreeMap<Site, LinearPatch>,
-    pub shapes: BTreeMap<Site, (usize, usize)>,
-    /// Floats of the flat buffer, padding included.
-    pub len: usize,
+    pub sites: BTreeSet<Site>,
     /// Whether the modules are adapted in every layer.
     pub complete: bool,
 }
@@ -95,54 +176,73 @@ impl Lora {
         let occurs = |module: &Module| sites.iter().any(|site| site.module == *module);
         let modules = Module::ALL.into_iter().filter(occurs).collect();
         let config = LoraConfig { modules, ..config.check(spec)? };
-        let complete = sites == all_sites(spec, &config.modules);
-        let mut lora = Lora { sites: BTreeMap::new(), shapes: BTreeMap::new(), len: 0, complete, config };
-        for site in sites {
-            lora.add(site, spec.linear_shape(site.module));
-        }
-        Ok(lora)
-    }
-
-    fn add(&mut self, site: Site, (o, i): (usize, usize)) {
-        let rank = self.config.rank;
-        let a = self.len;
-        let b = (a + rank * i).next_multiple_of(4);
-        self.len = (b + rank * o).next_multiple_of(4);
-        let patch = LinearPatch { rank, scale: self.config.scale(), a, b, dropout: self.config.dropout };
-        self.sites.insert(site, patch);
-        self.shapes.insert(site, (o, i));
-    }
-
-    /// What the flat buffer's meaning depends on.
-    pub fn layout(&self) -> String {
-        match self.complete {
-            true => format!("{:?}", self.config),
-            false => format!("{:?} at {:?}", self.config, self.sites.keys()),
-        }
-    }
-
-    /// Numbers that are trained, without padding.
-    pub fn parameters(&self) -> u64 {
-        self.shapes.values().map(|(o, i)| (self.config.rank * (o + i)) as u64).sum()
-    }
-
-    /// PEFT's initialisation: A uniform in ±1/√I (kaiming_uniform with a = √5), B zero. A pure function of the seed.
-    pub fn init(&self, seed: u64) -> Vec<f32> {
-        let mut flat = vec![0.0; self.len];
-        for (k, (site, patch)) in self.sites.iter().enumerate() {
-            let width = self.shapes[site].1;
-            let bound = 1.0 / (width as f64).sqrt();
-            for (j, a) in flat[patch.a..patch.a + patch.rank * width].iter_mut().enumerate() {
-                *a = ((2.0 * uniform(seed, k as u64, j as u64) - 1.0) * bound) as f32;
+        for (flag, unused) in [
+            ("rank-pattern", config.rank_pattern.unused(&sites)),
+            ("alpha-pattern", config.alpha_pattern.unused(&sites)),
+        ] {
+            if let Some(name) = unused {
+                let what = format!("'{name}' is the end of no adapted linear's path");
+                return Err(Error::setting(flag, what, "name modules (q_proj) or paths (layers.0.self_attn.q_proj)"));
             }
         }
-        flat
+        let complete = sites == all_sites(spec, &config.modules);
+        Ok(Lora { complete, sites, config })
+    }
+}
+
+impl Method for Lora {
+    fn name(&self) -> &'static str {
+        "lora"
     }
 
-    /// Declares the buffers the model reads and adds gradients to.
-    pub fn declare(&self, plan: &mut Plan, train: bool) -> Patches {
-        let params = plan.persistent("adapter", Elem::Float, self.len);
-        let grads = if train { plan.persistent("adapter gradients", Elem::Float, self.len) } else { Buf(params.0) };
-        Patches { params, grads, sites: self.sites.clone() }
+    fn parts(&self, spec: &ModelSpec) -> Vec<(Role, [usize; 2])> {
+        let mut parts = Vec::new();
+        for site in &self.sites {
+            let ((o, i), r) = (spec.linear_shape(site.module), self.config.rank_at(*site));
+            parts.extend([(Role::A(*site), [r, i]), (Role::B(*site), [r, o])]);
+        }
+        parts
+    }
+
+    /// PEFT's initialisation: A uniform in ±1/√I (kaiming_uniform with a = √5), B zero.
+    fn initial(&self, role: Role, [_, cols]: [usize; 2]) -> Initial {
+        match role {
+            Role::A(_) => Initial::Uniform(1.0 / (cols as f64).sqrt()),
+            _ => Initial::Zero,
+        }
+    }
+
+    fn low_rank(&self, site: Site) -> LowRank {
+        LowRank { scale: self.config.scale_at(site), dropout: self.config.dropout, frozen: 0 }
+    }
+
+    fn rate(&self, role: Role) -> f32 {
+        if matches!(role, Role::B(_)) { self.config.ratio } else { 1.0 }
+    }
+
+    fn config(&self) -> Value {
+        let c = &self.config;
+        let targets: Vec<String> = match self.complete {
+            true => c.modules.iter().map(|m| m.name().to_string()).collect(),
+            false => self.sites.iter().map(|site| peft::path(*site)).collect(),
+        };
+        let ranks: BTreeMap<&str, usize> = c.rank_pattern.0.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        let alphas: BTreeMap<&str, Value> =
+            c.alpha_pattern.0.iter().map(|(k, v)| (k.as_str(), peft::number(*v))).collect();
+        json!({
+            "peft_type": "LORA",
+            "r": c.rank,
+            "lora_alpha": peft::number(c.alpha),
+            "lora_dropout": peft::decimal(c.dropout),
+            "use_rslora": c.rslora,
+            "use_dora": false,
+            "target_modules": targets,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "init_lora_weights": true,
+            "modules_to_save": null,
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+        })
     }
 }

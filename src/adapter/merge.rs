@@ -1,12 +1,12 @@
-//! The base model with the adapter added in, `W + s·B·A`: a model that needs neither Luthier nor PEFT.
+//! The base model with the adapter folded in: a model that needs neither Luthier nor PEFT.
 //!
 //! Here is what every format has in common: the merged tensors, some rows at a time. `hf` and `gguf_model` write them. All
 //! goes to a sink piece by piece: no tensor is ever whole in memory.
 
-use super::lora::Lora;
+use super::method::Adapter;
 use super::{gguf_model, hf};
 use crate::error::{Error, Result};
-use crate::model::LinearPatch;
+use crate::model::ModelSpec;
 use crate::model::load::Opened;
 use crate::model::tensors::{Tensor, hf_name};
 use crate::weights::{ModelFiles, StoredType, encode};
@@ -77,57 +77,52 @@ impl Target {
 /// Hands the merged model over: `sink` gets a file's name and its next bytes, one file after the other.
 pub async fn merge(
     files: &ModelFiles,
-    lora: &Lora,
+    adapter: &Adapter,
     flat: &[f32],
     target: &Target,
     sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let merged = Merged { opened: Opened::new(files).await?, lora, flat };
+    let opened = Opened::new(files).await?;
+    let merged = Merged { spec: adapter.folded_spec(&opened.spec)?, opened, adapter, flat };
     match target.format {
-        ModelFormat::Hf => hf::Folder::new(files, &merged.opened, target).await?.write(&merged, sink).await,
-        ModelFormat::Gguf => gguf_model::File::new(files, &merged.opened, target)?.write(&merged, sink).await,
+        ModelFormat::Hf => hf::Folder::new(files, &merged.spec, target).await?.write(&merged, sink).await,
+        ModelFormat::Gguf => gguf_model::File::new(files, &merged.spec, target)?.write(&merged, sink).await,
     }
 }
 
-/// Bytes that [`merge`] will hand over, all files together; also whether the base can be written so at all.
-pub async fn size(files: &ModelFiles, target: &Target) -> Result<u64> {
-    let opened = Opened::new(files).await?;
+/// Bytes that [`merge`] will hand over, all files together; also whether it can be done at all.
+pub async fn size(files: &ModelFiles, adapter: &Adapter, target: &Target) -> Result<u64> {
+    let spec = adapter.folded_spec(&Opened::new(files).await?.spec)?;
     match target.format {
-        ModelFormat::Hf => Ok(hf::Folder::new(files, &opened, target).await?.bytes()),
-        ModelFormat::Gguf => Ok(gguf_model::File::new(files, &opened, target)?.bytes()),
+        ModelFormat::Hf => Ok(hf::Folder::new(files, &spec, target).await?.bytes()),
+        ModelFormat::Gguf => Ok(gguf_model::File::new(files, &spec, target)?.bytes()),
     }
 }
 
 /// The tensors of the merged model.
 pub(super) struct Merged<'a> {
-    pub opened: Opened<'a>,
-    lora: &'a Lora,
+    opened: Opened<'a>,
+    pub spec: ModelSpec,
+    adapter: &'a Adapter,
     flat: &'a [f32],
 }
 
 impl Merged<'_> {
-    /// A tensor's values, some rows at a time and in transformers' order: `each` gets the first row and the values.
-    pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
-        let with_adapter = async |row0: usize, mut values: Vec<f32>| {
-            if let Tensor::Weight(site) = tensor
-                && let Some(patch) = self.lora.sites.get(&site)
-            {
-                let (o, i) = self.lora.shapes[&site];
-                add(patch, self.flat, o, row0, i, &mut values);
-            }
-            each(row0, values).await
+    /// A tensor's values, some rows at a time and in transformers' order.
+    pub async fn read(
+        &self,
+        tensor: Tensor,
+        shape: &[u64],
+        mut each: impl AsyncFnMut(Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        let mut folded = async |row0: usize, mut values: Vec<f32>| {
+            self.adapter.fold(self.flat, tensor, shape, row0, &mut values);
+            each(values).await
         };
-        self.opened.read(tensor, with_adapter).await
-    }
-}
-
-/// Adds rows `row0..` of `s·B·A` to the rows in `values`.
-fn add(patch: &LinearPatch, flat: &[f32], o: usize, row0: usize, cols: usize, values: &mut [f32]) {
-    for (row, w) in values.chunks_exact_mut(cols).enumerate() {
-        for k in 0..patch.rank {
-            let b = patch.scale * flat[patch.b + k * o + row0 + row];
-            let a = &flat[patch.a + k * cols..][..cols];
-            w.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
+        match self.opened.spec.tensors().iter().any(|(known, _)| *known == tensor) {
+            true => self.opened.read(tensor, folded).await,
+            // A bias that the base does not have.
+            false => folded(0, vec![0.0; shape.iter().product::<u64>() as usize]).await,
         }
     }
 }

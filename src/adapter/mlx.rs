@@ -3,6 +3,7 @@
 
 use super::factors::{Factors, transpose};
 use super::lora::{Lora, LoraConfig};
+use super::method::Adapter;
 use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
 use crate::model::tensors::{Tensor, hf_name, module_path};
@@ -21,23 +22,30 @@ fn key(site: Site, factor: &str) -> String {
     format!("{}.lora_{factor}", weight.strip_suffix(".weight").unwrap_or(&weight))
 }
 
-/// Linears that `keys` names and that are not in the file stay as they are: mlx-lm begins with B = 0.
-pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Result<Files> {
+/// One rank and one scale hold for all: smaller ranks get zeros, other scales go into B. Linears that `keys` names and that
+/// are not in the file stay as they are: mlx-lm begins with B = 0.
+pub fn files(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Result<Files> {
+    let factors = adapter.factors(flat, "an mlx-lm adapter")?;
+    let rank = factors.iter().map(|part| part.rank).max().unwrap_or(1);
+    let scale = factors.first().map_or(1.0, |first| first.scale);
+    let dropout = factors.first().map_or(0.0, |first| adapter.method.low_rank(first.site).dropout);
+    let adapted = |module: &Module| factors.iter().any(|part| part.site.module == *module);
+    let keys: Vec<String> = Module::ALL.into_iter().filter(adapted).map(module_path).collect();
     let mut tensors = Vec::new();
-    for part in lora.factors(flat) {
-        let ((o, i), r) = (part.shape(), part.rank);
-        tensors.push((key(part.site, "a"), vec![i as u64, r as u64], transpose(&part.a, r, i)));
-        tensors.push((key(part.site, "b"), vec![r as u64, o as u64], transpose(&part.b, o, r)));
+    for part in &factors {
+        let part = part.widened(rank).scaled(scale);
+        let (o, i) = part.shape();
+        tensors.push((key(part.site, "a"), vec![i as u64, rank as u64], transpose(&part.a, rank, i)));
+        tensors.push((key(part.site, "b"), vec![rank as u64, o as u64], transpose(&part.b, o, rank)));
     }
-    let keys: Vec<String> = lora.config.modules.iter().map(|m| module_path(*m)).collect();
     let config = json!({
         "fine_tune_type": "lora",
         "model": base.name,
         "num_layers": spec.layers,
         "lora_parameters": {
-            "rank": lora.config.rank,
-            "scale": lora.config.scale(),
-            "dropout": lora.config.dropout,
+            "rank": rank,
+            "scale": scale,
+            "dropout": dropout,
             "keys": keys,
         },
     });
@@ -47,20 +55,22 @@ pub fn files(lora: &Lora, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Res
 }
 
 /// Reads such a folder's files for a model.
-pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     let settings = read_config(config).await?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
     let sites = sites(&checkpoint, &settings, spec)?;
-    let lora = Lora::at(sites, spec, settings).map_err(|e| super::of_the_file(e, config, CONFIG))?;
+    let (rank, scale) = (settings.rank, settings.scale());
+    let lora = Lora::at(sites.clone(), spec, settings).map_err(|e| super::of_the_file(e, config, CONFIG))?;
+    let adapter = Adapter::new(spec, lora);
     let mut factors = Vec::new();
-    for (&site, patch) in &lora.sites {
-        let ((o, i), rank) = (lora.shapes[&site], patch.rank);
+    for site in sites {
+        let (o, i) = spec.linear_shape(site.module);
         let a = checkpoint.read_f32(checkpoint.get(&key(site, "a"))?).await?;
         let b = checkpoint.read_f32(checkpoint.get(&key(site, "b"))?).await?;
-        factors.push(Factors { site, rank, a: transpose(&a, i, rank), b: transpose(&b, rank, o) });
+        factors.push(Factors { site, rank, scale, a: transpose(&a, i, rank), b: transpose(&b, rank, o) });
     }
-    let flat = lora.flat(&factors);
-    Ok((lora, flat))
+    let flat = adapter.flat(&factors);
+    Ok((adapter, flat))
 }
 
 async fn read_config(config: &Source) -> Result<LoraConfig> {
@@ -78,7 +88,7 @@ async fn read_config(config: &Source) -> Result<LoraConfig> {
         given["rank"].as_u64().ok_or_else(|| bad(format!("lora_parameters.rank is {}", given["rank"])))? as usize;
     let alpha = (number("scale")? * rank as f64) as f32;
     let dropout = if given["dropout"].is_null() { 0.0 } else { number("dropout")? as f32 };
-    Ok(LoraConfig { rank, alpha, dropout, rslora: false, modules: Vec::new() })
+    Ok(LoraConfig { rank, alpha, dropout, modules: Vec::new(), ..Default::default() })
 }
 
 /// The linears in the file, each with both factors in their shapes, and nothing else.

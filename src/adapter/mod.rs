@@ -1,16 +1,26 @@
 //! What is trained: one file a method, the names other tools know it by, and its way into the base's weights.
 
+pub mod base;
 pub mod combine;
+pub mod dora;
 pub mod factors;
+pub mod fold;
 pub mod gguf;
 mod gguf_model;
 mod hf;
+pub mod ia3;
 pub mod lora;
 pub mod merge;
+pub mod method;
+pub mod methods;
 pub mod mlx;
 pub mod peft;
+pub mod prefix;
+pub mod prompt;
 
 pub use lora::{Lora, LoraConfig};
+pub use method::{Adapter, Initial, Method, Part, Role};
+pub use methods::{Kind, Settings};
 
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
@@ -56,19 +66,19 @@ pub struct Names<'a> {
 }
 
 /// An adapter's files in a format.
-pub fn files(format: Format, lora: &Lora, flat: &[f32], spec: &ModelSpec, names: Names) -> Result<Files> {
+pub fn files(format: Format, adapter: &Adapter, flat: &[f32], spec: &ModelSpec, names: Names) -> Result<Files> {
     match format {
-        Format::Peft => peft::files(lora, flat, names.base),
-        Format::Mlx => mlx::files(lora, flat, spec, names.base),
+        Format::Peft => peft::files(adapter, flat, names.base),
+        Format::Mlx => mlx::files(adapter, flat, spec, names.base),
         Format::Gguf => {
-            let bytes = gguf::to_bytes(lora, flat, spec, names.base, names.tuned)?;
+            let bytes = gguf::to_bytes(adapter, flat, spec, names.base, names.tuned)?;
             Ok(vec![(format!("{}.gguf", names.tuned), bytes)])
         }
     }
 }
 
 /// Reads an adapter from its files, whichever format they are in.
-pub async fn read(files: &[Source], spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub async fn read(files: &[Source], spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     let find = |name: &str| files.iter().find(|f| f.file_name() == name);
     if let Some(file) = files.iter().find(|f| f.file_name().ends_with(".gguf")) {
         return gguf::read(file.clone(), spec).await;
@@ -106,7 +116,7 @@ pub async fn base_sha256(files: &[Source]) -> Result<Option<String>> {
 
 /// Reads an adapter's folder, or its .gguf file.
 #[cfg(not(target_arch = "wasm32"))]
-pub fn open(path: &std::path::Path, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub fn open(path: &std::path::Path, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     pollster::block_on(read(&sources(path)?, spec))
 }
 

@@ -1,10 +1,21 @@
 //! Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, names as peft 0.21 writes them.
+//! PEFT stores B as [O, R]; the flat buffer holds Bᵀ, so B is transposed on the way in and out.
+//!
+//! Methods that PEFT does not have use the same two files: the configuration names the method under `luthier_method`
+//! instead of `peft_type`, and the tensors have the names of the base's. PEFT refuses such a folder; a merged model is
+//! what other programs read.
 
-use super::factors::Factors;
-use super::lora::{Lora, LoraConfig, all_sites};
+use super::base::Tensors;
+use super::dora::Dora;
+use super::factors::transpose;
+use super::ia3::{self, Ia3};
+use super::lora::{Lora, LoraConfig, Pattern, all_sites};
+use super::method::{Adapter, Method, Part, Role};
+use super::prefix::Prefix;
+use super::prompt::{Prompt, Start};
 use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
-use crate::model::tensors::module_path;
+use crate::model::tensors::{Tensor, hf_name, module_path};
 use crate::model::{ModelSpec, Module, Site};
 use crate::weights::{Checkpoint, Source, safetensors};
 use serde_json::{Value, json};
@@ -14,112 +25,224 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 const PREFIX: &str = "base_model.model.";
-const PLAIN: &str = "only plain LoRA on linear layers is read";
+const PLAIN: &str = "LoRA, DoRA, (IA)³, prompt, prefix and LN tuning of a language model's own layers are read";
 
 /// What PEFT calls a linear.
-fn path(site: Site) -> String {
+pub fn path(site: Site) -> String {
     format!("model.layers.{}.{}", site.layer, module_path(site.module))
 }
 
-fn key(site: Site, factor: &str) -> String {
-    format!("{PREFIX}{}.lora_{factor}.weight", path(site))
+/// A tensor of the file: its name, its shape, and how a part lies in it.
+struct Stored {
+    name: String,
+    shape: Vec<u64>,
+    parts: Vec<(Part, Place)>,
 }
 
-/// The linear whose factor A has this name.
-fn site(name: &str) -> Option<Site> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?.split_once('.')?;
-    let module = rest.strip_suffix(".lora_A.weight")?;
-    let module = Module::ALL.into_iter().find(|m| module_path(*m) == module)?;
-    Some(Site { layer: layer.parse().ok()?, module })
+#[derive(Clone, Copy)]
+enum Place {
+    /// As it is; rows beyond the tensor's are padding.
+    Plain,
+    Transposed,
+    /// The columns from here on of a wider tensor.
+    Columns(usize),
+}
+
+/// The tensors of an adapter's file.
+fn stored(adapter: &Adapter) -> Vec<Stored> {
+    let mut all = Vec::<Stored>::new();
+    for part in &adapter.parts {
+        let at = |site: &Site, what: &str| format!("{PREFIX}{}.{what}", path(*site));
+        let (rows, cols) = (part.rows as u64, part.cols as u64);
+        let (name, shape, place) = match &part.role {
+            Role::A(site) => (at(site, "lora_A.weight"), vec![rows, cols], Place::Plain),
+            Role::B(site) => (at(site, "lora_B.weight"), vec![cols, rows], Place::Transposed),
+            Role::Magnitude(site) => (at(site, "lora_magnitude_vector"), vec![cols], Place::Plain),
+            Role::Gain(site) => (at(site, "ia3_l"), vec![cols, 1], Place::Plain),
+            Role::InputGain(site) => (at(site, "ia3_l"), vec![1, cols], Place::Plain),
+            Role::Prompt => ("prompt_embeddings".into(), vec![rows, cols], Place::Plain),
+            Role::PrefixK(layer) | Role::PrefixV(layer) => {
+                let from = 2 * layer + usize::from(matches!(part.role, Role::PrefixV(_)));
+                let place = Place::Columns(from * part.cols);
+                if from > 0 {
+                    all[0].shape[1] += cols;
+                    all[0].parts.push((*part, place));
+                    continue;
+                }
+                ("prompt_embeddings".into(), vec![rows, cols], place)
+            }
+            Role::Base(tensor) => {
+                let embeds = matches!(tensor, Tensor::Embed | Tensor::Head);
+                let rows = if embeds { adapter.vocab as u64 } else { rows };
+                let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
+                (tensor_name(adapter, *tensor), shape, Place::Plain)
+            }
+        };
+        all.push(Stored { name, shape, parts: vec![(*part, place)] });
+    }
+    all
+}
+
+fn tensor_name(adapter: &Adapter, tensor: Tensor) -> String {
+    let name = hf_name(tensor);
+    match adapter.method.is_peft() {
+        true => format!("{PREFIX}{}.ln_tuning_layers.weight", name.trim_end_matches(".weight")),
+        false => name,
+    }
+}
+
+impl Stored {
+    fn gather(&self, flat: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape.iter().product::<u64>() as usize];
+        for (part, place) in &self.parts {
+            let values = part.of(flat);
+            match place {
+                Place::Plain => {
+                    let len = out.len();
+                    out.copy_from_slice(&values[..len]);
+                }
+                Place::Transposed => out = transpose(values, part.rows, part.cols),
+                Place::Columns(from) => {
+                    let width = self.shape[1] as usize;
+                    for (row, values) in values.chunks(part.cols).enumerate() {
+                        out[row * width + from..][..part.cols].copy_from_slice(values);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn scatter(&self, values: &[f32], flat: &mut [f32]) {
+        for (part, place) in &self.parts {
+            let out = part.of_mut(flat);
+            match place {
+                Place::Plain => out[..values.len()].copy_from_slice(values),
+                Place::Transposed => out.copy_from_slice(&transpose(values, part.cols, part.rows)),
+                Place::Columns(from) => {
+                    let width = self.shape[1] as usize;
+                    for (row, out) in out.chunks_mut(part.cols).enumerate() {
+                        out.copy_from_slice(&values[row * width + from..][..part.cols]);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The adapter as PEFT would write it.
-pub fn files<'a>(lora: &Lora, flat: &[f32], base: impl Into<BaseName<'a>>) -> Result<Files> {
+pub fn files<'a>(adapter: &Adapter, flat: &[f32], base: impl Into<BaseName<'a>>) -> Result<Files> {
     let BaseName { name: base, sha256 } = base.into();
-    let mut tensors = Vec::new();
-    for Factors { site, rank, a, b } in lora.factors(flat) {
-        let (r, (o, i)) = (rank as u64, lora.shapes[&site]);
-        tensors.push((key(site, "A"), vec![r, i as u64], a));
-        tensors.push((key(site, "B"), vec![o as u64, r], b));
-    }
+    let tensors: Vec<_> =
+        stored(adapter).into_iter().map(|s| (s.name.clone(), s.shape.clone(), s.gather(flat))).collect();
     let metadata: Vec<_> = sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
     let weights = safetensors::to_bytes(&tensors, &metadata)?;
-    let config = serde_json::to_vec_pretty(&config_json(lora, base)).expect("plain JSON");
+    let config = serde_json::to_vec_pretty(&config_json(adapter, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
 }
 
 /// The decimal that a person would write: 0.1 is not 0.10000000149011612.
-fn decimal(x: f32) -> f64 {
+pub fn decimal(x: f32) -> f64 {
     x.to_string().parse().expect("a number's own text is a number")
 }
 
-fn config_json(lora: &Lora, base: &str) -> Value {
-    let c = &lora.config;
-    // Whole numbers as integers: that is how PEFT writes them.
-    let alpha = if c.alpha.fract() == 0.0 { json!(c.alpha as i64) } else { json!(decimal(c.alpha)) };
-    let targets: Vec<String> = match lora.complete {
-        true => c.modules.iter().map(|m| m.name().to_string()).collect(),
-        false => lora.sites.keys().map(|site| path(*site)).collect(),
-    };
-    json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "inference_mode": true,
-        "r": c.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": decimal(c.dropout),
-        "use_rslora": c.rslora,
-        "use_dora": false,
-        "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "revision": null
-    })
+/// Whole numbers as integers: that is how PEFT writes them.
+pub fn number(x: f32) -> Value {
+    if x.fract() == 0.0 { json!(x as i64) } else { json!(decimal(x)) }
+}
+
+fn config_json(adapter: &Adapter, base: &str) -> Value {
+    let mut config = adapter.method.config();
+    config["task_type"] = "CAUSAL_LM".into();
+    config["base_model_name_or_path"] = base.into();
+    config["inference_mode"] = true.into();
+    config["revision"] = Value::Null;
+    config
 }
 
 /// Reads an adapter folder's files for a model: the layout and the flat parameters.
-pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     let (settings, base) = read_config(config).await?;
     let checkpoint = safetensors::open(vec![weights], None).await?;
-    let sites = sites(&checkpoint, &settings, spec, base.as_deref())?;
-    let lora = Lora::at(sites, spec, settings).map_err(|e| super::of_the_file(e, config, CONFIG))?;
-    expect(&checkpoint, &lora, base.as_deref())?;
-    let mut factors = Vec::new();
-    for (&site, patch) in &lora.sites {
-        let a = checkpoint.read_f32(checkpoint.get(&key(site, "A"))?).await?;
-        let b = checkpoint.read_f32(checkpoint.get(&key(site, "B"))?).await?;
-        factors.push(Factors { site, rank: patch.rank, a, b });
+    let adapter = laid_out(&settings, &checkpoint, spec, base.as_deref(), config)?;
+    let stored = stored(&adapter);
+    expect(&checkpoint, &stored, base.as_deref())?;
+    let mut flat = vec![0.0; adapter.len];
+    for tensor in &stored {
+        tensor.scatter(&checkpoint.read_f32(checkpoint.get(&tensor.name)?).await?, &mut flat);
     }
-    let flat = lora.flat(&factors);
-    Ok((lora, flat))
+    Ok((adapter, flat))
+}
+
+/// What an `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    Lora { config: LoraConfig, magnitude: bool },
+    Ia3 { modules: Vec<Module> },
+    Prompt { tokens: usize },
+    Prefix { tokens: usize },
+    Base(Tensors),
+}
+
+impl Config {
+    /// What `--method` calls it.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Config::Lora { magnitude: false, .. } => "lora",
+            Config::Lora { .. } => "dora",
+            Config::Ia3 { .. } => "ia3",
+            Config::Prompt { .. } => "prompt",
+            Config::Prefix { .. } => "prefix",
+            Config::Base(tensors) => tensors.name(),
+        }
+    }
+}
+
+fn laid_out(
+    settings: &Config,
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    base: Option<&str>,
+    config: &Source,
+) -> Result<Adapter> {
+    let lora = |c: &LoraConfig| {
+        let sites = sites(checkpoint, &c.modules, ".lora_A.weight", spec, base)?;
+        Lora::at(sites, spec, c.clone()).map_err(|e| super::of_the_file(e, config, CONFIG))
+    };
+    Ok(match settings {
+        Config::Lora { config, magnitude: false } => Adapter::new(spec, lora(config)?),
+        Config::Lora { config, .. } => Adapter::new(spec, Dora(lora(config)?)),
+        Config::Ia3 { modules } => Adapter::new(spec, Ia3 { sites: sites(checkpoint, modules, ".ia3_l", spec, base)? }),
+        Config::Prompt { tokens } => Adapter::new(spec, Prompt::new(spec, *tokens, Start::Random)),
+        Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
+        Config::Base(tensors) => Adapter::new(spec, *tensors),
+    })
 }
 
 /// `adapter_config.json` and the name of the base model it was trained on. Its modules are those that the file names
 /// plainly for all layers.
-pub async fn read_config(config: &Source) -> Result<(LoraConfig, Option<String>)> {
+pub async fn read_config(config: &Source) -> Result<(Config, Option<String>)> {
     let text = config.text(1 << 20).await?;
     let value: Value = serde_json::from_str(&text).map_err(|e| malformed(config, format!("is not JSON: {e}")))?;
     let base = value["base_model_name_or_path"].as_str().map(String::from);
-    Ok((lora_config(&value, config)?, base))
+    Ok((method_config(&value, config)?, base))
 }
 
 /// The linears whose weights are in the file (`target_modules` may be a regular expression over them), and those that
 /// should be.
 fn sites(
     checkpoint: &Checkpoint,
-    settings: &LoraConfig,
+    modules: &[Module],
+    suffix: &str,
     spec: &ModelSpec,
     base: Option<&str>,
 ) -> Result<BTreeSet<Site>> {
-    let mut sites = all_sites(spec, &settings.modules);
-    sites.extend(checkpoint.names().filter_map(|name| site(name)));
+    let mut sites = all_sites(spec, modules);
+    sites.extend(checkpoint.names().filter_map(|name| site(name, suffix)));
     let problem = match sites.last() {
-        None => "no lora_A weight of a linear layer is in it".to_string(),
+        None => {
+            format!("no {} weight of a linear layer is in it", suffix.trim_matches('.').trim_end_matches(".weight"))
+        }
         Some(last) if last.layer >= spec.layers => {
             format!("layer {} is adapted, and the model has {}, from 0", last.layer, spec.layers)
         }
@@ -129,16 +252,20 @@ fn sites(
     Err(Error::Mismatch { file: checkpoint.name().into(), problems: vec![problem], hint })
 }
 
-/// Every factor in its shape, and nothing else: an adapter with parts that would be ignored is refused.
-fn expect(checkpoint: &Checkpoint, lora: &Lora, base: Option<&str>) -> Result<()> {
-    let factors = lora.sites.iter().flat_map(|(site, patch)| {
-        let ((o, i), r) = (lora.shapes[site], patch.rank as u64);
-        [(key(*site, "A"), vec![r, i as u64]), (key(*site, "B"), vec![o as u64, r])]
-    });
-    let (names, shapes): (Vec<String>, Vec<Vec<u64>>) = factors.unzip();
+/// The linear whose tensor has this name.
+fn site(name: &str, suffix: &str) -> Option<Site> {
+    let (layer, rest) = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?.split_once('.')?;
+    let module = rest.strip_suffix(suffix)?;
+    let module = Module::ALL.into_iter().find(|m| module_path(*m) == module)?;
+    Some(Site { layer: layer.parse().ok()?, module })
+}
+
+/// Every tensor in its shape, and nothing else: an adapter with parts that would be ignored is refused.
+fn expect(checkpoint: &Checkpoint, stored: &[Stored], base: Option<&str>) -> Result<()> {
+    let names: Vec<String> = stored.iter().map(|s| s.name.clone()).collect();
     let shape = |name: &String| checkpoint.tensors.get(name).map(|tensor| &tensor.shape);
-    let other_model = names.iter().zip(&shapes).any(|(name, wanted)| shape(name).is_some_and(|is| is != wanted));
-    checkpoint.expect(names.iter().cloned().zip(shapes)).map_err(|mut error| {
+    let other_model = stored.iter().any(|s| shape(&s.name).is_some_and(|is| *is != s.shape));
+    checkpoint.expect(stored.iter().map(|s| (s.name.clone(), s.shape.clone()))).map_err(|mut error| {
         if let (Error::Mismatch { hint, .. }, true) = (&mut error, other_model) {
             *hint = other_base(base);
         }
@@ -160,13 +287,55 @@ fn unsupported(config: &Source, what: String) -> Error {
     Error::Unsupported { file: config.name().into(), what, hint: PLAIN.into() }
 }
 
-fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
-    match v["peft_type"].as_str() {
-        Some("LORA") => {}
-        other => return Err(unsupported(config, format!("peft_type is {}", other.unwrap_or("missing")))),
+fn method_config(v: &Value, config: &Source) -> Result<Config> {
+    let tokens = || match typed(v, config, "num_virtual_tokens", Value::as_u64)? {
+        Some(n @ 1..=4096) => Ok(n as usize),
+        n => Err(malformed(config, format!("num_virtual_tokens is {n:?}, expected 1 to 4096"))),
+    };
+    match (v["peft_type"].as_str(), v["luthier_method"].as_str()) {
+        (Some("LORA"), _) => {
+            let magnitude = typed(v, config, "use_dora", Value::as_bool)?.unwrap_or(false);
+            Ok(Config::Lora { config: lora_config(v, config)?, magnitude })
+        }
+        (Some("IA3"), _) => ia3_config(v, config),
+        (Some("PROMPT_TUNING"), _) => Ok(Config::Prompt { tokens: tokens()? }),
+        (Some("PREFIX_TUNING"), _) => Ok(Config::Prefix { tokens: tokens()? }),
+        (Some("LN_TUNING"), _) => Ok(Config::Base(Tensors::Norms)),
+        (None, Some("bitfit")) => Ok(Config::Base(Tensors::Biases)),
+        (None, Some("full")) => Ok(Config::Base(Tensors::All)),
+        (None, Some("last-k")) => {
+            let k = typed(v, config, "last_k", Value::as_u64)?.unwrap_or(0);
+            Ok(Config::Base(Tensors::Last(k as usize)))
+        }
+        (None, Some(name)) => Err(unsupported(config, format!("luthier_method is {name}"))),
+        (other, _) => Err(unsupported(config, format!("peft_type is {}", other.unwrap_or("missing")))),
     }
+}
+
+/// PEFT's feed-forward linears have their gain on the input; here that is down_proj, which is what its defaults say.
+fn ia3_config(v: &Value, config: &Source) -> Result<Config> {
+    let listed =
+        |key: &str| -> Vec<&str> { v[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect() };
+    let modules = modules(v, config)?;
+    let forward = listed("feedforward_modules");
+    let fits = |m: &Module| {
+        forward.contains(&m.name()) == matches!(ia3::role(Site { layer: 0, module: *m }), Role::InputGain(_))
+    };
+    match modules.iter().find(|m| !forward.is_empty() && !fits(m)) {
+        None => Ok(Config::Ia3 { modules }),
+        Some(m) => Err(unsupported(
+            config,
+            format!(
+                "{} is {} of the feedforward_modules",
+                m.name(),
+                if forward.contains(&m.name()) { "one" } else { "none" }
+            ),
+        )),
+    }
+}
+
+fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
     for (name, plain) in [
-        ("use_dora", json!(false)),
         ("bias", json!("none")),
         ("lora_bias", json!(false)),
         ("use_qalora", json!(false)),
@@ -178,10 +347,8 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
             return Err(unsupported(config, format!("{name} is {given}")));
         }
     }
-    for name in ["rank_pattern", "alpha_pattern", "layer_replication"] {
-        if !(v[name].is_null() || v[name].as_object().is_some_and(|o| o.is_empty())) {
-            return Err(unsupported(config, format!("{name} is {}", v[name])));
-        }
+    if !(v["layer_replication"].is_null() || v["layer_replication"].as_array().is_some_and(|o| o.is_empty())) {
+        return Err(unsupported(config, format!("layer_replication is {}", v["layer_replication"])));
     }
     plain_init(&v["init_lora_weights"], config)?;
     // PEFT's defaults where a key is left out.
@@ -191,7 +358,26 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
         dropout: typed(v, config, "lora_dropout", Value::as_f64)?.unwrap_or(0.0) as f32,
         rslora: typed(v, config, "use_rslora", Value::as_bool)?.unwrap_or(false),
         modules: modules(v, config)?,
+        rank_pattern: pattern(v, config, "rank_pattern", |v| v.as_u64().map(|r| r as usize))?,
+        alpha_pattern: pattern(v, config, "alpha_pattern", |v| v.as_f64().map(|a| a as f32))?,
+        ratio: 1.0,
     })
+}
+
+/// Ranks or alphas by the end of a path. PEFT takes regular expressions; plain names are what is usual and read here.
+fn pattern<T>(v: &Value, config: &Source, name: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Pattern<T>> {
+    let entries = match &v[name] {
+        Value::Null => return Ok(Pattern(Vec::new())),
+        Value::Object(entries) => entries,
+        other => return Err(malformed(config, format!("{name} is {other}"))),
+    };
+    let plain = |key: &str| key.chars().all(|c| c.is_ascii_alphanumeric() || "._".contains(c));
+    let one = |(key, value): (&String, &Value)| match read(value) {
+        _ if !plain(key) => Err(unsupported(config, format!("{name} has '{key}', which is a regular expression"))),
+        Some(read) => Ok((key.clone(), read)),
+        None => Err(malformed(config, format!("{name} of {key} is {value}"))),
+    };
+    entries.iter().map(one).collect::<Result<_>>().map(Pattern)
 }
 
 /// A setting in its type, or None where it is left out; a setting of another type is not a setting left out.
@@ -234,7 +420,7 @@ fn modules(v: &Value, config: &Source) -> Result<Vec<Module>> {
 
 /// Reads an adapter folder.
 #[cfg(not(target_arch = "wasm32"))]
-pub fn open(folder: &std::path::Path, spec: &ModelSpec) -> Result<(Lora, Vec<f32>)> {
+pub fn open(folder: &std::path::Path, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>)> {
     let (config, weights) = (Source::file(folder.join(CONFIG))?, Source::file(folder.join(WEIGHTS))?);
     pollster::block_on(read(&config, weights, spec))
 }

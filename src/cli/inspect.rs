@@ -1,8 +1,8 @@
 //! `luthier inspect`: data as the model sees it, what a model consists of, what an adapter holds.
 
-use super::{DataArgs, ModelArg, say, size};
+use super::{DataArgs, ModelArg, count, say, size};
 use clap::Subcommand;
-use luthier::adapter::{LoraConfig, peft};
+use luthier::adapter::peft;
 use luthier::data::{Tokenizer, example_json, example_text, histogram, summary};
 use luthier::model::load::Opened;
 use luthier::model::spec::RopeScaling;
@@ -239,7 +239,7 @@ struct Factor {
 
 fn inspect_adapter(args: &InspectAdapter) -> Result<()> {
     let config = Source::file(args.adapter.join(peft::CONFIG))?;
-    let (lora, base) = block_on(peft::read_config(&config))?;
+    let (settings, base) = block_on(peft::read_config(&config))?;
     let weights = Source::file(args.adapter.join(peft::WEIGHTS))?;
     let factors = block_on(factors(weights))?;
     if let Some(model) = &args.model {
@@ -248,9 +248,9 @@ fn inspect_adapter(args: &InspectAdapter) -> Result<()> {
     }
     let base = base.unwrap_or("unnamed".into());
     if args.json {
-        say(adapter_json(&lora, &base, &factors));
+        say(adapter_json(&settings, &base, &factors));
     } else {
-        adapter_lines(args, &lora, &base, &factors);
+        adapter_lines(args, &settings, &base, &factors);
     }
     Ok(())
 }
@@ -274,15 +274,37 @@ fn parameters(factors: &[Factor]) -> u64 {
     factors.iter().map(|f| f.shape.iter().product::<u64>()).sum()
 }
 
-fn adapter_lines(args: &InspectAdapter, lora: &LoraConfig, base: &str, factors: &[Factor]) {
-    let kind = if lora.rslora { "rsLoRA" } else { "LoRA" };
-    let sites = factors.iter().filter(|f| f.name.contains(".lora_A.")).count();
-    say(format!("{}: {kind} for {base}", args.adapter.display()));
-    say(format!("  rank {}, alpha {}, scale {}, dropout {}", lora.rank, lora.alpha, lora.scale(), lora.dropout));
-    say(format!("  {} parameters at {sites} linears", grouped(parameters(factors))));
+fn adapter_lines(args: &InspectAdapter, config: &peft::Config, base: &str, factors: &[Factor]) {
+    say(format!("{}: {} for {base}", args.adapter.display(), method(config)));
+    if let peft::Config::Lora { config, .. } = config {
+        say(format!(
+            "  rank {}, alpha {}, scale {}, dropout {}",
+            config.rank,
+            config.alpha,
+            config.scale(),
+            config.dropout
+        ));
+    }
+    say(format!("  {} parameters in {}", grouped(parameters(factors)), count(factors.len(), "tensor")));
     if let Some(model) = &args.model {
         say(format!("  fits {model}"));
     }
+    if matches!(config, peft::Config::Lora { .. }) { factor_lines(factors) } else { tensor_lines(factors) }
+}
+
+fn method(config: &peft::Config) -> String {
+    match config {
+        peft::Config::Lora { config, magnitude } => {
+            format!("{}{}", if config.rslora { "rs" } else { "" }, if *magnitude { "DoRA" } else { "LoRA" })
+        }
+        peft::Config::Ia3 { .. } => "(IA)³".into(),
+        peft::Config::Prompt { tokens } => format!("prompt tuning of {tokens} virtual tokens"),
+        peft::Config::Prefix { tokens } => format!("prefix tuning of {tokens} virtual tokens"),
+        peft::Config::Base(_) => format!("{} tuning", config.method()),
+    }
+}
+
+fn factor_lines(factors: &[Factor]) {
     say("\n  module       linears       ‖A‖       ‖B‖   (Frobenius norms over all layers)");
     for module in Module::ALL {
         let squares = |factor: &str| -> Vec<f64> {
@@ -300,14 +322,28 @@ fn adapter_lines(args: &InspectAdapter, lora: &LoraConfig, base: &str, factors: 
     }
 }
 
-fn adapter_json(lora: &LoraConfig, base: &str, factors: &[Factor]) -> Value {
+fn tensor_lines(factors: &[Factor]) {
+    say("\n        norm  tensor");
+    for factor in factors {
+        say(format!("  {:>10.4}  {} {:?}", factor.squares.sqrt(), factor.name, factor.shape));
+    }
+}
+
+fn adapter_json(config: &peft::Config, base: &str, factors: &[Factor]) -> Value {
     let tensors: Vec<Value> =
         factors.iter().map(|f| json!({ "name": f.name, "shape": f.shape, "norm": f.squares.sqrt() })).collect();
-    json!({
-        "method": "lora", "base": base, "rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout,
-        "rslora": lora.rslora, "scale": lora.scale(), "target_modules": modules(factors),
-        "parameters": parameters(factors), "tensors": tensors,
-    })
+    let mut out = json!({
+        "method": config.method(), "base": base, "parameters": parameters(factors), "tensors": tensors,
+    });
+    if let peft::Config::Lora { config: lora, .. } = config {
+        out["rank"] = lora.rank.into();
+        out["alpha"] = lora.alpha.into();
+        out["dropout"] = lora.dropout.into();
+        out["rslora"] = lora.rslora.into();
+        out["scale"] = lora.scale().into();
+        out["target_modules"] = modules(factors).into();
+    }
+    out
 }
 
 /// The modules that are adapted somewhere.

@@ -3,7 +3,7 @@
 use super::out::Out;
 use super::{ModelArg, say, size};
 use luthier::adapter::combine::{Combination, Weighted, combine};
-use luthier::adapter::{self, BaseName, Format, Lora, Names};
+use luthier::adapter::{self, Adapter, BaseName, Format, Names};
 use luthier::model::load::Opened;
 use luthier::weights::hub;
 use luthier::{Error, Result};
@@ -42,20 +42,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let out = Out::folder(&args.out)?;
     let files = args.model.open()?;
     let spec = block_on(Opened::new(&files))?.spec;
-    let adapters: Vec<(Lora, Vec<f32>)> =
+    let adapters: Vec<(Adapter, Vec<f32>)> =
         args.adapters.iter().map(|path| adapter::open(path, &spec)).collect::<Result<_>>()?;
-    let parts = adapters.iter().zip(&weights).map(|((lora, flat), weight)| (lora, flat.as_slice(), *weight));
+    let parts = adapters.iter().zip(&weights).map(|((adapter, flat), weight)| (adapter, flat.as_slice(), *weight));
     let parts: Vec<Weighted> = parts.collect();
     let combined = combine(&spec, &parts, args.combination, args.rank)?;
     let base = hub::published(&args.model.model);
     let sha256 = shared_base(&args.adapters)?;
     let names = Names { base: BaseName { name: &base, sha256: sha256.as_deref() }, tuned: "" };
     let mut aside = out.begin()?;
-    for (name, bytes) in adapter::files(Format::Peft, &combined.lora, &combined.flat, &spec, names)? {
+    for (name, bytes) in adapter::files(Format::Peft, &combined.adapter, &combined.flat, &spec, names)? {
         aside.write(&name, &bytes)?;
     }
     let total = aside.finish()?;
-    let rank = combined.lora.config.rank;
+    let rank = combined.rank;
     say(format!("one adapter of {n}, of rank {rank} ({}), is in {}", size(total), args.out.display()));
     if let Some(kept) = combined.kept {
         say(format!("rank {rank} keeps {:.2} % of the sum's squared norm", 100.0 * kept));

@@ -19,7 +19,7 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter::{self, Lora};
+use luthier::adapter::{self, Adapter};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
@@ -143,7 +143,7 @@ impl ModelArg {
 }
 
 /// An adapter for the session's model; one that was tuned on another is taken, with a note.
-fn open_adapter(path: &Path, session: &Session) -> Result<(Lora, Vec<f32>)> {
+fn open_adapter(path: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
     let files = adapter::sources(path)?;
     let adapter = block_on(adapter::read(&files, session.spec()))?;
     let tuned_on = block_on(adapter::base_sha256(&files))?;

@@ -1,7 +1,7 @@
 //! What a run is made of: the command line's own words, or those of an earlier run's `run.json`.
 
 use super::train::Args;
-use luthier::adapter::Lora;
+use luthier::adapter::Adapter;
 use luthier::data::{ReadOptions, Records, read_file};
 use luthier::session::{DataRecord, RunRecord, Session, flat_sha256};
 use luthier::train::TrainOptions;
@@ -90,7 +90,7 @@ impl Recipe {
     }
 
     /// The adapter to go on from.
-    pub fn initial(&self, session: &Session) -> Result<Option<(Lora, Vec<f32>)>> {
+    pub fn initial(&self, session: &Session) -> Result<Option<(Adapter, Vec<f32>)>> {
         let Some(folder) = &self.init_adapter else { return Ok(None) };
         let (lora, flat) = super::open_adapter(folder, session)?;
         if let Some(adapter) = self.record.as_ref().and_then(|record| record.init_adapter.as_ref()) {

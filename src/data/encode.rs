@@ -110,6 +110,17 @@ impl Dataset {
         Dataset { file, examples: Arc::new(examples), stats }
     }
 
+    /// The examples with these ids before each, none of them a target.
+    pub fn prefixed(&self, prefix: &[u32]) -> Dataset {
+        let prefixed = |example: &Example| {
+            let ids = [prefix, &example.ids].concat();
+            let supervised = [vec![false; prefix.len()].as_slice(), &example.supervised].concat();
+            Example { ids, supervised, ..example.clone() }
+        };
+        let examples = Arc::new(self.examples.iter().map(prefixed).collect());
+        Dataset { examples, ..self.clone() }
+    }
+
     /// What a run sees of the data: their tokens and which of them are learned.
     pub fn digest(&self) -> String {
         let mut digest = Digest::default();

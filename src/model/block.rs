@@ -1,9 +1,11 @@
 //! One decoder block, forward facing backward. Letters: `ops/mod.rs`.
 
 use super::linear::{Build, Linear, Saved};
+use super::seam::Patches;
 use super::spec::ModelSpec;
+use super::tensors::Tensor;
 use crate::ops::attention::{self, Shape};
-use crate::ops::{attention_cached, rmsnorm, rope, swiglu};
+use crate::ops::{attention_cached, rmsnorm, rope, rows, swiglu};
 use crate::plan::Buf;
 
 #[derive(Clone, Debug)]
@@ -26,6 +28,10 @@ pub struct Common {
     /// Document spans in training, cache slots in generation.
     pub spans: Buf,
     pub rope_table: Buf,
+    /// [N]: which row of the adapter's table stands here, or NONE.
+    pub virtual_rows: Buf,
+    /// [C] ones, for gradients of norms.
+    pub ones: Buf,
 }
 
 /// The KV cache of one block.
@@ -51,21 +57,88 @@ pub struct Kept {
     down: Saved,
 }
 
+/// A norm over the residual stream, whose weight may be trained.
+pub struct Norm {
+    pub tensor: Tensor,
+    pub w: Buf,
+}
+
+impl Norm {
+    pub fn forward(&self, cx: &mut Build, spec: &ModelSpec, x: Buf) -> Buf {
+        let y = cx.plan.temp("normed", cx.n * spec.hidden);
+        let w = cx.vector(self.tensor, self.w, spec.hidden);
+        rmsnorm::forward(cx.plan, "norm", (cx.n, spec.hidden), spec.eps, x, w, y);
+        y
+    }
+
+    /// `dx (+)= …` where asked, and the weight's gradient `Σ_n dy ∘ x/rms(x)` where it is trained.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        cx: &mut Build,
+        spec: &ModelSpec,
+        common: &Common,
+        x: Buf,
+        dy: Buf,
+        dx: Option<Buf>,
+        accumulate: bool,
+    ) {
+        let size = (cx.n, spec.hidden);
+        if cx.replaced(self.tensor).is_some() {
+            let unit = cx.plan.temp("unit", cx.n * spec.hidden);
+            rmsnorm::forward(cx.plan, "norm", size, spec.eps, x, common.ones, unit);
+            cx.vector_grad(self.tensor, size, dy, Some(unit));
+        }
+        let Some(dx) = dx else { return };
+        let w = cx.vector(self.tensor, self.w, spec.hidden);
+        rmsnorm::backward(cx.plan, "norm", size, spec.eps, x, w, dy, dx, accumulate);
+    }
+}
+
 impl Block {
     fn shape(&self, spec: &ModelSpec, n: usize) -> Shape {
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
         Shape { n, heads: spec.heads, kv_heads: spec.kv_heads, d: spec.head_dim, scale }
     }
 
-    fn norm(&self, cx: &mut Build, spec: &ModelSpec, x: Buf, w: Buf) -> Buf {
-        let y = cx.plan.temp("normed", cx.n * spec.hidden);
-        rmsnorm::forward(cx.plan, "norm", (cx.n, spec.hidden), spec.eps, x, w, y);
-        y
+    fn layer(&self) -> usize {
+        self.q.site.layer
+    }
+
+    fn attention_norm(&self) -> Norm {
+        Norm { tensor: Tensor::AttentionNorm(self.layer()), w: self.attention_norm }
+    }
+
+    fn mlp_norm(&self) -> Norm {
+        Norm { tensor: Tensor::MlpNorm(self.layer()), w: self.mlp_norm }
+    }
+
+    /// What a prefix puts in place of the keys and values of its rows.
+    fn insert_prefix(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, k: Buf, v: Buf) {
+        if let Some((patches, at)) = self.prefix(cx) {
+            let size = (cx.n, spec.kv_width());
+            rows::forward(cx.plan, "prefix k", size, common.virtual_rows, patches.param(at.0), k);
+            rows::forward(cx.plan, "prefix v", size, common.virtual_rows, patches.param(at.1), v);
+        }
+    }
+
+    /// The prefix's gradients; what stood in its place gets none.
+    fn prefix_backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, dk: Buf, dv: Buf) {
+        if let Some((patches, at)) = self.prefix(cx) {
+            let size = (cx.n, spec.kv_width());
+            rows::backward(cx.plan, "prefix k", size, common.virtual_rows, patches.grad(at.0), dk, true);
+            rows::backward(cx.plan, "prefix v", size, common.virtual_rows, patches.grad(at.1), dv, true);
+        }
+    }
+
+    fn prefix<'a>(&self, cx: &Build<'a>) -> Option<(&'a Patches, (usize, usize))> {
+        let patches = cx.patches?;
+        Some((patches, *patches.rows.as_ref()?.prefix.get(self.layer())?))
     }
 
     /// q, k (rotated) and v of the normed input.
     fn qkv(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> [(Buf, Saved); 3] {
-        let h = self.norm(cx, spec, x, self.attention_norm);
+        let h = self.attention_norm().forward(cx, spec, x);
         let n = cx.n;
         let out = [&self.q, &self.k, &self.v].map(|linear| {
             let y = cx.plan.temp(linear.site.module.name(), n * linear.w.rows);
@@ -74,6 +147,7 @@ impl Block {
         for ((y, _), heads) in out.iter().zip([spec.heads, spec.kv_heads]) {
             rope::forward(cx.plan, "rope", n, heads, spec.head_dim, common.positions, common.rope_table, *y);
         }
+        self.insert_prefix(cx, spec, common, out[1].0, out[2].0);
         out
     }
 
@@ -99,7 +173,7 @@ impl Block {
         let n = cx.n;
         let mid = cx.plan.temp("mid", n * spec.hidden);
         let o = self.o.forward(cx, attended, Some(x), mid);
-        let h = self.norm(cx, spec, mid, self.mlp_norm);
+        let h = self.mlp_norm().forward(cx, spec, mid);
         let [gate, up] = [&self.gate, &self.up].map(|linear| {
             let y = cx.plan.temp(linear.site.module.name(), n * spec.ffn);
             (y, linear.forward(cx, h, None, y))
@@ -120,21 +194,23 @@ impl Block {
     /// Where nothing below is adapted (`need_dx` false) it stops as soon as this block's own gradients are complete.
     pub fn backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, kept: &Kept, dx: Buf, need_dx: bool) {
         let (n, shape) = (cx.n, self.shape(spec, cx.n));
-        let size = (n, spec.hidden);
-        let below_mlp = need_dx || cx.patches.is_some_and(|p| p.in_attention(self.q.site.layer));
+        let below_mlp = need_dx || cx.patches.is_some_and(|p| p.in_attention(self.layer()));
+        let at_mlp_norm = below_mlp || cx.replaced(Tensor::MlpNorm(self.layer())).is_some();
 
         let act = self.activation(cx, spec, kept.gate.0, kept.up.0);
         let dact = cx.plan.temp("dactivation", n * spec.ffn);
         self.down.backward(cx, act, kept.down, dx, Some(dact), false);
         swiglu::backward(cx.plan, "swiglu", n * spec.ffn, dact, kept.gate.0, kept.up.0); // now dgate, dup
-        let h = self.norm(cx, spec, kept.mid, self.mlp_norm);
+        let h = self.mlp_norm().forward(cx, spec, kept.mid);
         let dh = cx.plan.temp("dnormed", n * spec.hidden);
-        self.gate.backward(cx, h, kept.gate.1, kept.gate.0, below_mlp.then_some(dh), false);
-        self.up.backward(cx, h, kept.up.1, kept.up.0, below_mlp.then_some(dh), true);
+        self.gate.backward(cx, h, kept.gate.1, kept.gate.0, at_mlp_norm.then_some(dh), false);
+        self.up.backward(cx, h, kept.up.1, kept.up.0, at_mlp_norm.then_some(dh), true);
+        if at_mlp_norm {
+            self.mlp_norm().backward(cx, spec, common, kept.mid, dh, below_mlp.then_some(dx), true);
+        }
         if !below_mlp {
             return;
         }
-        rmsnorm::backward(cx.plan, "mlp_norm", size, spec.eps, kept.mid, self.mlp_norm, dh, dx, true);
 
         let d_o = cx.plan.temp("dattended", n * spec.q_width());
         self.o.backward(cx, kept.attended, kept.o, dx, Some(d_o), false);
@@ -153,16 +229,18 @@ impl Block {
             dv,
         };
         attention::backward(cx.plan, "attention", shape, &buffers);
+        self.prefix_backward(cx, spec, common, dk, dv);
         for (d, heads) in [(dq, spec.heads), (dk, spec.kv_heads)] {
             rope::backward(cx.plan, "rope", n, heads, spec.head_dim, common.positions, common.rope_table, d);
         }
-        let h = self.norm(cx, spec, kept.x, self.attention_norm);
+        let at_norm = need_dx || cx.replaced(Tensor::AttentionNorm(self.layer())).is_some();
+        let h = self.attention_norm().forward(cx, spec, kept.x);
         let dh = cx.plan.temp("dnormed", n * spec.hidden);
-        self.q.backward(cx, h, kept.q.1, dq, need_dx.then_some(dh), false);
-        self.k.backward(cx, h, kept.k.1, dk, need_dx.then_some(dh), true);
-        self.v.backward(cx, h, kept.v.1, dv, need_dx.then_some(dh), true);
-        if need_dx {
-            rmsnorm::backward(cx.plan, "attention_norm", size, spec.eps, kept.x, self.attention_norm, dh, dx, true);
+        self.q.backward(cx, h, kept.q.1, dq, at_norm.then_some(dh), false);
+        self.k.backward(cx, h, kept.k.1, dk, at_norm.then_some(dh), true);
+        self.v.backward(cx, h, kept.v.1, dv, at_norm.then_some(dh), true);
+        if at_norm {
+            self.attention_norm().backward(cx, spec, common, kept.x, dh, need_dx.then_some(dx), true);
         }
     }
 

@@ -1,14 +1,15 @@
 //! The decoder: weights declared in a plan, and the sequences for training, evaluation and generation.
 
-use super::block::{Block, Cache, Common, Kept};
+use super::block::{Block, Cache, Common, Kept, Norm};
 use super::linear::{Build, Linear};
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
 use super::tensors::Tensor;
+use crate::device::Device;
 use crate::format::WeightFormat;
 use crate::ops::cross_entropy::{self, Chunk};
 use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
-use crate::ops::{control, embedding, gather, rmsnorm};
+use crate::ops::{control, embedding, gather, rows};
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 
 /// The frozen base model as buffers of a plan.
@@ -22,6 +23,8 @@ pub struct Decoder {
     pub blocks: Vec<Block>,
     /// A small buffer bound where a kernel reads nothing.
     pub none: Buf,
+    /// A word that is 0.
+    pub zero: Buf,
 }
 
 impl Decoder {
@@ -63,7 +66,8 @@ impl Decoder {
             });
         }
         let none = plan.persistent("none", Elem::Float, 4);
-        Decoder { spec: spec.clone(), embed, head, norm, blocks, none }
+        let zero = plan.persistent("zero", Elem::Word, 4);
+        Decoder { spec: spec.clone(), embed, head, norm, blocks, none, zero }
     }
 
     /// How most of the weights are stored.
@@ -96,7 +100,7 @@ impl Decoder {
         }
     }
 
-    fn linear(&self, site: Site) -> &Linear {
+    pub fn linear(&self, site: Site) -> &Linear {
         let b = &self.blocks[site.layer];
         match site.module {
             Module::Q => &b.q,
@@ -109,22 +113,50 @@ impl Decoder {
         }
     }
 
-    fn embed(&self, cx: &mut Build, ids: Buf) -> Buf {
+    /// Embedded tokens, with the adapter's rows where those stand.
+    fn embed(&self, cx: &mut Build, ids: Buf, virtual_rows: Buf) -> Buf {
+        let size = (cx.n, self.spec.hidden);
         let x = cx.plan.temp("embedded", cx.n * self.spec.hidden);
         embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, x);
+        if let Some((patches, at)) = cx.replaced(Tensor::Embed) {
+            rows::forward(cx.plan, "trained embed", size, ids, patches.param(at), x);
+        }
+        if let Some((patches, at)) = virtual_embeddings(cx) {
+            rows::forward(cx.plan, "virtual tokens", size, virtual_rows, patches.param(at), x);
+        }
         x
     }
 
-    fn final_norm(&self, cx: &mut Build, x: Buf) -> Buf {
-        let y = cx.plan.temp("final", cx.n * self.spec.hidden);
-        rmsnorm::forward(cx.plan, "norm", (cx.n, self.spec.hidden), self.spec.eps, x, self.norm, y);
-        y
+    /// Gradients of trained embeddings. `dx` is used up.
+    fn embed_backward(&self, cx: &mut Build, io: &Inputs, dx: Buf) {
+        let size = (cx.n, self.spec.hidden);
+        if let Some((patches, at)) = virtual_embeddings(cx) {
+            rows::backward(cx.plan, "virtual tokens", size, io.virtual_rows, patches.grad(at), dx, true);
+        }
+        if let Some((patches, at)) = cx.replaced(Tensor::Embed) {
+            rows::backward(cx.plan, "trained embed", size, io.ids, patches.grad(at), dx, false);
+        }
+    }
+
+    fn final_norm(&self) -> Norm {
+        Norm { tensor: Tensor::FinalNorm, w: self.norm }
+    }
+
+    /// The tensor that the head is: the embedding itself where it is tied.
+    fn head_tensor(&self) -> Tensor {
+        if self.spec.tied { Tensor::Embed } else { Tensor::Head }
     }
 
     /// `logits = x·headᵀ` for `rows` rows.
     fn logits(&self, cx: &mut Build, rows: usize, x: Buf, logits: Buf) {
-        matmul::forward(cx.plan, "lm_head", rows, x, &self.head, 1.0, Epilogue::default(), cx.none, logits);
+        let head = cx.matrix(self.head_tensor(), &self.head);
+        matmul::forward(cx.plan, "lm_head", rows, x, &head, 1.0, Epilogue::default(), cx.none, logits);
     }
+}
+
+fn virtual_embeddings<'a>(cx: &Build<'a>) -> Option<(&'a Patches, usize)> {
+    let patches = cx.patches?;
+    Some((patches, patches.rows.as_ref()?.embeddings?))
 }
 
 fn matrix(plan: &mut Plan, label: &str, rows: usize, cols: usize, format: WeightFormat, max_binding: u64) -> Matrix {
@@ -151,12 +183,16 @@ pub struct Inputs {
     pub rows: Buf,
     /// [N]: for each row its place among the supervised rows, or NONE.
     pub inverse: Buf,
+    /// [N]: which row of the adapter's table stands here, or NONE.
+    pub virtual_rows: Buf,
     pub control: Buf,
     /// [N, 4] per supervised row: loss, hit, log-sum-exp.
     pub row_results: Buf,
     /// Report ring: loss sum, hits, gradient norm, applied.
     pub ring: Buf,
     pub rope_table: Buf,
+    /// [C] ones, for gradients of norms.
+    ones: Buf,
 }
 
 impl Inputs {
@@ -164,6 +200,7 @@ impl Inputs {
         let mut words = |label: &str, len| plan.persistent(label, Elem::Word, len);
         let (ids, positions, spans) = (words("ids", n), words("positions", n), words("spans", 2 * n));
         let (targets, rows, inverse) = (words("targets", n), words("supervised rows", n), words("inverse rows", n));
+        let virtual_rows = words("virtual rows", n);
         let control = words("control", control::WORDS);
         let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
         Inputs {
@@ -174,15 +211,24 @@ impl Inputs {
             targets,
             rows,
             inverse,
+            virtual_rows,
             control,
             row_results: floats("row results", n * cross_entropy::ROW),
             ring: floats("report ring", control::RING_SLOTS * control::REPORT),
             rope_table: floats("rope table", max_position * spec.head_dim),
+            ones: floats("ones", spec.hidden),
         }
     }
 
+    /// Writes what never changes, for rows of up to `max_position` tokens; the plan is prepared.
+    pub fn write_tables(&self, device: &mut Device, spec: &ModelSpec, max_position: usize) {
+        device.write_floats(self.rope_table, 0, &spec.rope.table(spec.head_dim, max_position));
+        device.write_floats(self.ones, 0, &vec![1.0; spec.hidden]);
+    }
+
     fn common(&self) -> Common {
-        Common { positions: self.positions, spans: self.spans, rope_table: self.rope_table }
+        let Inputs { positions, spans, rope_table, virtual_rows, ones, .. } = *self;
+        Common { positions, spans, rope_table, virtual_rows, ones }
     }
 }
 
@@ -217,7 +263,7 @@ impl Decoder {
         let evaluate = plan.begin("evaluate");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
-        let hidden = self.final_norm(&mut cx, x);
+        let hidden = self.final_norm().forward(&mut cx, &self.spec, x);
         self.head_loss(&mut cx, io, hidden, None);
         let train = train.then(|| self.train_sequence(plan, io, patches.expect("something to train"), kept_blocks));
         LossSequences { train, evaluate }
@@ -228,7 +274,7 @@ impl Decoder {
         let sequence = plan.begin("probe");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
-        let hidden = self.final_norm(&mut cx, x);
+        let hidden = self.final_norm().forward(&mut cx, &self.spec, x);
         self.logits(&mut cx, io.n, hidden, logits);
         sequence
     }
@@ -241,35 +287,36 @@ impl Decoder {
         control: Buf,
         dropout: bool,
     ) -> Build<'a> {
-        Build { plan, n, patches, control, none: self.none, dropout }
+        Build { plan, n, patches, control, none: self.none, zero: self.zero, dropout }
     }
 
     fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
         let sequence = plan.begin("train");
         let (spec, common) = (&self.spec, io.common());
-        let lowest = patches.lowest_layer().expect("an adapter has sites");
+        let lowest = patches.lowest_layer(self.blocks.len());
         let first_kept = self.blocks.len().saturating_sub(kept_blocks);
         let mut cx = self.build(plan, io.n, Some(patches), io.control, true);
         let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= lowest);
-        let hidden = self.final_norm(&mut cx, x);
+        let hidden = self.final_norm().forward(&mut cx, spec, x);
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
         let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
-        rmsnorm::backward(cx.plan, "norm", (io.n, spec.hidden), spec.eps, x, self.norm, d_hidden, dx, false);
+        self.final_norm().backward(&mut cx, spec, &common, x, d_hidden, Some(dx), false);
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
             // Recomputing a block appends its forward steps again; the first pass's temporaries then end early.
             let kept = if layer >= first_kept { kept } else { block.forward(&mut cx, spec, &common, input).1 };
-            block.backward(&mut cx, spec, &common, &kept, dx, layer > lowest);
+            block.backward(&mut cx, spec, &common, &kept, dx, layer > lowest || patches.embeds());
         }
+        self.embed_backward(&mut cx, io, dx);
         sequence
     }
 
     /// Embedding and blocks; keeps input and activations of the layers that `keep` names.
     #[allow(clippy::type_complexity)]
     fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<Option<(Buf, Kept)>>) {
-        let mut x = self.embed(cx, io.ids);
+        let mut x = self.embed(cx, io.ids, io.virtual_rows);
         let mut states = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let (out, kept) = block.forward(cx, &self.spec, &io.common(), x);
@@ -296,7 +343,9 @@ impl Decoder {
             if let Some(d_hidden) = d_hidden {
                 cross_entropy::backward(cx.plan, chunk, io.control, io.targets, io.row_results, logits);
                 let dh = cx.plan.temp("dsupervised", m * c);
-                matmul::backward(cx.plan, "lm_head", m, logits, &self.head, None, false, cx.none, dh);
+                let head = cx.matrix(self.head_tensor(), &self.head);
+                cx.matrix_grad(self.head_tensor(), m, (logits, ld), (h, c));
+                matmul::backward(cx.plan, "lm_head", m, logits, &head, None, false, cx.none, dh);
                 gather::backward(cx.plan, n, (m, first), c, io.inverse, dh, d_hidden);
             }
             cx.plan.skip_up_to = skip;
@@ -322,6 +371,8 @@ pub struct Slots {
     /// [sequences, padded vocab]
     pub logits: Buf,
     pub rope_table: Buf,
+    /// [rows]: which row of the adapter's table stands here, or NONE.
+    pub virtual_rows: Buf,
     caches: Vec<Cache>,
 }
 
@@ -340,13 +391,27 @@ impl Decoder {
         let mut words = |label: &str, len| plan.persistent(label, Elem::Word, len);
         let (ids, positions) = (words("token ids", most), words("token positions", most));
         let (slots, rows) = (words("cache slots", 2 * most), words("logit rows", sequences));
+        let virtual_rows = words("virtual rows", most);
         let control = words("control", control::WORDS);
         let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
         let logits = floats("next logits", sequences * spec.padded_vocab());
         let rope_table = floats("rope table", capacity * spec.head_dim);
         let mut cache = || floats("cache", sequences * capacity * spec.kv_width());
         let caches = (0..spec.layers).map(|_| Cache { k: cache(), v: cache(), capacity }).collect();
-        let io = Slots { sequences, capacity, chunk, ids, positions, slots, rows, control, logits, rope_table, caches };
+        let io = Slots {
+            sequences,
+            capacity,
+            chunk,
+            ids,
+            positions,
+            slots,
+            rows,
+            control,
+            logits,
+            rope_table,
+            virtual_rows,
+            caches,
+        };
         let plain = self.generation_pass(plan, &io, None);
         (io, plain)
     }
@@ -354,15 +419,16 @@ impl Decoder {
     /// Appends the sequences of a prompt chunk and of a decoding step over the cache.
     pub fn generation_pass(&self, plan: &mut Plan, io: &Slots, patches: Option<&Patches>) -> Pass {
         let spec = &self.spec;
-        let common = Common { positions: io.positions, spans: io.slots, rope_table: io.rope_table };
+        let Slots { positions, slots: spans, rope_table, virtual_rows, .. } = *io;
+        let common = Common { positions, spans, rope_table, virtual_rows, ones: self.none };
         let mut sequence = |name: &str, n: usize| {
             let id = plan.begin(name);
             let mut cx = self.build(plan, n, patches, io.control, false);
-            let mut x = self.embed(&mut cx, io.ids);
+            let mut x = self.embed(&mut cx, io.ids, io.virtual_rows);
             for (block, cache) in self.blocks.iter().zip(&io.caches) {
                 x = block.forward_cached(&mut cx, spec, &common, cache, x);
             }
-            let hidden = self.final_norm(&mut cx, x);
+            let hidden = self.final_norm().forward(&mut cx, spec, x);
             let last = cx.plan.temp("last rows", io.sequences * spec.hidden);
             gather::forward(cx.plan, (io.sequences, 0), spec.hidden, io.rows, hidden, last);
             self.logits(&mut cx, io.sequences, last, io.logits);

@@ -2,7 +2,7 @@
 
 use super::decoder::{Pass, Slots};
 use super::load::Base;
-use super::seam::Patches;
+use super::seam::{Patches, split_virtual};
 use crate::error::{Error, Result};
 use crate::ops::gather::NONE;
 use crate::plan::SequenceId;
@@ -170,7 +170,7 @@ impl Generator {
             if p.is_empty() {
                 return Err(Error::setting("prompt", format!("prompt {} has no tokens", i + 1), "give some text"));
             }
-            if let Some(id) = p.iter().find(|id| **id as usize >= self.vocab) {
+            if let Some(id) = split_virtual(p).0.iter().find(|id| **id as usize >= self.vocab) {
                 let what = format!("prompt {} holds the token {id}, the model knows ids below {}", i + 1, self.vocab);
                 return Err(Error::setting("prompt", what, "use the tokenizer that belongs to the model"));
             }
@@ -236,9 +236,14 @@ impl Generator {
                 logit_rows[row.sequence] = i as u32;
             }
         }
-        for (buf, words) in
-            [(self.io.ids, &ids), (self.io.positions, &positions), (self.io.slots, &slots), (self.io.rows, &logit_rows)]
-        {
+        let (ids, virtual_rows) = split_virtual(&ids);
+        for (buf, words) in [
+            (self.io.ids, &ids),
+            (self.io.virtual_rows, &virtual_rows),
+            (self.io.positions, &positions),
+            (self.io.slots, &slots),
+            (self.io.rows, &logit_rows),
+        ] {
             base.device.write(buf, 0, words);
         }
         rows.iter().any(|r| r.last)

@@ -2,7 +2,7 @@
 
 use super::decoder::Inputs;
 use super::load::Base;
-use super::seam::Patches;
+use super::seam::{Patches, split_virtual, virtual_ids};
 use crate::error::Result;
 use crate::plan::{Buf, Elem};
 use serde::Serialize;
@@ -26,19 +26,28 @@ impl Probe {
 
     /// [N, V] for the ids, with an adapter or without. Each call appends a sequence to the base's plan.
     pub async fn logits(&self, base: &mut Base, patches: Option<&Patches>, ids: &[u32]) -> Result<Vec<f32>> {
-        let n = ids.len();
+        let before = virtual_tokens(patches);
+        let all = [&virtual_ids(before), ids].concat();
+        let n = all.len();
         assert_eq!(n, self.io.n, "a probe for {} tokens", self.io.n);
         let Base { plan, device, decoder, .. } = base;
         let sequence = decoder.probe(plan, &self.io, patches, self.logits);
         device.prepare(plan).await?;
-        device.write_floats(self.io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, n));
-        device.write(self.io.ids, 0, ids);
+        self.io.write_tables(device, &decoder.spec, n);
+        let (ids, virtual_rows) = split_virtual(&all);
+        device.write(self.io.ids, 0, &ids);
+        device.write(self.io.virtual_rows, 0, &virtual_rows);
         device.write(self.io.positions, 0, &(0..n as u32).collect::<Vec<_>>());
         device.write(self.io.spans, 0, &[0, n as u32].repeat(n));
         device.run(plan, sequence, n as u32)?;
-        let all = device.read(self.logits, 0, n * self.padded).await?;
-        Ok(all.chunks_exact(self.padded).flat_map(|row| row[..self.vocab].to_vec()).collect())
+        let rows = device.read(self.logits, 0, n * self.padded).await?;
+        Ok(rows.chunks_exact(self.padded).skip(before).flat_map(|row| row[..self.vocab].to_vec()).collect())
     }
+}
+
+/// Rows that an adapter puts before a text.
+pub fn virtual_tokens(patches: Option<&Patches>) -> usize {
+    patches.and_then(|patches| patches.rows.as_ref()).map_or(0, |rows| rows.tokens)
 }
 
 /// Mean Kullback–Leibler divergence of the next token by `other` from that by `first`, in nats; logits [N, V].

@@ -1,5 +1,17 @@
-//! Where adapters attach: at every linear of a block, by site. The model knows offsets and scales, not methods.
+//! Where adapters attach: at every linear of a block, by site; in place of tensors of the base; and as rows that stand
+//! before the text. The model knows offsets and scales, not methods.
+//!
+//! One formula for all that happens at a linear with x:[N,I], W:[O,I], A:[R,I], B:[O,R], gains g:[O] and h:[I]:
+//!
+//! ```text
+//! x' = h ∘ x     u = x'·Aᵀ     z = x'·Wᵀ + s·u·Bᵀ     y = g ∘ z + b   or   g ∘ (z + b)
+//! dz = g ∘ dy    dg = Σ_n dy ∘ z    du = s·dz·B    dB = s·dzᵀ·u    dA = duᵀ·x'
+//! dx' = dz·W + du·A    dh = Σ_n dx' ∘ x    dx = h ∘ dx'    db = Σ_n dy    dW = dzᵀ·x'
+//! ```
 
+use super::tensors::Tensor;
+use crate::ops::gain::Vector;
+use crate::ops::gather::NONE;
 use crate::plan::Buf;
 use std::collections::BTreeMap;
 
@@ -42,10 +54,12 @@ pub struct Site {
     pub module: Module,
 }
 
-/// What an adapter adds at a site: `y = x·Wᵀ + scale·(x·Aᵀ)·Bᵀ`, with dropout on the input of A.
-#[derive(Clone, Copy, Debug)]
-pub struct LinearPatch {
+/// A low-rank update: `s·(x·Aᵀ)·Bᵀ`, with dropout on the input of A.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LowRankPatch {
     pub rank: usize,
+    /// The first ranks, which are trained; the others are frozen.
+    pub trained: usize,
     pub scale: f32,
     /// First float of A:[R, I] in the flat parameter buffer.
     pub a: usize,
@@ -54,22 +68,92 @@ pub struct LinearPatch {
     pub dropout: f32,
 }
 
-/// The adapter as the model sees it: two flat buffers and a patch at each adapted site.
+/// What multiplies the output of a linear.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gain {
+    /// g itself is trained, at this float; the bias lies inside of it.
+    Learned(usize),
+    /// g = m / ‖W + s·B·A‖ by rows, m at this float; the bias lies outside.
+    Magnitude(usize),
+}
+
+/// What an adapter adds at a linear.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LinearPatch {
+    pub low_rank: Option<LowRankPatch>,
+    pub gain: Option<Gain>,
+    /// First float of the gain h on the input.
+    pub input_gain: Option<usize>,
+}
+
+/// Rows of a table in the flat buffer that stand before the text: their embeddings, or each layer's keys and values.
+#[derive(Clone, Debug)]
+pub struct Virtual {
+    pub tokens: usize,
+    /// First float of the embeddings [tokens, C].
+    pub embeddings: Option<usize>,
+    /// For each layer the first float of its keys and of its values, [tokens, kv width] each; keys are not rotated.
+    pub prefix: Vec<(usize, usize)>,
+}
+
+/// Set in ids that name a row of the adapter's table instead of a token of the vocabulary.
+const VIRTUAL: u32 = 1 << 31;
+
+/// The ids of virtual tokens, in order.
+pub fn virtual_ids(tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|row| VIRTUAL | row).collect()
+}
+
+/// Ids of the vocabulary (0 under virtual tokens), and for each the row of the adapter's table, or [`NONE`].
+pub fn split_virtual(ids: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let split = |id: &u32| if id & VIRTUAL != 0 { (0, id & !VIRTUAL) } else { (*id, NONE) };
+    ids.iter().map(split).unzip()
+}
+
+/// The adapter as the model sees it: two flat buffers and what they hold where.
 #[derive(Clone, Debug)]
 pub struct Patches {
     pub params: Buf,
     pub grads: Buf,
     pub sites: BTreeMap<Site, LinearPatch>,
+    /// Tensors of the base whose trained copy lies at this float.
+    pub replaced: BTreeMap<Tensor, usize>,
+    pub rows: Option<Virtual>,
+    /// Σ W² by rows, where a gain needs it.
+    pub squares: BTreeMap<Site, Buf>,
 }
 
 impl Patches {
-    /// Backward stops at this layer.
-    pub fn lowest_layer(&self) -> Option<usize> {
-        self.sites.keys().next().map(|s| s.layer)
+    pub fn param(&self, off: usize) -> Vector {
+        Vector { buf: self.params, off }
     }
 
-    /// Whether something in the attention half of `layer` is adapted.
+    pub fn grad(&self, off: usize) -> Vector {
+        Vector { buf: self.grads, off }
+    }
+
+    /// Backward stops at this layer: nothing below it is trained. The number of layers, where none is.
+    pub fn lowest_layer(&self, layers: usize) -> usize {
+        let sites = self.sites.keys().map(|s| s.layer);
+        let tensors = self.replaced.keys().filter_map(|t| t.layer());
+        let prefix = self.rows.iter().filter(|r| !r.prefix.is_empty()).map(|_| 0);
+        if self.embeds() { 0 } else { sites.chain(tensors).chain(prefix).min().unwrap_or(layers) }
+    }
+
+    /// Whether the gradient of the embedded tokens is asked for.
+    pub fn embeds(&self) -> bool {
+        self.replaced.contains_key(&Tensor::Embed) || self.rows.as_ref().is_some_and(|r| r.embeddings.is_some())
+    }
+
+    /// Whether something in the attention half of `layer` is trained.
     pub fn in_attention(&self, layer: usize) -> bool {
+        let tensor = |t: &Tensor| match t {
+            Tensor::AttentionNorm(l) => *l == layer,
+            Tensor::Weight(s) | Tensor::Bias(s) => s.layer == layer && s.module.is_attention(),
+            _ => false,
+        };
         self.sites.keys().any(|s| s.layer == layer && s.module.is_attention())
+            || self.replaced.keys().any(tensor)
+            || self.rows.as_ref().is_some_and(|r| !r.prefix.is_empty())
     }
 }

@@ -3,7 +3,7 @@
 use super::seam::{Module, Site};
 use super::spec::ModelSpec;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tensor {
     Embed,
     FinalNorm,
@@ -12,6 +12,17 @@ pub enum Tensor {
     MlpNorm(usize),
     Weight(Site),
     Bias(Site),
+}
+
+impl Tensor {
+    /// The block it belongs to, if it belongs to one.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Tensor::AttentionNorm(l) | Tensor::MlpNorm(l) => Some(l),
+            Tensor::Weight(s) | Tensor::Bias(s) => Some(s.layer),
+            Tensor::Embed | Tensor::FinalNorm | Tensor::Head => None,
+        }
+    }
 }
 
 impl ModelSpec {

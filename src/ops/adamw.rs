@@ -7,9 +7,9 @@ use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
 use crate::simd::simd;
 
-params!(Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, pad0: u32, pad1: u32, pad2: u32 });
+params!(Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, rated: u32, pad0: u32, pad1: u32 });
 
-kernel!(ADAMW, "adamw", "forward", [Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite], Params, [Direct "adamw" [64, 1, 1]], twin);
+kernel!(ADAMW, "adamw", "forward", [Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, Read], Params, [Direct "adamw" [64, 1, 1]], twin);
 
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
@@ -27,6 +27,8 @@ pub struct State {
     pub m: Buf,
     pub v: Buf,
     pub len: usize,
+    /// A factor of the learning rate for each float: 0 freezes it. Without it all are 1.
+    pub rates: Option<Buf>,
 }
 
 pub fn step(plan: &mut Plan, a: AdamW, control: Buf, clip: Buf, s: &State) {
@@ -36,9 +38,15 @@ pub fn step(plan: &mut Plan, a: AdamW, control: Buf, clip: Buf, s: &State) {
         beta2: a.beta2,
         eps: a.eps,
         weight_decay: a.weight_decay,
+        rated: s.rates.is_some() as u32,
         ..Default::default()
     };
-    plan.push(&ADAMW, params, &[control, clip, s.params, s.grads, s.m, s.v], [s.len as u32, 1, 1]);
+    plan.push(
+        &ADAMW,
+        params,
+        &[control, clip, s.params, s.grads, s.m, s.v, s.rates.unwrap_or(clip)],
+        [s.len as u32, 1, 1],
+    );
 }
 
 fn twin<F: Float>(call: &mut Call<F>) {
@@ -52,16 +60,25 @@ fn twin<F: Float>(call: &mut Call<F>) {
         grads[..len].fill(F::ZERO);
         return;
     }
-    let rates = Rates {
+    let rates = |factor: F| Rates {
         clip: clip[0],
         beta1: F::of32(p.beta1),
         beta2: F::of32(p.beta2),
         bias2,
         eps: F::of32(p.eps),
-        decay: F::ONE - lr * F::of32(p.weight_decay),
-        lr: lr / bias1,
+        decay: F::ONE - factor * lr * F::of32(p.weight_decay),
+        lr: factor * lr / bias1,
     };
-    update(&mut params[..len], &mut grads[..len], &mut m[..len], &mut v[..len], rates);
+    if p.rated == 0 {
+        return update(&mut params[..len], &mut grads[..len], &mut m[..len], &mut v[..len], rates(F::ONE));
+    }
+    let mut at = 0;
+    for run in call.f(6)[..len].chunk_by(|a, b| a == b) {
+        let next = at..at + run.len();
+        at = next.end;
+        let (params, grads) = (&mut params[next.clone()], &mut grads[next.clone()]);
+        update(params, grads, &mut m[next.clone()], &mut v[next], rates(run[0]));
+    }
 }
 
 struct Rates<F> {

@@ -12,16 +12,21 @@
 pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
+pub mod column_sum;
 pub mod control;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod gain;
 pub mod gather;
 pub mod lora_grad;
 pub mod matmul;
 pub mod par;
 pub mod rmsnorm;
 pub mod rope;
+pub mod row_gain;
+pub mod row_squares;
+pub mod rows;
 pub mod sum_squares;
 pub mod swiglu;
 
@@ -71,12 +76,15 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::BACKWARD_KV,
     &attention_cached::APPEND,
     &attention_cached::FORWARD,
+    &column_sum::ACCUMULATE,
     &cross_entropy::FORWARD,
     &cross_entropy::BACKWARD,
     &cross_entropy::REPORT,
     &dropout::FORWARD,
     &dropout::BACKWARD,
     &embedding::FORWARD,
+    &gain::FORWARD,
+    &gain::BACKWARD,
     &gather::FORWARD,
     &gather::BACKWARD,
     &lora_grad::ACCUMULATE,
@@ -86,6 +94,10 @@ pub static KERNELS: &[&Kernel] = &[
     &rmsnorm::BACKWARD,
     &rope::FORWARD,
     &rope::BACKWARD,
+    &row_gain::FORWARD,
+    &row_squares::FORWARD,
+    &rows::FORWARD,
+    &rows::BACKWARD,
     &sum_squares::PARTIAL,
     &sum_squares::FINISH,
     &swiglu::FORWARD,

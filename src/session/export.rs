@@ -2,12 +2,12 @@
 
 use super::Session;
 use crate::adapter::merge::{self, Dtype, Target};
-use crate::adapter::{self, BaseName, Files, Format, Lora, Names};
+use crate::adapter::{self, Adapter, BaseName, Files, Format, Names};
 use crate::data::{Message, Tokenizer};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::Base;
-use crate::model::probe::{Agreement, Probe};
+use crate::model::probe::{Agreement, Probe, virtual_tokens};
+use crate::model::{Base, Patches};
 use crate::weights::{ModelFiles, Source};
 
 /// The text that an export is compared on: prose, names and numbers, code, another language.
@@ -32,17 +32,17 @@ impl Session {
         let flat = self.adapter_values().await?;
         let base = BaseName { name: &self.published, sha256: Some(&self.base.sha256) };
         let names = Names { base, tuned };
-        adapter::files(format, self.lora()?, &flat, self.spec(), names)
+        adapter::files(format, self.tuned()?, &flat, self.spec(), names)
     }
 
-    fn lora(&self) -> Result<&Lora> {
+    fn tuned(&self) -> Result<&Adapter> {
         let none = || Error::setting("adapter", "there is no adapter yet", "train one, or load one");
-        self.adapter.as_ref().map(|(lora, _)| lora).ok_or_else(none)
+        self.adapter.as_ref().map(|(adapter, _)| adapter).ok_or_else(none)
     }
 
     /// The adapter's numbers; an error where there is none, or where they are none.
     async fn adapter_values(&mut self) -> Result<Vec<f32>> {
-        let len = self.lora()?.len;
+        let len = self.tuned()?.len;
         let (_, patches) = self.adapter.as_ref().expect("it has a layout");
         let flat = self.base.device.read(patches.params, 0, len).await?;
         if let Some(i) = flat.iter().position(|x| !x.is_finite()) {
@@ -55,12 +55,12 @@ impl Session {
     /// The base with the adapter added in: `sink` gets file names and their next bytes.
     pub async fn merged(&mut self, target: &Target, sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
         let flat = self.adapter_values().await?;
-        merge::merge(&self.files, self.lora()?, &flat, target, sink).await
+        merge::merge(&self.files, self.tuned()?, &flat, target, sink).await
     }
 
     /// Bytes of all files of the merged model; an error where the base cannot be written so.
     pub async fn merged_size(&self, target: &Target) -> Result<u64> {
-        merge::size(&self.files, target).await
+        merge::size(&self.files, self.tuned()?, target).await
     }
 
     /// Whether merging rounds the base's weights anew: those of a quantised base come in blocks that the sum does not fit.
@@ -70,12 +70,11 @@ impl Session {
 
     /// Reads an exported adapter back and compares it with the one on the model.
     pub async fn check_adapter(&mut self, files: &[Source]) -> Result<Agreement> {
-        let (lora, flat) = adapter::read(files, self.spec()).await?;
+        let (again, flat) = adapter::read(files, self.spec()).await?;
         let ids = self.probe_ids()?;
-        let again = lora.declare(&mut self.base.plan, false);
-        let (probe, [live, plain]) = self.probed(&ids).await?;
-        self.base.device.write_floats(again.params, 0, &flat);
-        let other = probe.logits(&mut self.base, Some(&again), &ids).await?;
+        let again = self.laid_out(&again, &flat).await?;
+        let [live, plain] = self.probed(&ids).await?;
+        let other = self.logits(Some(&again), &ids).await?;
         agreed(Agreement::new(&ids, &live, &plain, &other), true, &name_of(files))
     }
 
@@ -88,7 +87,7 @@ impl Session {
             let what = format!("{name}: its tokenizer makes other tokens of the probe text than the base's");
             return Err(Error::device(what, "do not use it; this is a fault of the program"));
         }
-        let (_, [live, plain]) = self.probed(&ids).await?;
+        let [live, plain] = self.probed(&ids).await?;
         let mut merged = Base::load(files, Device::cpu(), |_, _| {}).await?;
         let probe = Probe::new(&mut merged, ids.len());
         let other = probe.logits(&mut merged, None, &ids).await?;
@@ -96,12 +95,15 @@ impl Session {
     }
 
     /// Logits with the adapter and without.
-    async fn probed(&mut self, ids: &[u32]) -> Result<(Probe, [Vec<f32>; 2])> {
-        let adapter = self.adapter.as_ref().map(|(_, patches)| patches.clone());
-        let probe = Probe::new(&mut self.base, ids.len());
-        let live = probe.logits(&mut self.base, adapter.as_ref(), ids).await?;
-        let plain = probe.logits(&mut self.base, None, ids).await?;
-        Ok((probe, [live, plain]))
+    async fn probed(&mut self, ids: &[u32]) -> Result<[Vec<f32>; 2]> {
+        let live = self.adapter.as_ref().map(|(_, patches)| patches.clone());
+        Ok([self.logits(live.as_ref(), ids).await?, self.logits(None, ids).await?])
+    }
+
+    async fn logits(&mut self, patches: Option<&Patches>, ids: &[u32]) -> Result<Vec<f32>> {
+        let n = ids.len() + virtual_tokens(patches);
+        let Session { probes, base, .. } = self;
+        probes.entry(n).or_insert_with(|| Probe::new(base, n)).logits(base, patches, ids).await
     }
 
     fn probe_ids(&self) -> Result<Vec<u32>> {

@@ -13,12 +13,13 @@ pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::Lora;
-use crate::adapter::peft;
+use crate::adapter::{Adapter, peft};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::generate::Generator;
+use crate::model::probe::Probe;
+use crate::model::seam::virtual_ids;
 use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
@@ -36,9 +37,11 @@ pub struct Session {
     /// The base's files: a merged model is made from them.
     files: ModelFiles,
     base: Base,
-    adapter: Option<(Lora, Patches)>,
+    adapter: Option<(Adapter, Patches)>,
     /// Adapters that were put aside by name, to be used again.
-    shelf: BTreeMap<String, (Lora, Patches)>,
+    shelf: BTreeMap<String, (Adapter, Patches)>,
+    /// What exports are compared with, by the number of tokens.
+    probes: BTreeMap<usize, Probe>,
     trainer: Option<Trainer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
@@ -100,6 +103,7 @@ impl Session {
             base,
             adapter: None,
             shelf: BTreeMap::new(),
+            probes: BTreeMap::new(),
             trainer: None,
             run: None,
             validation: None,
@@ -147,13 +151,24 @@ impl Session {
 
     /// Puts an adapter on the model, for evaluation and generation; it takes the place of the one before, and a run
     /// that was under way is over.
-    pub async fn load_adapter(&mut self, lora: Lora, flat: &[f32]) -> Result<()> {
-        let patches = lora.declare(&mut self.base.plan, false);
-        self.base.device.prepare(&self.base.plan).await?;
-        self.base.device.write_floats(patches.params, 0, flat);
+    pub async fn load_adapter(&mut self, adapter: Adapter, flat: &[f32]) -> Result<()> {
+        let patches = self.laid_out(&adapter, flat).await?;
         (self.trainer, self.validation) = (None, None);
-        self.set_adapter(lora, patches);
+        self.set_adapter(adapter, patches);
         Ok(())
+    }
+
+    /// An adapter's numbers on the device.
+    async fn laid_out(&mut self, adapter: &Adapter, flat: &[f32]) -> Result<Patches> {
+        let Base { plan, device, decoder, .. } = &mut self.base;
+        let patches = adapter.declare(plan, false);
+        let prologue = adapter.prologue(plan, &patches, decoder);
+        device.prepare(plan).await?;
+        device.write_floats(patches.params, 0, flat);
+        if let Some(prologue) = prologue {
+            device.run(plan, prologue, 0)?;
+        }
+        Ok(patches)
     }
 
     /// What to say of an adapter that was tuned on another base, by its hash: it may fit all the same, by its shapes.
@@ -167,8 +182,7 @@ impl Session {
             self.name,
             short(here)
         );
-        let hint =
-            "it fits by its shapes alone, and its answers may be worse than the base's: use it with its own base";
+        let hint = "it fits by its shapes alone, and may answer worse than the base: use it with its own";
         Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
@@ -197,11 +211,11 @@ impl Session {
     }
 
     /// Sequences built for another adapter are not used again.
-    fn set_adapter(&mut self, lora: Lora, patches: Patches) {
-        self.put(Some((lora, patches)));
+    fn set_adapter(&mut self, adapter: Adapter, patches: Patches) {
+        self.put(Some((adapter, patches)));
     }
 
-    fn put(&mut self, adapter: Option<(Lora, Patches)>) {
+    fn put(&mut self, adapter: Option<(Adapter, Patches)>) {
         self.adapter = adapter;
         self.evaluation = None;
         if let Some(generator) = &mut self.generator {
@@ -239,6 +253,11 @@ impl Session {
         Err(Error::setting("seq-len", what, format!("use at most {context}")))
     }
 
+    /// Ids of the rows that the adapter puts before each text.
+    fn virtual_ids(&self) -> Vec<u32> {
+        virtual_ids(self.adapter.as_ref().map_or(0, |(adapter, _)| adapter.method.virtual_tokens()))
+    }
+
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
     pub async fn evaluate(
         &mut self,
@@ -247,10 +266,12 @@ impl Session {
         seq_len: usize,
         adapted: bool,
     ) -> Result<Evaluation> {
+        let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        let seq_len = seq_len + before.len();
         self.check_length(seq_len)?;
         check_tokens(batch_size, seq_len)?;
-        let batches =
-            Batches::new(data, PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 })?;
+        let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
+        let batches = Batches::new(&data.prefixed(&before), options)?;
         let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
             let Base { plan, device, decoder, .. } = &mut self.base;
@@ -258,7 +279,7 @@ impl Session {
             let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
             let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
             device.prepare(plan).await?;
-            device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, seq_len));
+            io.write_tables(device, &decoder.spec, seq_len);
             self.evaluation = Some((io, sequences.evaluate, shape));
         }
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");

@@ -1,11 +1,13 @@
 //! A training run of a session: what it would be, what it is, and where it stands.
 
 use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
-use crate::adapter::Lora;
+use crate::adapter::Adapter;
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
 use crate::error::{Error, Result};
 use crate::model::Base;
+use crate::model::load::Opened;
+use crate::model::seam::virtual_ids;
 use crate::train::{
     Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, check_tokens, checkpoint, trainer,
 };
@@ -56,8 +58,9 @@ pub struct Best {
 
 /// What a run starts from, before anything is allocated.
 struct Start {
-    lora: Lora,
-    flat: Vec<f32>,
+    adapter: Adapter,
+    /// The values to go on from, where there are some.
+    flat: Option<Vec<f32>>,
     /// Counts of all records, before a part was held out.
     given: Stats,
     train: Dataset,
@@ -90,10 +93,10 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: &TrainOptions,
-        initial: Option<(Lora, Vec<f32>)>,
+        initial: Option<(Adapter, Vec<f32>)>,
     ) -> Result<Summary> {
         let start = self.prepare_run(records, validation, options, initial)?;
-        let planned = trainer::plan(&self.base, &start.lora, options)?;
+        let planned = trainer::plan(&self.base, &start.adapter, options)?;
         Ok(self.summary(&start, options, planned.memory))
     }
 
@@ -104,7 +107,7 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
-        initial: Option<(Lora, Vec<f32>)>,
+        initial: Option<(Adapter, Vec<f32>)>,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Summary> {
         if self.trainer.is_some() {
@@ -114,21 +117,28 @@ impl Session {
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, &options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
-        let layout = start.lora.layout();
+        let layout = start.adapter.layout();
         let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
         checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
-        let planned = trainer::plan(&self.base, &start.lora, &options)?;
+        let planned = trainer::plan(&self.base, &start.adapter, &options)?;
         let summary = self.summary(&start, &options, planned.memory.clone());
         let mut record = self.record(records, validation, &options);
         record.init_adapter = continued.map(|sha256| ModelRecord { name: "adapter".into(), sha256 });
-        let Start { lora, flat, batches, validation, .. } = start;
-        let mut trainer = Trainer::planned(&mut self.base, planned, lora, flat, batches, options).await?;
+        let Start { adapter, flat, batches, validation, .. } = start;
+        let flat = match flat {
+            Some(flat) => flat,
+            None => {
+                let encode = |text: &str| self.tokenizer.encode(text, false);
+                adapter.start(options.seed, &Opened::new(&self.files).await?, encode).await?
+            }
+        };
+        let mut trainer = Trainer::planned(&mut self.base, planned, adapter, flat, batches, options).await?;
         if let Some(checkpoint) = checkpoint {
             trainer.restore(&mut self.base, checkpoint.state);
         }
         self.run = Some((identity, record));
         self.validation = validation;
-        self.set_adapter(trainer.lora.clone(), trainer.patches.clone());
+        self.set_adapter(trainer.adapter.clone(), trainer.patches.clone());
         self.trainer = Some(trainer);
         Ok(summary)
     }
@@ -138,11 +148,9 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: &TrainOptions,
-        initial: Option<(Lora, Vec<f32>)>,
+        initial: Option<(Adapter, Vec<f32>)>,
     ) -> Result<Start> {
         options.check()?;
-        self.check_length(options.seq_len)?;
-        check_tokens(options.batch_size, options.seq_len)?;
         let all = self.encode(records, options.seq_len)?;
         let given = all.stats;
         let (train, held_out) = match validation {
@@ -153,21 +161,21 @@ impl Session {
             }
             None => (all, None),
         };
-        let (lora, flat) = match initial {
-            Some((lora, flat)) => (lora, flat),
-            None => {
-                let lora = Lora::new(self.spec(), options.lora()?.check(self.spec())?)?;
-                let flat = lora.init(options.seed);
-                (lora, flat)
-            }
+        let (adapter, flat) = match initial {
+            Some((adapter, flat)) => (adapter, Some(flat)),
+            None => (options.method.adapter(self.spec(), &options.settings()?)?, None),
         };
+        let before = virtual_ids(adapter.method.virtual_tokens());
+        let t = trainer::row_len(&adapter, options);
+        self.check_length(t)?;
+        check_tokens(options.batch_size, t)?;
         let packed = |data: &Dataset, shuffle: bool| {
-            let (b, t, packing) = (options.batch_size, options.seq_len, !options.no_packing);
-            Batches::new(data, PackOptions { b, t, packing, shuffle, seed: options.seed })
+            let (b, packing) = (options.batch_size, !options.no_packing);
+            Batches::new(&data.prefixed(&before), PackOptions { b, t, packing, shuffle, seed: options.seed })
         };
         let batches = packed(&train, !options.no_shuffle)?;
         let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
-        Ok(Start { lora, flat, given, train, batches, held_out, validation })
+        Ok(Start { adapter, flat, given, train, batches, held_out, validation })
     }
 
     fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
@@ -185,7 +193,7 @@ impl Session {
             supervised_tokens: stats.supervised,
             rows: start.batches.rows(),
             steps: trainer::total_steps(&start.batches, options),
-            trainable_parameters: start.lora.parameters(),
+            trainable_parameters: start.adapter.parameters(),
             parameters: self.spec().parameters(),
             memory,
         }

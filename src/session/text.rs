@@ -30,6 +30,8 @@ impl Session {
         mut on_token: impl FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generated>> {
         sampling.check()?;
+        let adapted = adapted && self.adapter.is_some();
+        let prompts = self.prefixed(prompts, adapted);
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         if longest + 1 > self.spec().context {
             let what = format!("has {longest} tokens, the model knows {} positions", self.spec().context);
@@ -39,7 +41,6 @@ impl Session {
         let sequences = prompts.len().clamp(1, SEQUENCES);
         self.check_cache(sequences, need)?;
         self.prepare_generator(sequences, need).await?;
-        let adapted = adapted && self.adapter.is_some();
         let generator = self.generator.as_ref().expect("just prepared");
         let stop = self.tokenizer.eos_ids().to_vec();
         let mut out = Vec::new();
@@ -50,6 +51,12 @@ impl Session {
             out.extend(generator.run(&mut self.base, request, token).await?);
         }
         Ok(out)
+    }
+
+    /// The prompts behind the adapter's virtual tokens, where it has some.
+    fn prefixed(&self, prompts: &[Vec<u32>], adapted: bool) -> Vec<Vec<u32>> {
+        let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        prompts.iter().map(|prompt| [before.as_slice(), prompt].concat()).collect()
     }
 
     /// Refuses a cache of keys and values that no machine would hold.

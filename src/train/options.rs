@@ -1,7 +1,8 @@
 //! The options of a training run: one table for the command line (flags), JSON (snake_case keys) and the page's form.
 
 use super::schedule::Schedule;
-use crate::adapter::{LoraConfig, lora};
+use crate::adapter::lora::Pattern;
+use crate::adapter::{Kind, LoraConfig, Settings};
 use crate::error::{Error, Result};
 use crate::plan::MAX_GROUPS;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ macro_rules! options {
 }
 
 options! {
+    /// What is trained: lora, dora, ia3, prompt, prefix, norm, bitfit, last-k (blocks) or full.
+    method: Kind = Kind::Lora, [value_name = "NAME", value_enum, hide_possible_values = true];
     /// Rank of the low-rank update: more can learn more, and costs more.
     rank: usize = 8, [value_name = "N"];
     /// Strength of the update: it is scaled by alpha / rank (rsLoRA: alpha / √rank).
@@ -44,10 +47,24 @@ options! {
     dropout: f32 = 0.0, [value_name = "N"];
     /// Scale by alpha / √rank.
     rslora: bool, [];
-    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...).
-    target_modules: String = String::from("all-linear"), [value_name = "NAMES"];
-    /// Peak learning rate.
-    lr: f64 = 5e-4, [value_name = "N"];
+    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...). Left out, the method's own.
+    target_modules: Option<String>, [value_name = "NAMES"];
+    /// Other ranks for some linears, by the end of their path: q_proj=16,layers.0.mlp.down_proj=4.
+    rank_pattern: Option<String>, [value_name = "NAME=N"];
+    /// Other alphas for some linears, likewise.
+    alpha_pattern: Option<String>, [value_name = "NAME=N"];
+    /// LoRA+: how many times A's learning rate B learns with; the paper found 16 good.
+    loraplus_lr_ratio: f32 = 1.0, [value_name = "N"];
+    /// Virtual tokens of prompt and prefix tuning.
+    num_virtual_tokens: usize = 16, [value_name = "N"];
+    /// What a prompt starts as: text, sample_vocab or random.
+    prompt_tuning_init: String = String::from("text"), [value_name = "KIND"];
+    /// The text a prompt starts as; say what the task is.
+    prompt_tuning_init_text: String = String::from("Answer the question as asked."), [value_name = "TEXT"];
+    /// Blocks that last-k trains.
+    last_k: usize = 2, [value_name = "N"];
+    /// Peak learning rate. Left out, the method's usual one: 5e-4 for LoRA.
+    lr: Option<f64>, [value_name = "N"];
     /// How the learning rate goes down after the warm-up: constant, linear or cosine.
     schedule: Schedule = Schedule::Linear, [value_name = "KIND", value_enum, hide_possible_values = true];
     /// Steps over which the learning rate rises.
@@ -104,8 +121,9 @@ pub fn option_table() -> Vec<OptionRow> {
     let row = |&(name, help, kind): &(&'static str, &'static str, &str)| {
         let (kind, choices): (_, &[&str]) = match kind {
             "bool" => ("boolean", &[]),
-            "String" => ("text", &[]),
-            "f32" | "f64" => ("number", &[]),
+            "String" | "Option<String>" => ("text", &[]),
+            "f32" | "f64" | "Option<f64>" => ("number", &[]),
+            "Kind" => ("choice", &Kind::NAMES),
             "Schedule" => ("choice", &Schedule::NAMES),
             _ => ("integer", &[]),
         };
@@ -130,14 +148,32 @@ pub fn check_tokens(batch_size: usize, seq_len: usize) -> Result<()> {
 }
 
 impl TrainOptions {
-    pub fn lora(&self) -> Result<LoraConfig> {
-        Ok(LoraConfig {
+    /// The method's own settings.
+    pub fn settings(&self) -> Result<Settings> {
+        let text = |pattern: &Option<String>| pattern.clone().unwrap_or_default();
+        let lora = LoraConfig {
             rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             rslora: self.rslora,
-            modules: lora::target_modules(&self.target_modules)?,
+            rank_pattern: Pattern::parse("rank-pattern", &text(&self.rank_pattern))?,
+            alpha_pattern: Pattern::parse("alpha-pattern", &text(&self.alpha_pattern))?,
+            ratio: self.loraplus_lr_ratio,
+            ..Default::default()
+        };
+        Ok(Settings {
+            lora,
+            target_modules: self.target_modules.clone(),
+            virtual_tokens: self.num_virtual_tokens,
+            prompt_init: self.prompt_tuning_init.clone(),
+            prompt_text: self.prompt_tuning_init_text.clone(),
+            last_k: self.last_k,
         })
+    }
+
+    /// The peak learning rate, the method's usual one where none was given.
+    pub fn peak_lr(&self) -> f64 {
+        self.lr.unwrap_or(self.method.lr())
     }
 
     /// Refuses values that cannot work; those of the adapter are checked with the model at hand.
@@ -150,7 +186,7 @@ impl TrainOptions {
             true => Ok(()),
             false => Err(Error::setting(flag, format!("is {value}, expected 0 or more"), "")),
         };
-        positive("lr", self.lr, "5e-4 is a good start for LoRA")?;
+        positive("lr", self.peak_lr(), "5e-4 is a good start for LoRA")?;
         positive("batch-size", self.batch_size as f64, "4 is a good start")?;
         positive("grad-accum", self.grad_accum as f64, "1 means a step a batch")?;
         if self.grad_accum > GRAD_ACCUM_MAX {

@@ -5,11 +5,12 @@
 //! shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
-use crate::adapter::Lora;
+use crate::adapter::Adapter;
 use crate::clock::Instant;
 use crate::data::{Batch, Batches, IGNORE};
 use crate::error::{Error, Result};
 use crate::model::decoder::LossSequences;
+use crate::model::seam::split_virtual;
 use crate::model::{Base, Inputs, Patches};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::control::{Control, REPORT, RING_SLOTS};
@@ -94,7 +95,7 @@ impl Pending {
 }
 
 pub struct Trainer {
-    pub lora: Lora,
+    pub adapter: Adapter,
     pub patches: Patches,
     pub memory: MemoryPlan,
     pub total_steps: u64,
@@ -123,20 +124,20 @@ pub struct Trainer {
 impl Trainer {
     pub async fn new(
         base: &mut Base,
-        lora: Lora,
+        adapter: Adapter,
         initial: Vec<f32>,
         batches: Batches,
         options: TrainOptions,
     ) -> Result<Trainer> {
-        let planned = plan(base, &lora, &options)?;
-        Trainer::planned(base, planned, lora, initial, batches, options).await
+        let planned = plan(base, &adapter, &options)?;
+        Trainer::planned(base, planned, adapter, initial, batches, options).await
     }
 
     /// [`Trainer::new`] for a run that was planned already, with the same adapter and options.
     pub async fn planned(
         base: &mut Base,
         planned: Planned,
-        lora: Lora,
+        adapter: Adapter,
         initial: Vec<f32>,
         batches: Batches,
         options: TrainOptions,
@@ -144,13 +145,17 @@ impl Trainer {
         let Planned { parts, memory } = planned;
         base.plan = parts.plan;
         base.device.prepare(&base.plan).await?;
-        let spec = base.spec();
-        let table = spec.rope.table(spec.head_dim, options.seq_len);
-        base.device.write_floats(parts.io.rope_table, 0, &table);
+        parts.io.write_tables(&mut base.device, &base.decoder.spec, row_len(&adapter, &options));
         base.device.write_floats(parts.patches.params, 0, &initial);
+        if let (Some(buf), Some(rates)) = (parts.rates, adapter.rates()) {
+            base.device.write_floats(buf, 0, &rates);
+        }
+        if let Some(prologue) = parts.prologue {
+            base.device.run(&base.plan, prologue, 0)?;
+        }
         let total_steps = total_steps(&batches, &options);
         Ok(Trainer {
-            lora,
+            adapter,
             patches: parts.patches,
             memory,
             total_steps,
@@ -220,7 +225,7 @@ impl Trainer {
         Control {
             inv_tokens: (1.0 / supervised.max(1) as f64) as f32,
             ring,
-            lr: o.schedule.rate(o.lr, self.step, o.warmup_steps, self.total_steps) as f32,
+            lr: o.schedule.rate(o.peak_lr(), self.step, o.warmup_steps, self.total_steps) as f32,
             bias1: bias(BETA1),
             bias2: bias(BETA2),
             ..Default::default()
@@ -270,7 +275,7 @@ impl Trainer {
     pub async fn evaluate(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
         let evaluation = self.measure(base, batches).await?;
         if self.is_best(&evaluation) {
-            self.best = Some((evaluation.loss, self.step, self.adapter(base).await?));
+            self.best = Some((evaluation.loss, self.step, self.values(base).await?));
         }
         Ok(evaluation)
     }
@@ -282,7 +287,7 @@ impl Trainer {
             let hint = "evaluate the start once, first of all evaluations, in a run that was not resumed";
             return Err(Error::setting("validate", "the run's start is not known any more", hint));
         };
-        let now = self.adapter(base).await?;
+        let now = self.values(base).await?;
         self.set_adapter(base, &start);
         let measured = self.measure(base, batches).await;
         self.set_adapter(base, &now);
@@ -307,8 +312,8 @@ impl Trainer {
     }
 
     /// The adapter's parameters now.
-    pub async fn adapter(&self, base: &mut Base) -> Result<Vec<f32>> {
-        base.device.read(self.patches.params, 0, self.lora.len).await
+    pub async fn values(&self, base: &mut Base) -> Result<Vec<f32>> {
+        base.device.read(self.patches.params, 0, self.adapter.len).await
     }
 
     /// All that the run has become, between two steps; an error where a step was not finite. Reports that were not read
@@ -324,9 +329,9 @@ impl Trainer {
         let [m, v] = self.moments;
         Ok(State {
             step: self.step,
-            adapter: self.adapter(base).await?,
-            m: base.device.read(m, 0, self.lora.len).await?,
-            v: base.device.read(v, 0, self.lora.len).await?,
+            adapter: self.values(base).await?,
+            m: base.device.read(m, 0, self.adapter.len).await?,
+            v: base.device.read(v, 0, self.adapter.len).await?,
             best: self.best.clone(),
         })
     }
@@ -335,7 +340,7 @@ impl Trainer {
     pub fn restore(&mut self, base: &mut Base, state: State) {
         let buffers = [(self.patches.params, &state.adapter), (self.moments[0], &state.m), (self.moments[1], &state.v)];
         for (buf, values) in buffers {
-            assert_eq!(values.len(), self.lora.len, "a state of another adapter");
+            assert_eq!(values.len(), self.adapter.len, "a state of another adapter");
             base.device.write_floats(buf, 0, values);
         }
         (self.step, self.best, self.start) = (state.step, state.best, None);
@@ -356,11 +361,11 @@ impl Trainer {
         let mut control = self.control(0, batch.supervised as u64);
         (control.first, control.rows) = (true, batch.supervised as u32);
         write_batch(base, &self.io, batch, &control);
-        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.lora.len]);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
         let loss = base.device.read(self.io.ring, 0, 1).await?[0] as f64 / batch.supervised as f64;
-        let grads = base.device.read(self.patches.grads, 0, self.lora.len).await?;
-        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.lora.len]);
+        let grads = base.device.read(self.patches.grads, 0, self.adapter.len).await?;
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         Ok((loss, grads))
     }
 }
@@ -379,7 +384,8 @@ fn diverged(step: u64, loss: f64, grad_norm: f32) -> Error {
 /// Writes what one micro-batch needs.
 pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Control) {
     assert_eq!(batch.b * batch.t, io.n, "tokens of a batch");
-    let (highest, vocab) = (batch.ids.iter().max(), base.spec().vocab);
+    let (ids, virtual_rows) = split_virtual(&batch.ids);
+    let (highest, vocab) = (ids.iter().max(), base.spec().vocab);
     assert!(highest.is_none_or(|id| (*id as usize) < vocab), "the token {highest:?} of a vocabulary of {vocab}");
     let (mut targets, mut rows, mut inverse) = (vec![NONE; io.n], vec![NONE; io.n], vec![NONE; io.n]);
     let supervised = (0..io.n).filter(|n| batch.targets[*n] != IGNORE);
@@ -387,8 +393,9 @@ pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Contro
         (targets[m], rows[m], inverse[n]) = (batch.targets[n], n as u32, m as u32);
     }
     let spans: &[u32] = bytemuck::cast_slice(&batch.spans);
-    let words: [(_, &[u32]); 7] = [
-        (io.ids, &batch.ids),
+    let words: [(_, &[u32]); 8] = [
+        (io.ids, &ids),
+        (io.virtual_rows, &virtual_rows),
         (io.positions, &batch.positions),
         (io.spans, spans),
         (io.targets, &targets),
@@ -434,22 +441,34 @@ struct Parts {
     sequences: LossSequences,
     update: SequenceId,
     moments: [Buf; 2],
+    /// Factors of the learning rate, where they differ.
+    rates: Option<Buf>,
+    /// Run once, before all others.
+    prologue: Option<SequenceId>,
 }
 
-fn build(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Parts {
+/// Tokens of a row: those of the text, and the virtual ones before it.
+pub fn row_len(adapter: &Adapter, options: &TrainOptions) -> usize {
+    options.seq_len + adapter.method.virtual_tokens()
+}
+
+fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: usize) -> Parts {
     let mut plan = base.plan.clone();
     let spec = base.spec();
-    let io = Inputs::declare(&mut plan, spec, options.batch_size * options.seq_len, options.seq_len);
-    let patches = lora.declare(&mut plan, true);
+    let t = row_len(adapter, options);
+    let io = Inputs::declare(&mut plan, spec, options.batch_size * t, t);
+    let patches = adapter.declare(&mut plan, true);
     let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
-    let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, lora.len));
+    let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
     let clip = plan.persistent("clip factor", Elem::Float, 4);
+    let rates = adapter.rates().map(|r| plan.persistent("learning rates", Elem::Float, r.len()));
     let update = plan.begin("update");
-    sum_squares::norm_and_clip(&mut plan, lora.len, options.max_grad_norm, patches.grads, io.control, io.ring, clip);
+    sum_squares::norm_and_clip(&mut plan, adapter.len, options.max_grad_norm, patches.grads, io.control, io.ring, clip);
     let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
-    let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: lora.len };
+    let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: adapter.len, rates };
     adamw::step(&mut plan, adamw, io.control, clip, &state);
-    Parts { plan, io, patches, sequences, update, moments: [m, v] }
+    let prologue = adapter.prologue(&mut plan, &patches, &base.decoder);
+    Parts { plan, io, patches, sequences, update, moments: [m, v], rates, prologue }
 }
 
 /// Steps of a run over these batches.
@@ -464,13 +483,13 @@ pub struct Planned {
     pub memory: MemoryPlan,
 }
 
-fn plan_keeping(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: usize) -> Planned {
-    let parts = build(base, lora, options, kept_blocks);
+fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: usize) -> Planned {
+    let parts = build(base, adapter, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
     let weights = base.plan.persistent_bytes();
     let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
-    let adapter = 4 * lora.len as u64 * 4;
+    let adapter = 4 * adapter.len as u64 * 4;
     let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
     let other = total - weights - adapter - activations;
     let blocks = base.spec().layers;
@@ -478,15 +497,20 @@ fn plan_keeping(base: &Base, lora: &Lora, options: &TrainOptions, kept_blocks: u
 }
 
 /// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
-pub fn plan(base: &Base, lora: &Lora, options: &TrainOptions) -> Result<Planned> {
+pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Planned> {
     options.check()?;
     let blocks = base.spec().layers;
     if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
         let what = format!("is {kept}, the model has {blocks} blocks");
         return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
     }
+    let (bytes, most) = (4 * adapter.len as u64, base.device.max_binding());
+    if bytes > most {
+        let what = format!("trains {} MiB in one piece, this device binds {} MiB", bytes >> 20, most >> 20);
+        return Err(Error::setting("method", what, "train less (last-k, lora), or use --device cpu"));
+    }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let keeping = |kept: usize| plan_keeping(base, lora, options, kept);
+    let keeping = |kept: usize| plan_keeping(base, adapter, options, kept);
     let mut too_many = options.kept_blocks.unwrap_or(blocks);
     let all = keeping(too_many);
     if all.memory.total <= budget {

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use ::safetensors::SafeTensors;
-use luthier::adapter::{Lora, LoraConfig, peft};
+use luthier::adapter::{Adapter, Lora, LoraConfig, Role, peft};
 use luthier::data::{Batch, Batches, Dataset, Example, IGNORE, PackOptions, Stats};
 use luthier::device::Device;
 use luthier::model::decoder::LossSequences;
@@ -49,16 +49,16 @@ pub fn sharded(model: &str, mut device: Device, max_binding: u64) -> Base {
 }
 
 /// An adapter of all linears with noise in A and, unless `identity`, in B.
-pub fn adapter(base: &Base, dropout: f32, identity: bool) -> (Lora, Vec<f32>) {
-    let config = LoraConfig { rank: 4, alpha: 8.0, dropout, rslora: false, modules: Module::ALL.to_vec() };
-    let lora = Lora::new(base.spec(), config).unwrap();
+pub fn adapter(base: &Base, dropout: f32, identity: bool) -> (Adapter, Vec<f32>) {
+    let config =
+        LoraConfig { rank: 4, alpha: 8.0, dropout, rslora: false, modules: Module::ALL.to_vec(), ..Default::default() };
+    let lora = Adapter::new(base.spec(), Lora::new(base.spec(), config).unwrap());
     let mut flat = lora.init(7);
     let noise = lora.init(8);
-    for (site, patch) in lora.sites.iter().filter(|_| !identity) {
-        // The noise for A, which is uniform around 0, serves B as well: B is [R, O] in the buffer.
-        let out = patch.rank * lora.shapes[site].0;
-        let source = noise.iter().filter(|x| **x != 0.0).cycle().skip(patch.b);
-        flat[patch.b..patch.b + out].iter_mut().zip(source).for_each(|(b, x)| *b = *x);
+    for b in lora.parts.iter().filter(|part| matches!(part.role, Role::B(_)) && !identity) {
+        // The noise for A, which is uniform around 0, serves B as well.
+        let source = noise.iter().filter(|x| **x != 0.0).cycle().skip(b.at);
+        b.of_mut(&mut flat).iter_mut().zip(source).for_each(|(b, x)| *b = *x);
     }
     (lora, flat)
 }
@@ -107,7 +107,7 @@ impl Tensors {
 }
 
 /// The parts of a flat adapter buffer under PEFT's names.
-pub fn by_key(lora: &Lora, flat: &[f32]) -> BTreeMap<String, Vec<f64>> {
+pub fn by_key(lora: &Adapter, flat: &[f32]) -> BTreeMap<String, Vec<f64>> {
     let files = peft::files(lora, flat, "base").unwrap();
     Tensors::parse(&files.iter().find(|(name, _)| name == peft::WEIGHTS).unwrap().1).under("")
 }
@@ -115,7 +115,7 @@ pub fn by_key(lora: &Lora, flat: &[f32]) -> BTreeMap<String, Vec<f64>> {
 /// The options of the golden runs.
 pub fn options(steps: u64) -> TrainOptions {
     TrainOptions {
-        lr: 1e-2,
+        lr: Some(1e-2),
         schedule: Schedule::Constant,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
@@ -157,7 +157,7 @@ pub fn batches(documents: &[(Vec<u32>, Vec<bool>)], b: usize, packing: bool) -> 
 }
 
 /// A trainer that takes its batches by hand, or from two dozen documents.
-pub fn trainer(base: &mut Base, (lora, flat): (Lora, Vec<f32>), options: TrainOptions) -> Trainer {
+pub fn trainer(base: &mut Base, (lora, flat): (Adapter, Vec<f32>), options: TrainOptions) -> Trainer {
     let batches = batches(&documents(24, 1), options.batch_size, true);
     block_on(Trainer::new(base, lora, flat, batches, options)).unwrap()
 }
@@ -190,7 +190,7 @@ pub fn read(base: &mut Base, buf: Buf, len: usize) -> Vec<f64> {
 /// A base with an adapter and the sequences of one shape.
 pub struct Rig {
     pub base: Base,
-    pub lora: Lora,
+    pub lora: Adapter,
     pub patches: Patches,
     io: Inputs,
     sequences: LossSequences,
@@ -199,20 +199,22 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(base: Base, adapter: (Lora, Vec<f32>), b: usize) -> Rig {
+    pub fn new(base: Base, adapter: (Adapter, Vec<f32>), b: usize) -> Rig {
         let layers = base.spec().layers;
         Rig::keeping(base, adapter, b, layers)
     }
 
-    pub fn keeping(mut base: Base, (lora, flat): (Lora, Vec<f32>), b: usize, kept_blocks: usize) -> Rig {
+    pub fn keeping(mut base: Base, (lora, flat): (Adapter, Vec<f32>), b: usize, kept_blocks: usize) -> Rig {
         let Base { plan, device, decoder, .. } = &mut base;
         let io = Inputs::declare(plan, &decoder.spec, b * T, T);
         let patches = lora.declare(plan, true);
         let sequences = decoder.loss_sequences(plan, &io, Some(&patches), true, kept_blocks);
         let plain = decoder.loss_sequences(plan, &io, None, false, 0).evaluate;
+        let prologue = lora.prologue(plan, &patches, decoder);
         block_on(device.prepare(plan)).unwrap();
-        device.write_floats(io.rope_table, 0, &decoder.spec.rope.table(decoder.spec.head_dim, T));
+        io.write_tables(device, &decoder.spec, T);
         device.write_floats(patches.params, 0, &flat);
+        prologue.map(|sequence| device.run(plan, sequence, 0).unwrap());
         Rig { base, lora, patches, io, sequences, plain }
     }
 

@@ -8,6 +8,20 @@ const LR: f32 = 1e-2;
 
 /// Step t from (θ, g, m, v); outputs: the four after it.
 fn push(s: &mut Suite, t: i32, clip: [f64; 2], theta: &[f64], g: &[f64], m: &[f64], v: &[f64]) {
+    push_rated(s, t, clip, None, theta, g, m, v);
+}
+
+#[allow(clippy::too_many_arguments)]
+fn push_rated(
+    s: &mut Suite,
+    t: i32,
+    clip: [f64; 2],
+    rates: Option<&[f64]>,
+    theta: &[f64],
+    g: &[f64],
+    m: &[f64],
+    v: &[f64],
+) {
     let words = control(Control {
         lr: LR,
         bias1: 1.0 - HYPER.beta1.powi(t),
@@ -17,7 +31,8 @@ fn push(s: &mut Suite, t: i32, clip: [f64; 2], theta: &[f64], g: &[f64], m: &[f6
     let (c, clip) = (s.words("control", &words), s.floats("clip", &clip));
     let (params, grads) = (s.in_out("theta", theta), s.in_out("grads", g));
     let (m, v) = (s.in_out("m", m), s.in_out("v", v));
-    adamw::step(&mut s.plan, HYPER, c, clip, &State { params, grads, m, v, len: theta.len() });
+    let rates = rates.map(|rates| s.floats("rates", rates));
+    adamw::step(&mut s.plan, HYPER, c, clip, &State { params, grads, m, v, len: theta.len(), rates });
 }
 
 /// `torch.optim.AdamW`'s documented update, value by value.
@@ -59,6 +74,24 @@ fn halted_only_consumes_gradients() {
     if let Some(got) = s.on_gpu() {
         assert_eq!(got, want);
     }
+}
+
+/// A rate of 4 is a step of four times the size; a rate of 0 moves nothing, not even by weight decay.
+#[test]
+fn rates_scale_the_step() {
+    let (x, g, zero) = (random(6, 1), random(6, 2), vec![0.0; 6]);
+    let mut s = Suite::new(FEW);
+    push(s.case("plain"), 1, [1.0, 0.0], &x, &g, &zero, &zero);
+    let plain = s.reference().remove(0);
+    let mut s = Suite::new(FEW);
+    let rates = [1.0, 1.0, 4.0, 4.0, 0.0, 0.0];
+    push_rated(s.case("rated"), 1, [1.0, 0.0], Some(&rates), &x, &g, &zero, &zero);
+    let rated = s.reference().remove(0);
+    for i in 0..6 {
+        let (want, got) = (rates[i] * (plain[i] - x[i]), rated[i] - x[i]);
+        assert!((want - got).abs() < 1e-12, "{i}: {got}, expected {want}");
+    }
+    s.check();
 }
 
 #[test]

@@ -9,7 +9,7 @@ const SCALE: f32 = 0.75;
 /// `old` is the whole gradient buffer; the factor's gradient lies at `off`.
 fn push(s: &mut Suite, (n, r, w): (usize, usize, usize), p: &[f64], q: &[f64], old: &[f64], off: usize) {
     let (p, q, grads) = (s.floats("p", p), s.floats("q", q), s.in_out("grads", old));
-    lora_grad::accumulate(&mut s.plan, "", n, p, r, q, w, SCALE, grads, off);
+    lora_grad::accumulate(&mut s.plan, "", n, p, (r, r), q, w, SCALE, grads, off);
 }
 
 /// dA of u = s·x·Aᵀ is s·duᵀ·x.

@@ -1,5 +1,7 @@
 // Keeps one version of the whole page for use without a network. offline/plugin.ts writes VERSION and FILES above this.
-// A new version waits until no tab uses the old one, so no run is ever cut off.
+// A new version waits until no tab uses the old one, or until the only tab says so: no run is ever cut off.
+// A policy reaches a service worker only by headers, which plain hosts do not set. So it asks for FILES and for nothing else,
+// hears nothing of what the page holds, and tells the page of every request that it makes.
 
 const PREFIX = `luthier ${registration.scope} `;
 const CACHE = PREFIX + VERSION;
@@ -38,3 +40,32 @@ async function answer(request, path) {
   const cache = await caches.open(CACHE);
   return (await cache.match(path)) ?? fetch(request);
 }
+
+// ---- what the page may ask
+
+addEventListener("message", (event) => {
+  if (event.data === "requests?") event.source.postMessage({ requests });
+  if (event.data === "take over") event.waitUntil(takeOver(event.source));
+});
+
+/** Files of the old version must not go while another tab may still need them. */
+async function takeOver(page) {
+  const tabs = await clients.matchAll({ type: "window", includeUncontrolled: true });
+  if (tabs.length > 1) page.postMessage({ tabs: tabs.length });
+  else await skipWaiting();
+}
+
+const requests = [];
+
+async function note(request) {
+  requests.push(request);
+  for (const page of await clients.matchAll({ includeUncontrolled: true })) page.postMessage({ requests: [request] });
+}
+
+new PerformanceObserver((list) => {
+  for (const { name: url, initiatorType: kind, transferSize: bytes } of list.getEntries()) void note({ url, kind, bytes, blocked: false });
+}).observe({ type: "resource", buffered: true });
+
+addEventListener("securitypolicyviolation", ({ blockedURI: url, effectiveDirective: kind }) => {
+  void note({ url, kind, bytes: 0, blocked: true });
+});

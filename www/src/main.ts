@@ -1,9 +1,13 @@
 import "./tokens.css";
+import { closeWaysOut } from "luthier-web";
 import { mount } from "svelte";
 import { registerServiceWorker } from "../offline/register";
 import App from "./App.svelte";
-import { watchRequests } from "./state/privacy.svelte";
+import { watch } from "./state/privacy.svelte";
+import { offerUpdate } from "./state/update.svelte";
 
-watchRequests();
-registerServiceWorker();
+// Before anything else: data come later.
+closeWaysOut();
+watch();
+registerServiceWorker(offerUpdate);
 mount(App, { target: document.getElementById("app")! });

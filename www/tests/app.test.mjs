@@ -132,47 +132,61 @@ test("own examples come in by drop, by file and by paste", async () => {
   await page.context().close();
 });
 
-/** Each bad file, and what the page must say of it. */
+/** Each bad file, and what the page must say of it: in the alert, or among what was found in the file. */
 const BAD_DATA = [
-  ["nothing.jsonl", "", /no line holds an example/],
-  ["words.jsonl", "this is no JSON\n", /line 1.*JSON/s],
-  ["pickle.jsonl", "\x80\x04\x95abc", /line 1|UTF-8/],
-  ["keys.jsonl", '{"foo": "a", "bar": "b"}\n', /choose below/],
-  ["table.csv", "a,b\n1,2\n", /choose below/],
-  ["open.json", '[{"prompt": "a"', /EOF|JSON|line 1/],
+  ["nothing.jsonl", "", "found", /no line holds an example/],
+  ["words.jsonl", "this is no JSON\n", "found", /line 1\s.*not JSON/],
+  ["pickle.jsonl", Buffer.from([0x80, 0x04, 0x95, 0x61, 0xff, 0x00]), "alert", /no UTF-8 text/],
+  ["latin.csv", Buffer.from("prompt,completion\nna\xefve,caf\xe9\n", "latin1"), "alert", /no UTF-8 text/],
+  ["weights.jsonl", Buffer.from([0x50, 0x4b, 0x03, 0x04, 0x00, 0xff]), "alert", /zip archive/],
+  ["table.parquet", Buffer.from("PAR1\x15\x04\xff", "latin1"), "alert", /Parquet/],
+  ["keys.jsonl", '{"foo": "a", "bar": "b"}\n', "found", /choose below.*line 1\s.*`foo`, `bar`/s],
+  ["table.csv", "a,b\n1,2\n", "found", /choose below.*line 2\s.*`a`, `b`/s],
+  ["open.json", '[{"prompt": "a"', "alert", /not JSON: EOF/],
 ];
 
 test("every bad file of data gets its message", async () => {
   const page = await openApp(await context(), server);
   await page.locator("#start-nano").click();
-  for (const [name, content, expected] of BAD_DATA) {
+  await page.getByText("Choose a set, or bring a file.").waitFor();
+  const where = { found: page.locator("[data-found]"), alert: page.locator("[data-error]") };
+  for (const [name, content, place, expected] of BAD_DATA) {
     await drop(page, "Choose a file …", name, content);
-    const said = page.locator("[data-error], .problems, [data-found]").filter({ hasText: expected });
-    await said.first().waitFor({ timeout: 10_000 }).catch(async () => {
+    // Its own name, so that what was said of the last one does not count.
+    await where[place].filter({ hasText: name }).filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
       assert.fail(`${name}: ${await page.locator("main").innerText()}`);
     });
   }
+  const wide = Buffer.from('\ufeff{"prompt": "ä", "completion": "ö"}\n', "utf16le");
+  await drop(page, "Choose a file …", "wide.jsonl", wide);
+  const { found } = where;
+  await found.getByText("Found in wide.jsonl").waitFor();
+  await found.getByText("ä").first().waitFor();
   await page.context().close();
 });
 
 const nanoFile = (name) => readFileSync(join(repository, "models/nano", name));
+const PICKLE = Buffer.from([0x80, 0x02, 0x8a, 0x0a, 0xff, 0x00]);
 const BAD_MODELS = [
-  ["a folder without its parts", [["notes.txt", "hello"]], /config\.json/],
-  ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors/],
-  ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json/],
-  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /gpt2/i],
-  ["no GGUF", [["model.gguf", "not a gguf at all"]], /GGUF/i],
+  ["a folder without its parts", [["notes.txt", "hello"]], /config\.json and a \.safetensors file and tokenizer\.json missing\. Found: notes\.txt/],
+  ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors: .*the data at 84000/],
+  ["weights that are a pickle", [["config.json"], ["tokenizer.json"], ["model.safetensors", PICKLE]], /model\.safetensors: .*pickle/],
+  ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json: .*not JSON/],
+  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /architecture 'gpt2' is not supported/],
+  ["no GGUF", [["model.gguf", Buffer.from([0x00, 0xff, 0x80, 0x01])]], /model\.gguf: .*no GGUF file \(4 bytes/],
 ];
 
 test("every bad model gets its message", async () => {
   const page = await openApp(await context(), server);
+  const alert = page.locator("[data-error]");
   for (const [what, files, expected] of BAD_MODELS) {
     const inputs = files.map(([name, content = nanoFile(name)]) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(content) }));
     await page.locator("#model-files").setInputFiles(inputs);
-    await page.locator("[data-error]").filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
+    await alert.filter({ hasText: expected }).waitFor({ timeout: 10_000 }).catch(async () => {
       assert.fail(`${what}: ${await page.locator("main").innerText()}`);
     });
-    await page.getByRole("button", { name: "Dismiss" }).first().click();
+    await page.getByRole("button", { name: "Dismiss" }).click();
+    await alert.waitFor({ state: "detached" });
   }
   await page.context().close();
 });
@@ -212,6 +226,130 @@ test("pause, resume, and stop keep what was learned; a closed tab is offered to 
   await again.getByRole("button", { name: "Open" }).click();
   await again.locator('[aria-current="step"][data-step="compare"]').waitFor();
   await shared.close();
+});
+
+test("stop, pressed while the run is still starting, ends it", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 400, eval_every: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.evaluate(() => {
+    const seen = new MutationObserver(() => {
+      if (!document.querySelector('[data-phase="starting"]')) return;
+      seen.disconnect();
+      document.querySelector("#stop").click();
+    });
+    seen.observe(document.body, { childList: true, subtree: true });
+  });
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  const [, step] = (await page.locator('[data-phase="ended"] h2').textContent()).match(/Stopped after step (\d+)/);
+  assert.equal(Number(step), 0);
+  assert.deepEqual(page.problems, []);
+  await page.context().close();
+});
+
+test("a run that gained nothing says so, and its last adapter can be taken; an older run has its recipe too", async () => {
+  const shared = await context();
+  const page = await openApp(shared, server, settings({ steps: 6, warmup_steps: 0, lr: 0.5, eval_every: 3, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  const verdict = page.locator('[data-verdict="never"]');
+  await verdict.getByText("Validation never improved").waitFor();
+  await page.getByText(/On the model: .*untouched/).waitFor();
+  await page.locator("#other-adapter").click();
+  await verdict.getByText("The adapter after 6 steps, the last, is on the model").waitFor();
+
+  await page.reload();
+  await page.locator("#start-nano").waitFor();
+  await goTo(page, "keep");
+  await page.getByText("never improved").waitFor();
+  await page.getByRole("button", { name: "Open the last" }).click();
+  await page.locator('[aria-current="step"][data-step="compare"]').waitFor({ timeout: 60_000 });
+  await page.getByText(/On the model: .*6 steps/).waitFor();
+  await goTo(page, "keep");
+  const run = JSON.parse(readFileSync(await download(page, "#download-run"), "utf8"));
+  assert.deepEqual([run.results.step, run.results.best.step, run.options.lr], [6, 0, 0.5]);
+  assert.deepEqual(page.problems, []);
+  await shared.close();
+});
+
+test("without held-out examples the page claims no best adapter", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 4, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  await page.locator('[data-verdict="unmeasured"]').getByText("nothing says how good it is").waitFor();
+  assert.equal(await page.getByText(/best by validation|best adapter/i).count(), 0);
+  await page.context().close();
+});
+
+test("a run that diverged offers its last sound adapter", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 8, warmup_steps: 0, lr: 1e25, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "failed");
+  await page.locator('[data-error="diverged"]').waitFor();
+  await page.locator('[data-verdict="unmeasured"]').getByText("the last one before the numbers ran away").waitFor();
+  await goTo(page, "keep");
+  await page.locator("#download-peft:enabled").waitFor();
+  await page.context().close();
+});
+
+test("a run that goes on from an older checkpoint draws no step twice", async () => {
+  const shared = await context();
+  const page = await openApp(shared, server, settings({ steps: 200, eval_every: 0, val_fraction: 0, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.locator("#train-now").click();
+  const beyond = (step) => page.waitForFunction((step) => {
+    const [, at] = document.querySelector('[data-phase="running"] h2')?.textContent.match(/Step (\d+)/) ?? [];
+    return Number(at) > step;
+  }, step, { timeout: 60_000 });
+  await beyond(0);
+  await page.locator("#pause").click();
+  await phase(page, "paused");
+  const [, paused] = (await page.locator('[data-phase="paused"] h2').textContent()).match(/step (\d+)/);
+  await page.locator("#resume").click();
+  await beyond(Number(paused));
+  await page.locator("#stop").click();
+  await phase(page, "ended");
+  const [older, newest] = await page.evaluate(async () => {
+    const runs = await (await navigator.storage.getDirectory()).getDirectoryHandle("runs");
+    const checkpoints = [];
+    for await (const run of runs.values()) for await (const file of run.values()) if (file.name.startsWith("checkpoint-")) checkpoints.push(file);
+    checkpoints.sort((a, b) => a.name.localeCompare(b.name));
+    const writable = await checkpoints.at(-1).createWritable({ keepExistingData: true });
+    await writable.write({ type: "write", position: 5000, data: new Uint8Array(8).fill(7) });
+    await writable.close();
+    return checkpoints.map(({ name }) => Number(name.split("-")[1]));
+  });
+  assert.ok(older < newest && newest < 200, `${older}, ${newest}`);
+  await goTo(page, "keep");
+  await page.getByRole("button", { name: "Continue" }).click();
+  await phase(page, "ended");
+  await page.getByText("The numbers as a table").click();
+  const steps = (await page.locator('[aria-label="Charts"] tbody td:first-child').allTextContents()).map((text) => parseInt(text, 10));
+  // One row of five, and the last.
+  assert.deepEqual(steps, [...Array.from({ length: 40 }, (_, i) => 5 * i + 1), 200]);
+  await shared.close();
+});
+
+test("a dropped folder gives the model its name", async () => {
+  const page = await openApp(await context(), server);
+  const files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+  const folder = join(repository, "models/nano");
+  // A drop as a browser makes it of a folder; no test can hold a real one in its hand.
+  await page.evaluate(([names, bytes]) => {
+    const file = (name, i) => new File([Uint8Array.from(atob(bytes[i]), (letter) => letter.charCodeAt(0))], name);
+    const entry = (name, i) => ({ isFile: true, isDirectory: false, fullPath: `/my-model/${name}`, file: (done) => done(file(name, i)) });
+    let left = names.map(entry);
+    const reader = { readEntries: (done) => done(left.splice(0)) };
+    const item = { webkitGetAsEntry: () => ({ isFile: false, isDirectory: true, fullPath: "/my-model", createReader: () => reader }) };
+    const event = new DragEvent("drop", { bubbles: true, cancelable: true });
+    Object.defineProperty(event, "dataTransfer", { value: { items: [item], files: [] } });
+    document.querySelector("#model-files").closest('[role="group"]').dispatchEvent(event);
+  }, [files, files.map((name) => readFileSync(join(folder, name)).toString("base64"))]);
+  await page.getByRole("heading", { name: "my-model" }).waitFor({ timeout: 60_000 });
+  await page.context().close();
 });
 
 test("the keyboard is enough", async () => {

@@ -1,34 +1,67 @@
-// The page after its first visit, without a network.
+// The page after its first visit: without a network, and when a new version of it is there.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { openApp, ready, settings } from "./support/app.mjs";
 import { serve } from "./support/server.mjs";
 import { browser, server, setUp } from "./support/setup.mjs";
 
 setUp();
 
-test("the page reloads, and opens the bundled model and data, with the server gone", async () => {
+test("with the server gone the page reloads, starts its engine, opens the bundled model, and trains", async (t) => {
+  const host = await serve();
+  t.after(host.close);
   const context = await browser.newContext();
-  const page = await context.newPage();
-  await page.goto(server.app);
+  const page = await openApp(context, host);
   await page.evaluate(() => navigator.serviceWorker.ready.then(() => null));
-  await server.close();
+  await host.close();
   await context.setOffline(true);
+  await page.goto(host.app + settings({ steps: 2, warmup_steps: 0, eval_every: 0, seq_len: 64, batch_size: 1 }));
   await page.reload();
-  await page.getByRole("heading", { level: 1 }).waitFor();
-  const sizes = await page.evaluate(async () => {
-    const size = async (path) => (await (await fetch(path)).blob()).size;
-    return Promise.all(["models/nano/model.safetensors", "demo/train.jsonl", "models.html"].map(size));
-  });
-  for (const size of sizes) assert.ok(size > 500);
+  await ready(page);
+  await page.locator("#train-now").click();
+  await page.locator('[data-phase="ended"]').getByText("Done: 2 steps").waitFor({ timeout: 60_000 });
   await page.evaluate(() => fetch("not-kept").then(() => Promise.reject(new Error("this must fail")), () => null));
+  await page.goto(`${host.app}models.html`);
+  await page.getByRole("heading", { name: "Models" }).waitFor();
+  await context.close();
+});
+
+test("a new version takes over when the user says so, in the only tab; the old one's files go", async (t) => {
+  let version = "one";
+  const host = await serve({ alter: (path, body) => path.endsWith("service-worker.js")
+    ? { body: String(body).replace(/VERSION = "\w+"/, `VERSION = "${version}"`) } : {} });
+  t.after(host.close);
+  const context = await browser.newContext();
+  const page = await openApp(context, host);
+  const caches = () => page.evaluate(async () => (await caches.keys()).map((name) => name.split(" ").at(-1)));
+  const controlled = () => page.evaluate(() => navigator.serviceWorker.ready.then(() => navigator.serviceWorker.controller !== null));
+  await page.waitForFunction(() => navigator.serviceWorker.controller !== null);
+  assert.deepEqual(await caches(), ["one"]);
+  assert.equal(await page.locator("#update").count(), 0, "the first version is no update");
+
+  version = "two";
+  await page.reload();
+  await page.locator("#update").waitFor();
+  assert.deepEqual((await caches()).sort(), ["one", "two"]);
+  const second = await openApp(context, host);
+  await page.evaluate(() => (window.before = true));
+  await page.locator("#update").click();
+  await page.getByText("Luthier is open in 2 tabs").waitFor();
+  assert.deepEqual((await caches()).sort(), ["one", "two"], "another tab may still need the old files");
+  await second.close();
+
+  await page.locator("#update").click();
+  await page.waitForFunction(() => !window.before);
+  assert.ok(await controlled());
+  await page.waitForFunction(async () => (await caches.keys()).every((name) => name.endsWith(" two")));
+  assert.equal(await page.locator("#update").count(), 0);
   await context.close();
 });
 
 test("the manifest can be installed", async () => {
-  const again = await serve();
   const page = await browser.newPage();
-  await page.goto(again.app);
+  await page.goto(server.app);
   const devtools = await page.context().newCDPSession(page);
   const { errors, data } = await devtools.send("Page.getAppManifest");
   assert.deepEqual(errors, []);
@@ -42,5 +75,4 @@ test("the manifest can be installed", async () => {
   const { installabilityErrors } = await devtools.send("Page.getInstallabilityErrors");
   assert.deepEqual(installabilityErrors.filter(({ errorId }) => errorId !== "in-incognito"), []);
   await page.close();
-  await again.close();
 });

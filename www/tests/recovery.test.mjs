@@ -1,4 +1,4 @@
-// No work is lost: a killed tab, a lost device, a panic, a second tab, a damaged checkpoint.
+// No work is lost: a killed tab, a lost device, a panic, a second tab, a damaged checkpoint; and no wish either.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -8,6 +8,7 @@ import { browser, server, setUp } from "./support/setup.mjs";
 
 /** Dropout and shuffling, so that resuming has to restore more than the weights. */
 const options = { ...recipe.options, steps: 16, batch_size: 2, seq_len: 64, dropout: 0.1, val_fraction: 0.05, eval_every: 5 };
+const small = { ...options, steps: 8, eval_every: 0, val_fraction: 0 };
 
 /** Goes before the worker's script: what happens to users only by accident, on demand. */
 const FAULTS = `
@@ -136,7 +137,6 @@ test("a second tab is told that the run is under way, and can neither resume nor
 for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "webgpu", "device_lost"]]) {
   test(`a run goes on after a fault of the engine: ${fault}`, async () => {
     const context = await browser.newContext();
-    const small = { ...options, steps: 8, eval_every: 0, val_fraction: 0 };
     const page = await open(context, device);
     const events = await page.evaluate(async ([data, options, fault]) => {
       const events = [];
@@ -159,3 +159,140 @@ for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "w
     await context.close();
   });
 }
+
+/** Trains on `tuner` and, at each event, does what `at` (source of a function of the event) says. */
+const trainAnd = (page, at, run = {}) => page.evaluate(`(async () => {
+  const fault = (what) => new BroadcastChannel("faults").postMessage(what);
+  const at = ${at};
+  const events = [];
+  for await (const event of tuner.train(...${JSON.stringify([data("train"), { options: small, ...run }])})) {
+    events.push(event);
+    at(event, events);
+  }
+  return events;
+})()`);
+
+const kinds = (events) => events.map(({ type }) => type).filter((type) => type !== "checkpoint");
+
+test("stop, asked while a run is starting, is heard", async () => {
+  const context = await browser.newContext();
+  const page = await open(context);
+  const events = await page.evaluate(async ([data, options]) => {
+    const run = tuner.train(data, { options, store: { id: "early" } });
+    const first = run.next();
+    await tuner.stop();
+    const events = [(await first).value];
+    for await (const event of run) events.push(event);
+    return events;
+  }, [data("train"), small]);
+  assert.deepEqual(events.map(({ type, step }) => [type, step]), [["plan", 0], ["end", 0]]);
+  assert.equal(events.at(-1).reason, "stopped");
+  assert.deepEqual((await runs(page)).map(({ state, step, locked }) => [state, step, locked]), [["stopped", 0, false]]);
+  const rest = await resume(page, "early");
+  assert.deepEqual([losses(rest).length, rest.at(-1).reason], [small.steps, "done"]);
+  await context.close();
+});
+
+test("a paused run is paused again by the worker that takes it up, and goes on when it is told to", async () => {
+  const context = await browser.newContext();
+  const page = await open(context);
+  const events = await trainAnd(page, `(event, events) => {
+    if (event.type === "plan" && events.length === 1) tuner.pause();
+    if (event.type !== "paused") return;
+    if (events.some(({ type }) => type === "restart")) tuner.unpause();
+    else fault("panic");
+  }`);
+  const restart = kinds(events).indexOf("restart");
+  assert.deepEqual(kinds(events).slice(restart, restart + 3), ["restart", "plan", "paused"]);
+  assert.equal(events.filter(({ type }) => type === "paused").length, 2);
+  assert.equal(events.at(-1).reason, "done");
+  assert.deepEqual(new Set(losses(events)).size, small.steps);
+  await context.close();
+});
+
+test("a run that is discarded while it restarts leaves the base model", async () => {
+  const context = await browser.newContext();
+  const page = await open(context);
+  const events = await trainAnd(page, `(event, events) => {
+    if (event.type === "checkpoint" && !events.some(({ type }) => type === "restart")) fault("panic");
+    if (event.type === "restart") globalThis.discarded = tuner.discard();
+  }`, { store: { id: "unwanted", every_seconds: 0.1 } });
+  const after = events.slice(events.findIndex(({ type }) => type === "restart"));
+  assert.deepEqual([losses(after), after.at(-1).reason], [[], "stopped"]);
+  const code = await page.evaluate(async () => {
+    await discarded;
+    return tuner.exportPeft().then(() => null, ({ code }) => code);
+  });
+  assert.equal(code, "setting", "there is no adapter");
+  await context.close();
+});
+
+for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "webgpu", "device_lost"]]) {
+  test(`a fault outside a run costs an answer at most: ${fault}`, async () => {
+    const context = await browser.newContext();
+    const page = await open(context, device);
+    await train(page, { ...small, steps: 4 });
+    const ask = () => page.evaluate(async () => (await tuner.generate(["Put 3 eggs on shelf 1"], { max_new_tokens: 8 }))[0].text);
+    const [before, answer, record] = [await adapter(page), await ask(), await page.evaluate(() => tuner.exportRun())];
+    const error = await page.evaluate(async (fault) => {
+      const asked = tuner.generate(["Put"], { max_new_tokens: 4 }).then(() => null, (error) => error);
+      new BroadcastChannel("faults").postMessage(fault);
+      // Where the answer came before the fault did, the next question meets it.
+      const { code, hint } = (await asked) ?? (await tuner.generate(["Put"], { max_new_tokens: 4 }).then(() => ({}), (error) => error));
+      return { code, hint };
+    }, fault);
+    // A panic that nobody waits for is mended before the next question.
+    if (fault === "device" || error.code) {
+      assert.equal(error.code, code);
+      assert.match(error.hint, /opened again, with its adapter/);
+    }
+    assert.equal(await ask(), answer);
+    assert.deepEqual(await adapter(page), before);
+    assert.equal(await page.evaluate(() => tuner.exportRun()), record);
+    await context.close();
+  });
+}
+
+test("what a killed tab left is swept, what another tab is making is not, and what cannot be read hides nothing else", async () => {
+  const context = await browser.newContext();
+  const page = await open(context);
+  await train(page, small, { store: { id: "good" } });
+  const other = await open(context);
+  await other.evaluate(() => new Promise((held) => navigator.locks.request("luthier-run-beginning", () => (held(), new Promise(() => {})))));
+  const inOpfs = (work) => page.evaluate(`(async () => {
+    const root = await navigator.storage.getDirectory();
+    const folder = async (...path) => path.reduce(async (at, name) => (await at).getDirectoryHandle(name, { create: true }), root);
+    const write = async (at, name, text) => {
+      const file = await (await at.getFileHandle(name, { create: true })).createWritable();
+      await file.write(text);
+      await file.close();
+    };
+    const names = async (at) => { const all = []; for await (const name of at.keys()) all.push(name); return all.sort(); };
+    return (${work})(folder, write, names);
+  })()`);
+  await inOpfs(`async (folder, write) => {
+    for (const id of ["ghost", "beginning"]) await write(await folder("runs", id), "data", "half a l");
+    await write(await folder("runs", "good"), "record.json.tmp", "{");
+    await write(await folder("runs", "good"), "log.json", "[{");
+    await write(await folder("runs", "broken"), "record.json", '{"id": "bro');
+    await write(await folder("runs"), "stray", "no folder at all");
+    await write(await folder("models", "torn"), "model.json", "{");
+    await write(await folder("models", "100%"), "model.json", "{}");
+  }`);
+  const listed = (await runs(page)).map(({ id, state }) => [id, state]).sort();
+  assert.deepEqual(listed, [["broken", "unreadable"], ["good", "done"], ["stray", "unreadable"]]);
+  const left = await inOpfs(`async (folder, write, names) => [await names(await folder("runs")), await names(await folder("runs", "good"))]`);
+  assert.deepEqual(left[0], ["beginning", "broken", "good", "stray"]);
+  assert.ok(left[1].includes("record.json") && !left[1].some((name) => name.endsWith(".tmp")), left[1]);
+  assert.deepEqual(await page.evaluate(() => Luthier.runLog("good")), []);
+  assert.equal(JSON.parse(await page.evaluate(() => Luthier.runRecord("good"))).results.step, small.steps);
+  // A folder with a name that is none of ours is passed over.
+  const models = await page.evaluate(() => Luthier.models());
+  assert.deepEqual(models.map(({ name, complete }) => [name, complete]), [["torn", false]]);
+
+  // The name of the ghost is free again.
+  await train(page, { ...small, steps: 2 }, { store: { id: "ghost" } });
+  for (const id of ["broken", "stray"]) await page.evaluate((id) => Luthier.deleteRun(id), id);
+  assert.deepEqual((await runs(page)).map(({ id }) => id).sort(), ["ghost", "good"]);
+  await context.close();
+});

@@ -1,6 +1,7 @@
 /** One worker, seen from the page: questions out, events and answers back, and what happens when it dies. */
 
 import { LuthierError } from "./error.js";
+import { tellAll } from "./privacy.js";
 import type { CallName, Calls, Question, Reply } from "./protocol.js";
 
 interface Pending {
@@ -17,7 +18,7 @@ export class Connection {
 
   constructor() {
     const start = bootstrap();
-    this.#worker = new Worker(start, { type: "module", name: "luthier" });
+    this.#worker = new Worker(trusted(start), { type: "module", name: "luthier" });
     this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#receive(data);
     this.#worker.onerror = (event) => {
       event.preventDefault();
@@ -60,6 +61,7 @@ export class Connection {
   }
 
   #receive(reply: Reply): void {
+    if ("request" in reply) return tellAll(reply.request);
     if ("fatal" in reply) return this.close(LuthierError.from(reply.fatal));
     const pending = this.#pending.get(reply.id);
     if (!pending) return;
@@ -80,4 +82,16 @@ const WASM = new URL("./luthier_bg.wasm", import.meta.url);
  */
 function bootstrap(): string {
   return URL.createObjectURL(new Blob([`import ${JSON.stringify(SCRIPT.href)};`], { type: "text/javascript" }));
+}
+
+let policy: TrustedTypePolicy | undefined;
+
+/** A page under Trusted Types must name this policy in its own; it lets nothing through but what was made here. */
+function trusted(start: string): string {
+  const ours = (url: string) => {
+    if (url.startsWith("blob:")) return url;
+    throw new TypeError("luthier-worker: only the worker's own start is trusted");
+  };
+  policy ??= globalThis.trustedTypes?.createPolicy("luthier-worker", { createScriptURL: ours });
+  return policy?.createScriptURL(start) ?? start;
 }

@@ -1,4 +1,4 @@
-// What workers have and TypeScript's DOM library leaves out.
+// What browsers have and TypeScript's DOM library leaves out.
 
 interface FileSystemSyncAccessHandle {
   read(bytes: AllowSharedBufferSource, options?: { at?: number }): number;
@@ -14,3 +14,12 @@ interface FileSystemFileHandle {
   /** Renames, over a file of that name if there is one. */
   move(name: string): Promise<void>;
 }
+
+/** What it gives stands wherever a text does. */
+interface TrustedTypePolicy {
+  createScriptURL(url: string): string;
+}
+
+declare var trustedTypes: undefined | {
+  createPolicy(name: string, rules: { createScriptURL: (url: string) => string }): TrustedTypePolicy;
+};

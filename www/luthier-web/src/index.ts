@@ -5,6 +5,7 @@ import { LuthierError } from "./error.js";
 import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
 import { Queue } from "./queue.js";
 import { available } from "./store/opfs.js";
+import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
@@ -13,6 +14,7 @@ import type {
 } from "./types.js";
 
 export * from "./types.js";
+export { type SeenRequest, closeWaysOut, watchRequests } from "./privacy.js";
 export { LuthierError };
 
 const CHECKPOINT_SECONDS = 30;
@@ -49,6 +51,7 @@ export const Luthier: LuthierStatic = {
     return optionRows;
   },
   canStore: available,
+  onRequest,
   runs: runs.list,
   deleteRun: runs.deleteRun,
   runLog: runs.log,
@@ -56,22 +59,28 @@ export const Luthier: LuthierStatic = {
   runRecord: runs.ended,
   models: models.list,
   storedModel: models.open,
+  holdModel: models.hold,
   deleteModel: models.deleteModel,
   async storeModel(model, onProgress, signal) {
     await idle().call("storeModel", model, (bytes) => onProgress?.(...bytes), signal);
   },
-  async downloadModel(name, files, onProgress, signal) {
-    await idle().call("downloadModel", { name, files }, (bytes) => onProgress?.(...bytes), signal);
+  async downloadModel(model, onProgress, signal) {
+    await idle().call("downloadModel", model, (bytes) => onProgress?.(...bytes), signal);
+  },
+  async checkModel(name, onProgress, signal) {
+    await idle().call("checkModel", name, (bytes) => onProgress?.(...bytes), signal);
   },
 };
 
 /** A run under way, from before its lock to after its last word. */
 interface Running {
-  wanted: Wanted;
+  job: Job;
   /** The step from which another worker would go on. */
   step: number;
   over: Promise<void>;
 }
+
+const unstopped = (): Wanted => ({ paused: false, stopped: false });
 
 class Instance implements LuthierApi {
   #connection: Connection;
@@ -122,7 +131,7 @@ class Instance implements LuthierApi {
   async *train(data: DataText, run: RunOptions = {}): AsyncGenerator<TrainEvent> {
     const { options = {}, validation, probes = [], store, signal } = run;
     const every_seconds = store?.every_seconds ?? CHECKPOINT_SECONDS;
-    const job: Job = { data, options, probes, every_seconds, ...(validation && { validation }) };
+    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, ...(validation && { validation }) };
     yield* this.#follow({ ...job, ...(store && { store: { id: store.id, create: true } }) }, signal);
   }
 
@@ -130,7 +139,7 @@ class Instance implements LuthierApi {
     const { record, data, validation } = await runs.load(id);
     this.#checkBase(record);
     const { options, probes, every_seconds } = record;
-    const job: Job = { data, options, probes, every_seconds, store: { id, create: false } };
+    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, store: { id, create: false } };
     yield* this.#follow({ ...job, ...(validation && { validation }) }, signal);
   }
 
@@ -164,11 +173,11 @@ class Instance implements LuthierApi {
     await this.#put(files);
   }
 
-  /** Kept here, whatever becomes of the worker that is told. */
+  /** Told to the worker, if there is one that listens, and kept for those that take the run up after it. */
   async #want(wish: Partial<Wanted>): Promise<void> {
     if (!this.#run) return;
-    Object.assign(this.#run.wanted, wish);
-    await this.#tell(this.#run.wanted);
+    const { wanted } = this.#run.job;
+    await this.#tell(Object.assign(wanted, wish));
   }
 
   async #tell(control: Control): Promise<void> {
@@ -182,9 +191,9 @@ class Instance implements LuthierApi {
       throw new LuthierError("setting", "A run is under way on this model.", "Stop it first, or open the model again.");
     }
     const queue = new Queue<TrainEvent>();
-    const run: Running = { wanted: { paused: false, stopped: false }, step: 0, over: Promise.resolve() };
+    const run: Running = { job, step: 0, over: Promise.resolve() };
     this.#run = run;
-    run.over = this.#locked(job, run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
+    run.over = this.#locked(run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
     const stop = () => void this.stop();
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
@@ -199,13 +208,14 @@ class Instance implements LuthierApi {
   }
 
   /** One run at a time here, and one tab a stored run. */
-  async #locked(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  async #locked(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { store } = run.job;
     let unlock = () => {};
     const unwatch = watchLeaving(() => void this.#tell("checkpoint"));
     try {
-      if (job.store) unlock = await runs.lock(job.store.id);
+      if (store) unlock = await runs.lock(store.id);
       await this.#mending?.catch(() => {});
-      await this.#restarting(job, run, emit);
+      await this.#restarting(run, emit);
     } finally {
       unwatch();
       unlock();
@@ -214,12 +224,13 @@ class Instance implements LuthierApi {
   }
 
   /** Goes on from the last checkpoint when the worker or its device dies. */
-  async #restarting(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  async #restarting(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { store } = run.job;
     const faults: number[] = [];
     for (;;) {
       try {
         if (this.#used || !this.#connection.alive) await this.#reopen();
-        return await this.#attempt(job, run, emit);
+        return await this.#attempt(run, emit);
       } catch (error) {
         if (!this.#isFault(error)) throw error;
         faults.push(performance.now());
@@ -227,24 +238,22 @@ class Instance implements LuthierApi {
         if (recent > RESTARTS) throw error;
         emit({ type: "restart", step: run.step, attempt: recent, error: LuthierError.data(error) });
         // The worker may have died when the run was on disk, but before it could say so.
-        if (job.store?.create) job.store.create = !(await runs.exists(job.store.id));
+        if (store?.create) store.create = !(await runs.exists(store.id));
       }
     }
   }
 
-  /** One try. `job` and `run` learn from where another one would go on. */
-  async #attempt(job: Job, run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+  /** One try. `run` learns from where another one would go on. */
+  async #attempt(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
+    const { job } = run;
     [this.#used, this.#tuned, this.#adapter] = [true, null, null];
-    const training = this.#connection.call("train", job, (event) => {
+    await this.#connection.call("train", job, (event) => {
       if (event.type === "kept") job.checkpoint = event.checkpoint;
       else if (event.type === "tuned") [this.#tuned, this.#adapter] = [event.tuned, event.tuned.best];
       else emit(event);
       if (event.type === "plan" && job.store) job.store.create = false;
       if (event.type === "plan" || event.type === "checkpoint") run.step = event.step;
     });
-    // What was asked before there was somebody to hear it.
-    void this.#tell(run.wanted);
-    await training;
   }
 
   // ---- use

@@ -1,7 +1,9 @@
 /** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
 
+import type { SeenRequest } from "./privacy.js";
 import type {
-  AdapterFormat, Agreement, DataText, DeviceChoice, DeviceInfo, DownloadFile, Evaluation, GeneratedText, LuthierErrorData, Merged, MergeTarget, ModelFiles, ModelInfo,
+  AdapterFormat, Agreement, DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, Merged,
+  MergeTarget, ModelDownload, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -10,8 +12,15 @@ export interface Opened {
   model: ModelInfo;
 }
 
-/** A run as the worker gets it. */
+/** How the user wants a run to be. */
+export interface Wanted {
+  paused: boolean;
+  stopped: boolean;
+}
+
+/** A run as each worker that takes it up gets it. */
 export interface Job {
+  wanted: Wanted;
   data: DataText;
   validation?: DataText;
   options: TrainOptions;
@@ -36,12 +45,6 @@ export interface Tuned {
 /** What the page keeps because the worker may die: the last checkpoint of a run that is not stored, and what comes out. */
 export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; tuned: Tuned };
 
-/** How the user wants the run: said again to each worker that takes it up. */
-export interface Wanted {
-  paused: boolean;
-  stopped: boolean;
-}
-
 export type Control = Wanted | "checkpoint";
 
 type Bytes = [done: number, total: number];
@@ -63,7 +66,8 @@ export interface Calls {
   exportRun: Call<null, string>;
   importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
-  downloadModel: Call<{ name: string; files: DownloadFile[] }, null, Bytes>;
+  downloadModel: Call<ModelDownload, null, Bytes>;
+  checkModel: Call<string, null, Bytes>;
 }
 
 export type CallName = keyof Calls;
@@ -78,4 +82,5 @@ export type Reply =
   | { id: number; event: unknown }
   | { id: number; answer: unknown }
   | { id: number; error: LuthierErrorData }
+  | { request: SeenRequest }
   | { fatal: LuthierErrorData };

@@ -25,7 +25,7 @@ export class Run {
   #reported = 0;
   /** The last step after which the validation loss was measured. */
   #evaluated = -1;
-  #wanted: Wanted = { paused: false, stopped: false };
+  #wanted: Wanted;
   #checkpointAsked = false;
   #saved = performance.now();
   /** The step that the last checkpoint holds with all that was measured at it; there is no checkpoint of step 0. */
@@ -41,7 +41,9 @@ export class Run {
     /** Steps between evaluations; 0 means only at the end. */
     private readonly evalEvery: number,
     private readonly emit: Emit,
-  ) {}
+  ) {
+    this.#wanted = job.wanted;
+  }
 
   control(what: Control): void {
     if (what === "checkpoint") this.#checkpointAsked = true;

@@ -3,6 +3,8 @@
  * line (`--seq-len` is `seq_len`), because the same Rust structures are behind both. Nothing here runs.
  */
 
+import type { SeenRequest } from "./privacy.js";
+
 /** Where the engine computes. "auto" takes a real GPU if there is one, else the CPU; "webgpu" takes a software GPU too. */
 export type DeviceChoice = "auto" | "webgpu" | "cpu";
 
@@ -299,19 +301,51 @@ export interface StoredRun {
   locked: boolean;
 }
 
-/** A file to download into the store; a known length and SHA-256 are checked. */
+/** A file to download into the store; a length and SHA-256 that are known in advance are checked. */
 export interface DownloadFile {
   name: string;
   url: string;
   bytes?: number;
   sha256?: string;
+  /** Who says that this is its SHA-256; kept with the file, to be shown. */
+  sha256_by?: string;
+}
+
+/** Where a model was downloaded from, and which state of it. */
+export interface ModelSource {
+  url: string;
+  revision: string;
+}
+
+export interface ModelDownload {
+  name: string;
+  source?: ModelSource;
+  files: DownloadFile[];
+  /** The download fails when nothing has come for so long. Default 30. */
+  stall_seconds?: number;
+}
+
+/** A file as it was stored. */
+export interface StoredFile {
+  name: string;
+  bytes: number;
+  sha256: string;
+  /** Who knew the SHA-256 in advance; null: nobody did, it was computed when the file was stored. */
+  sha256_by: string | null;
 }
 
 /** A model kept in this browser's private storage. */
 export interface StoredModel {
   name: string;
   bytes: number;
+  /** All files are there, each with the size it was stored with. */
   complete: boolean;
+  /** Null: copied from files at hand, so nothing can go on with it if it is not complete. */
+  source: ModelSource | null;
+  /** Some tab has it open, or is writing, checking or deleting it. */
+  locked: boolean;
+  /** Empty while it is not complete. */
+  files: StoredFile[];
 }
 
 /** Whose adapter files: PEFT's folder, one GGUF file for llama.cpp and Ollama, mlx-lm's folder. */
@@ -402,6 +436,8 @@ export interface LuthierStatic {
   options(): Promise<OptionRow[]>;
   /** Whether runs and models can be kept in this browser: not over plain http, nor in some private windows. */
   canStore(): Promise<boolean>;
+  /** Tells of every request that the engine's workers make or are refused, until the returned function is called. */
+  onRequest(heard: (request: SeenRequest) => void): () => void;
   /** Empty where nothing can be kept, as is `models`. */
   runs(): Promise<StoredRun[]>;
   deleteRun(id: string): Promise<void>;
@@ -414,14 +450,13 @@ export interface LuthierStatic {
   models(): Promise<StoredModel[]>;
   /** Opens a stored model's files. */
   storedModel(name: string): Promise<ModelFiles>;
+  /** Keeps all tabs from changing or deleting a stored model until the returned function is called, or this tab ends. */
+  holdModel(name: string): Promise<() => void>;
   deleteModel(name: string): Promise<void>;
   /** Copies files into the store. */
   storeModel(model: ModelFiles, onProgress?: (done: number, total: number) => void, signal?: AbortSignal): Promise<void>;
-  /** Downloads a model into the store; what an earlier try has brought is not asked for again. */
-  downloadModel(
-    name: string,
-    files: DownloadFile[],
-    onProgress?: (done: number, total: number) => void,
-    signal?: AbortSignal,
-  ): Promise<void>;
+  /** Downloads a model into the store; what an earlier try has brought of the same revision is not asked for again. */
+  downloadModel(model: ModelDownload, onProgress?: (done: number, total: number) => void, signal?: AbortSignal): Promise<void>;
+  /** Reads a stored model again and compares sizes and hashes; what is damaged is removed, and named in the error. */
+  checkModel(name: string, onProgress?: (done: number, total: number) => void, signal?: AbortSignal): Promise<void>;
 }

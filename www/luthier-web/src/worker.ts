@@ -3,8 +3,9 @@
 import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
+import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
-import { downloadModel, storeModel } from "./store/models.js";
+import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
 import type { Agreement, ModelInfo, NamedBlob, OptionRow } from "./types.js";
 
@@ -15,6 +16,9 @@ const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessag
 
 /** A merged model above this is not loaded a second time to be compared: wasm has 4 GiB in all. */
 const CHECKED_BYTES = 1 << 30;
+
+closeWaysOut();
+watchRequests((request) => reply({ request }));
 
 // ---- the engine
 
@@ -58,7 +62,7 @@ function breathe(): Promise<void> {
 
 interface Context<K extends CallName> {
   emit(event: Calls[K]["event"], transfer?: Transferable[]): void;
-  cancelled(): boolean;
+  signal: AbortSignal;
 }
 
 type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) => Promise<Calls[K]["answer"]> };
@@ -108,10 +112,10 @@ const handlers: Handlers = {
     return null;
   },
 
-  async generate({ prompts, options }, { emit, cancelled }) {
+  async generate({ prompts, options }, { emit, signal }) {
     const onText = (prompt: number, piece: string) => {
       emit([prompt, piece]);
-      return !cancelled();
+      return !signal.aborted;
     };
     return JSON.parse(await turn(() => model().generate(JSON.stringify(prompts), JSON.stringify(options), onText)));
   },
@@ -160,13 +164,18 @@ const handlers: Handlers = {
     return turn(() => model().load_adapter(read));
   },
 
-  async storeModel(files, { emit, cancelled }) {
-    await storeModel(files, (done, total) => emit([done, total]), cancelled);
+  async storeModel(model, { emit, signal }) {
+    await storeModel(model, (done, total) => emit([done, total]), signal);
     return null;
   },
 
-  async downloadModel({ name, files }, { emit, cancelled }) {
-    await downloadModel(name, files, (done, total) => emit([done, total]), cancelled);
+  async downloadModel(model, { emit, signal }) {
+    await downloadModel(model, (done, total) => emit([done, total]), signal);
+    return null;
+  },
+
+  async checkModel(name, { emit, signal }) {
+    await checkModel(name, (done, total) => emit([done, total]), signal);
     return null;
   },
 };
@@ -179,26 +188,25 @@ function defaultOf(name: OptionRow["name"]): number {
 
 // ---- messages
 
-const cancelled = new Set<number>();
+const underway = new Map<number, AbortController>();
 
 self.onmessage = ({ data }: MessageEvent<Question>) => {
-  if ("cancel" in data) cancelled.add(data.cancel);
+  if ("cancel" in data) underway.get(data.cancel)?.abort();
   else void answer(data.id, data.name, data.ask, data.wasm);
 };
 
 async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], url: string): Promise<void> {
   wasm = url;
-  const context: Context<K> = {
-    emit: (event, transfer) => reply({ id, event }, transfer),
-    cancelled: () => cancelled.has(id),
-  };
+  const stop = new AbortController();
+  underway.set(id, stop);
+  const context: Context<K> = { emit: (event, transfer) => reply({ id, event }, transfer), signal: stop.signal };
   try {
     reply({ id, answer: await handlers[name](ask, context) });
   } catch (error) {
     if (isPanic(error)) die(error);
     else reply({ id, error: LuthierError.data(error) });
   } finally {
-    cancelled.delete(id);
+    underway.delete(id);
   }
 }
 

@@ -1,6 +1,7 @@
 /** Everything that can go wrong, in the form that is shown. */
 
 import type { LuthierErrorData } from "luthier-web";
+import { TITLES } from "./settings";
 
 export function asError(error: unknown): LuthierErrorData {
   if (error && typeof error === "object" && "code" in error && "message" in error) {
@@ -11,3 +12,12 @@ export function asError(error: unknown): LuthierErrorData {
 }
 
 export const problem = (code: string, message: string, hint = ""): LuthierErrorData => ({ code, message, hint });
+
+const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device" };
+
+/** The engine names settings as its command line does; here they are called as the page calls them. */
+export const inWords = (text: string): string =>
+  text.replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
+    const title = NAMES[name.replaceAll("-", "_")];
+    return title ? `“${title}”` : flag;
+  });

@@ -23,8 +23,17 @@ export function modelOf(files: File[]): ModelFiles {
     throw problem("malformed", `That is no model folder: ${missing.join(" and ")} missing. Found: ${seen}.`,
       "Choose one .gguf file, or all files of a Hugging Face folder (config.json, *.safetensors, tokenizer.json).");
   }
-  const folder = found.map((file) => file.webkitRelativePath.split("/").at(-2)).find(Boolean);
-  return { name: folder ?? "local model", files: found.map((file) => ({ name: file.name, blob: file })) };
+  return { name: nameOf(found), files: found.map((file) => ({ name: file.name, blob: file })) };
+}
+
+/** The folder that a dropped file came from; a chosen one says it itself. */
+const folders = new WeakMap<File, string>();
+
+/** What people call the model: its folder, else its weights, where their name says more than that they are weights. */
+function nameOf(files: File[]): string {
+  const folder = files.map((file) => file.webkitRelativePath.split("/").at(-2) || folders.get(file)).find(Boolean);
+  const weights = files.find((file) => file.name.endsWith(".safetensors") && !/^(pytorch_)?model\b/.test(file.name));
+  return folder ?? (weights ? stem(weights.name) : "local model");
 }
 
 export const stem = (name: string): string => name.replace(/\.[^.]+$/, "");
@@ -50,6 +59,13 @@ async function unzip(zip: File): Promise<NamedBlob[]> {
   }
 }
 
+async function fileOf(entry: FileSystemFileEntry): Promise<File> {
+  const file = await new Promise<File>((done, fail) => entry.file(done, fail));
+  const folder = entry.fullPath.split("/").at(-2);
+  if (folder) folders.set(file, folder);
+  return file;
+}
+
 /** All files of a drop, folders opened. */
 export async function dropped(transfer: DataTransfer): Promise<File[]> {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry !== null && entry !== undefined);
@@ -58,7 +74,7 @@ export async function dropped(transfer: DataTransfer): Promise<File[]> {
 }
 
 async function filesOf(entry: FileSystemEntry): Promise<File[]> {
-  if (entry.isFile) return [await new Promise<File>((done, fail) => (entry as FileSystemFileEntry).file(done, fail))];
+  if (entry.isFile) return [await fileOf(entry as FileSystemFileEntry)];
   const reader = (entry as FileSystemDirectoryEntry).createReader();
   const files: File[] = [];
   // A reader gives its entries by the hundred, until it gives none.

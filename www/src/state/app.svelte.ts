@@ -53,6 +53,8 @@ export interface Validation {
 /** What is on the model beside its own weights. */
 export interface Tuned {
   from: "run" | "file" | "history";
+  /** Of the stored run it came from. */
+  id?: string;
   label: string;
   /** What downloads are called after, beside the model. */
   stem: string;
@@ -64,6 +66,8 @@ class App {
   // ---- machine
   gpu = $state.raw<GpuReport | null>(null);
   storage = $state.raw<StorageReport | null>(null);
+  /** Runs and models can be kept in this browser. */
+  storable = $state(true);
   choice = $state<DeviceChoice>("auto");
   bench = $state.raw<{ device: DeviceInfo; gflops: number } | null>(null);
   benching = $state(false);

@@ -39,10 +39,24 @@ export async function useFile(file: File): Promise<void> {
   });
 }
 
+/** Characters are never guessed: a model would learn the wrong ones in silence. */
 async function textOf(file: File): Promise<string> {
-  if (file.size <= LARGEST_TEXT) return file.text();
-  throw { code: "data", message: `${file.name} has ${file.size} bytes; up to ${LARGEST_TEXT} are read.`, hint: "Split it: tuning needs far less." };
+  if (file.size > LARGEST_TEXT) {
+    throw { code: "data", message: `${file.name} has ${file.size} bytes; up to ${LARGEST_TEXT} are read.`, hint: "Split it: tuning needs far less." };
+  }
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  try {
+    return new TextDecoder(encodingOf(bytes), { fatal: true }).decode(bytes);
+  } catch {
+    // The engine knows many kinds of file by their first bytes, and says what to do with each.
+    const start = new TextDecoder().decode(bytes.subarray(0, 64));
+    await app.api?.preview({ name: file.name, text: start, skip_bad: true }, { limit: 0 });
+    throw { code: "data", message: `${file.name} is no UTF-8 text.`, hint: "Save it as UTF-8; if it is no text at all, export it as JSONL or CSV." };
+  }
 }
+
+const encodingOf = ([first, second]: Uint8Array): string =>
+  first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : "utf-8";
 
 /** Validation data of the user's own; they are read as the data are, with the same columns. */
 export async function useValidation(file: File): Promise<void> {
@@ -74,7 +88,7 @@ export async function useText(name: string, text: string): Promise<void> {
 /** Questions with known answers, to compare on. */
 export async function useHeldOut(file: File): Promise<void> {
   await guarded("compare", async () => {
-    const found = exchanges(await file.text());
+    const found = exchanges(await textOf(file));
     if (found.length === 0) {
       throw { code: "data", message: `${file.name} holds no questions with answers.`, hint: "JSONL with prompt and completion, or messages." };
     }

@@ -1,10 +1,10 @@
 /** What comes out: adapters, merged models, run files; and adapters that come back in. */
 
-import { Luthier, type LuthierApi } from "luthier-web";
+import { type AdapterChoice, Luthier, type LuthierApi } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { announce } from "./announce.svelte";
 import { type Tuned, app, guarded, unasked } from "./app.svelte";
-import { forgetRun } from "./run.svelte";
+import { forgetRun, labelOf } from "./run.svelte";
 import { openNamed } from "./model";
 
 export type Dtype = "bf16" | "f16" | "f32";
@@ -28,7 +28,10 @@ export const downloadPeft = (): Promise<void> =>
   });
 
 export const downloadRun = (): Promise<void> =>
-  exported("The run file", async (api) => download("run.json", new Blob([await api.exportRun()], { type: "application/json" })));
+  exported("The run file", async (api) => {
+    const text = await (app.tuned?.id ? Luthier.runRecord(app.tuned.id) : api.exportRun());
+    download("run.json", new Blob([text], { type: "application/json" }));
+  });
 
 /** The largest model that goes through memory as a zip. */
 const ZIPPED = 512 << 20;
@@ -66,12 +69,15 @@ function nowOn(tuned: Tuned): void {
 }
 
 /** Puts a stored run's adapter on its model. */
-export async function openStoredRun(id: string): Promise<void> {
+export async function openStoredRun(id: string, choice: AdapterChoice = "best"): Promise<void> {
   const stored = app.runs.find((run) => run.id === id);
-  if (!stored || !(await openNamed(stored.model))) return;
+  if (!stored || !(await openNamed(stored.model, stored.base_sha256)) || !app.api) return;
+  const { api } = app;
   await guarded("history", async () => {
-    await app.api?.importPeft(await Luthier.runAdapter(id));
-    nowOn({ from: "history", label: `${stored.data_name}, ${stored.step} steps`, stem: stem(stored.data_name) });
+    const otherBase = await api.importPeft(await Luthier.runAdapter(id, choice));
+    const step = choice === "best" ? (stored.best?.step ?? stored.step) : stored.step;
+    nowOn({ from: "history", id, label: labelOf(stored.data_name, step), stem: stem(stored.data_name) });
+    if (otherBase) app.errors.compare = otherBase;
     app.step = "compare";
   });
 }
@@ -79,7 +85,8 @@ export async function openStoredRun(id: string): Promise<void> {
 export async function loadAdapter(files: File[]): Promise<void> {
   await guarded("keep", async () => {
     if (!app.api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
-    await app.api.importPeft(await adapterOf(files));
+    const otherBase = await app.api.importPeft(await adapterOf(files));
+    if (otherBase) app.errors.keep = otherBase;
     nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), stem: "loaded" });
     announce("The adapter is on the model.");
   });

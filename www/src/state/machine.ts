@@ -5,6 +5,7 @@ import { probeGpu, probeStorage } from "../lib/gpu";
 import { app, guarded } from "./app.svelte";
 
 export async function lookAtMachine(): Promise<void> {
+  app.storable = await Luthier.canStore();
   [app.gpu, app.storage] = await Promise.all([probeGpu(), probeStorage()]);
 }
 

@@ -1,11 +1,13 @@
 /** Opening, keeping and deleting models. */
 
-import { Luthier, type ModelFiles, type StoredModel } from "luthier-web";
+import { type DeviceInfo, Luthier, type ModelFiles, type StoredModel } from "luthier-web";
 import { asError, problem } from "../lib/errors";
 import { modelOf } from "../lib/files";
+import { bytes } from "../lib/format";
 import { nano } from "../lib/gallery";
 import { announce } from "./announce.svelte";
 import { app, guarded } from "./app.svelte";
+import { confirmed } from "./confirm.svelte";
 import { readData } from "./data";
 import { forgetRun } from "./run.svelte";
 import { lookAtStorage } from "./machine";
@@ -17,7 +19,17 @@ let reopen: (() => Promise<boolean>) | null = null;
 
 export const openNano = (): Promise<boolean> => open("nano", nano);
 
-export const openStored = (name: string): Promise<boolean> => open(name, () => Luthier.storedModel(name));
+/** Lets other tabs delete the stored model that was open here. */
+let letGo = (): void => {};
+
+export const openStored = (name: string): Promise<boolean> =>
+  open(name, async () => {
+    // While it is open nobody deletes it: after a fault its files are read again.
+    const release = await Luthier.holdModel(name);
+    letGo();
+    letGo = release;
+    return Luthier.storedModel(name);
+  });
 
 export async function openLocal(files: File[]): Promise<boolean> {
   return guarded("model", async () => {
@@ -26,12 +38,14 @@ export async function openLocal(files: File[]): Promise<boolean> {
   });
 }
 
-/** By the name that a link or a stored run has for it. */
-export async function openNamed(name: string): Promise<boolean> {
-  if (app.model?.name === name) return true;
+/** By the name that a link or a stored run has for it; a run knows its hash too, since names may be the same. */
+export async function openNamed(name: string, sha256: string | null = null): Promise<boolean> {
+  const another = sha256 !== null && app.model !== null && app.model.sha256 !== sha256;
+  if (app.model?.name === name && !another) return true;
   if (name === "nano") return openNano();
   if (app.stored.some((model) => model.complete && model.name === name)) return openStored(name);
-  app.errors.model = problem("data", `The model ${name} is not in this browser.`, "Download it, or choose its files, below; then go on.");
+  const what = app.model?.name === name ? `The ${name} that is open is another model of the same name` : `The model ${name} is not in this browser`;
+  app.errors.model = problem("data", `${what}.`, "Download it, or choose its files, below; then go on.");
   app.step = "model";
   return false;
 }
@@ -56,7 +70,10 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
     const onProgress = (done: number, total: number) => {
       if (current()) app.opening = { what: name, done, total };
     };
-    const api = await Luthier.open({ model: await get(), device: app.choice, onProgress });
+    const onReopen = (device: DeviceInfo) => {
+      if (current()) app.device = device;
+    };
+    const api = await Luthier.open({ model: await get(), device: app.choice, onProgress, onReopen });
     if (!current()) {
       api.close();
       return false;
@@ -77,6 +94,7 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
 
 function close(): void {
   app.api?.close();
+  letGo();
   [app.api, app.model, app.device, app.local, app.preview, app.summary] = [null, null, null, null, null, null];
   app.baseAnswers = [];
   forgetRun();
@@ -90,8 +108,19 @@ export async function listModels(): Promise<void> {
   });
 }
 
-export async function deleteModel({ name }: StoredModel): Promise<void> {
-  await guarded("model", () => Luthier.deleteModel(name));
+/** Why a stored model cannot be deleted now; null: it can. */
+export function inUse({ name, locked }: StoredModel): string | null {
+  if (app.opening?.what === name) return "It is being opened.";
+  // The user's own files may have the name of their copy; then the copy is not what is open.
+  if (app.model?.name === name && !app.local) return "It is open: open another model to delete it.";
+  return locked ? "In use: open on another tab, or being written there." : null;
+}
+
+export async function deleteModel({ name, bytes: size, source }: StoredModel): Promise<void> {
+  const back = source ? "It can be downloaded again." : "It came from your own files, which stay where they are.";
+  const text = `${bytes(size)} of ${name} in this browser. ${back}`;
+  if (!(await confirmed({ title: "Delete this model?", text, action: "Delete" }))) return;
+  if (await guarded("model", () => Luthier.deleteModel(name))) announce(`${name} was deleted from this browser.`);
   await Promise.all([listModels(), lookAtStorage()]);
 }
 
@@ -100,7 +129,8 @@ export async function keepModel(): Promise<void> {
   const model = app.local;
   if (!model) return;
   const what = `Copying ${model.name}`;
-  await guarded("model", () => Luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
+  const kept = await guarded("model", () => Luthier.storeModel(model, (done, total) => (app.opening = { what, done, total })));
   app.opening = null;
+  if (kept) announce(`A copy of ${model.name} is kept in this browser.`);
   await Promise.all([listModels(), lookAtStorage()]);
 }

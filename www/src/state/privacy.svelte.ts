@@ -1,29 +1,34 @@
-/** What this page has asked of any server, as the browser itself counts it, and what its policy has blocked. */
+/** What this page, its engine and its service worker have asked of any server, and what the policy has refused. */
 
-export interface Sent {
-  url: string;
+import { Luthier, type SeenRequest, watchRequests } from "luthier-web";
+
+export type Asker = "the page" | "the engine" | "the service worker";
+
+export interface Sent extends SeenRequest {
+  by: Asker;
   own: boolean;
-  kind: string;
-  bytes: number;
 }
 
-export const privacy = $state({ requests: [] as Sent[], blocked: [] as string[] });
+export const privacy = $state({ requests: [] as Sent[], blocked: [] as Sent[] });
 
 /** Must start before anything else does. */
-export function watchRequests(): void {
-  const note = (entry: PerformanceEntry) => {
-    const { name, initiatorType, transferSize } = entry as PerformanceResourceTiming;
-    const url = new URL(name, location.href);
-    if (url.protocol === "blob:" || url.protocol === "data:") return;
-    privacy.requests.push({ url: name, own: url.origin === location.origin, kind: initiatorType, bytes: transferSize });
+export function watch(): void {
+  const noting = (by: Asker) => (request: SeenRequest) => {
+    const seen = { ...request, by, own: URL.parse(request.url, location.href)?.origin === location.origin };
+    (request.blocked ? privacy.blocked : privacy.requests).push(seen);
   };
-  const observer = new PerformanceObserver((list) => list.getEntries().forEach(note));
-  observer.observe({ type: "navigation", buffered: true });
-  observer.observe({ type: "resource", buffered: true });
-  // The default buffer of 250 entries feeds only what observes late.
-  document.addEventListener("securitypolicyviolation", ({ blockedURI, effectiveDirective }) => {
-    privacy.blocked.push(`${effectiveDirective}: ${blockedURI || "inline"}`);
-  });
+  watchRequests(noting("the page"));
+  Luthier.onRequest(noting("the engine"));
+  watchServiceWorker(noting("the service worker"));
+}
+
+/** It outlives the page, so it is asked what it did before; from then on it tells by itself. */
+function watchServiceWorker(note: (request: SeenRequest) => void): void {
+  const { serviceWorker } = navigator;
+  if (!serviceWorker) return;
+  serviceWorker.addEventListener("message", ({ data }: MessageEvent<{ requests?: SeenRequest[] }>) => data.requests?.forEach(note));
+  serviceWorker.startMessages();
+  void serviceWorker.ready.then(({ active }) => active?.postMessage("requests?"));
 }
 
 /** The policy in force, as far as the document says it. */

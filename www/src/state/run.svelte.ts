@@ -1,13 +1,17 @@
 /** A run, from the start or from where it was interrupted: its events become charts, probes and a state. */
 
-import { Luthier, type LuthierErrorData, type TrainEvent } from "luthier-web";
+import {
+  type AdapterChoice, Luthier, type LuthierErrorData, type StoredRun, type TrainEvent, type TrainOptions,
+} from "luthier-web";
 import { asError } from "../lib/errors";
 import { stem } from "../lib/files";
-import { fixed, plural } from "../lib/format";
+import { bytes, date, fixed, plural } from "../lib/format";
 import { announce } from "./announce.svelte";
 import { app, guarded, type ProbeRound, unasked } from "./app.svelte";
+import { confirmed } from "./confirm.svelte";
 import { lookAtStorage } from "./machine";
 import { openNamed } from "./model";
+import { defaults } from "../lib/settings";
 import { rememberPace } from "./settings";
 
 /** Steps before anything is said about the time left. */
@@ -32,6 +36,9 @@ export class Series {
 
 class Run {
   id = $state<string | null>(null);
+  /** In this browser, from where it goes on when the tab was closed. */
+  stored = $state(false);
+  options: TrainOptions = {};
   series = new Series();
   tick = $state(0);
   /** Steps done and to do. */
@@ -46,7 +53,11 @@ class Run {
   accuracy = $state<number | null>(null);
   savedAt = $state<number | null>(null);
   warnings = $state.raw<{ step: number; error: LuthierErrorData }[]>([]);
-  reason = $state<"done" | "stopped" | null>(null);
+  reason = $state<"done" | "stopped" | "diverged" | null>(null);
+  /** What came out: the best by validation, where there was one, and the last step. */
+  outcome = $state.raw<{ best: Point | null; step: number } | null>(null);
+  /** The adapter of it that is on the model. */
+  choice = $state<AdapterChoice>("best");
   /** Seconds at work, pauses left out, and what is left of them. */
   elapsed = $state(0);
   left = $state<number | null>(null);
@@ -55,7 +66,7 @@ class Run {
 export const run = new Run();
 
 export function forgetRun(): void {
-  Object.assign(run, { id: null, series: new Series(), at: 0, of: 0, probes: [], rounds: [], best: null });
+  Object.assign(run, { id: null, stored: false, options: {}, outcome: null, choice: "best", series: new Series(), at: 0, of: 0, probes: [], rounds: [], best: null });
   Object.assign(run, { baseLoss: null, accuracy: null, savedAt: null, warnings: [], reason: null, elapsed: 0, left: null });
   run.tick++;
   [app.phase, app.tuned, app.scores, app.duels] = ["idle", null, [], []];
@@ -69,16 +80,19 @@ export async function train(): Promise<void> {
   if (!api || !data || app.busy) return;
   forgetRun();
   const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
-  run.id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
+  const id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
+  const store = app.storable ? { store: { id } } : {};
+  [run.id, run.stored, run.options] = [id, app.storable, options];
   [run.probes, run.dataName, run.stem] = [probes, app.sample?.title ?? data.name, stem(data.name)];
-  await follow(api.train(data, { options, probes, store: { id: run.id }, ...(validation && { validation: validation.data }) }));
+  await follow(api.train(data, { options, probes, ...store, ...(validation && { validation: validation.data }) }));
 }
 
 export async function goOn(id: string): Promise<void> {
   const stored = app.runs.find((run) => run.id === id);
-  if (!stored || app.busy || !(await openNamed(stored.model)) || !app.api) return;
+  if (!stored || app.busy || !(await openNamed(stored.model, stored.base_sha256)) || !app.api) return;
   forgetRun();
   app.step = "train";
+  [run.stored, run.options] = [true, { ...defaults(app.rows), ...stored.options }];
   Object.assign(run, { id, dataName: stored.data_name, stem: stem(stored.data_name), best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
   // The charts begin where they ended; without them the run goes on all the same.
   const log = await Luthier.runLog(id).catch(() => []);
@@ -110,13 +124,26 @@ export async function stop(): Promise<void> {
 /** Ends the run and forgets what it learned, here and in the store. */
 export async function discard(): Promise<void> {
   const { api } = app;
-  const { id } = run;
+  const text = `What was learned in ${plural(run.at, "step")}, and its checkpoints, will be gone.`;
+  if (!(await confirmed({ title: "Discard this run?", text, action: "Discard" })) || !app.busy) return;
+  const id = run.stored ? run.id : null;
   app.phase = "stopping";
   await guarded("train", async () => api?.discard());
   forgetRun();
   // Beside the list, where a run that could not be deleted still stands and can be tried again.
   const deleted = !id || (await guarded("history", () => Luthier.deleteRun(id)));
-  if (deleted) await listRuns();
+  if (!deleted) return;
+  announce("The run was discarded.");
+  await listRuns();
+}
+
+/** Puts the other adapter of the run that has ended on the model. */
+export async function choose(choice: AdapterChoice): Promise<void> {
+  await guarded("train", async () => {
+    await app.api?.useAdapter(choice);
+    run.choice = choice;
+    nowTuned();
+  });
 }
 
 export async function listRuns(): Promise<void> {
@@ -125,8 +152,12 @@ export async function listRuns(): Promise<void> {
   });
 }
 
-export async function deleteRun(id: string): Promise<void> {
-  if (await guarded("history", () => Luthier.deleteRun(id))) await Promise.all([listRuns(), lookAtStorage()]);
+export async function deleteRun({ id, data_name, created, step, bytes: size }: StoredRun): Promise<void> {
+  const text = `“${data_name}”, begun ${date(created)}, ${plural(step, "step")}, ${bytes(size)}: what it learned will be gone.`;
+  if (!(await confirmed({ title: "Delete this run?", text, action: "Delete" }))) return;
+  if (!(await guarded("history", () => Luthier.deleteRun(id)))) return;
+  announce("The run was deleted.");
+  await Promise.all([listRuns(), lookAtStorage()]);
 }
 
 // ---- what the engine says
@@ -171,8 +202,9 @@ function take(event: TrainEvent): void {
   switch (event.type) {
     case "plan":
       app.summary = event.summary;
-      [run.of, run.at] = [event.summary.steps, event.step];
-      clock.start(event.step);
+      run.of = event.summary.steps;
+      // Where the newest checkpoint was damaged, the run goes on from before what the charts show.
+      cutAfter(event.step);
       if (app.phase === "starting") app.phase = "running";
       break;
     case "step":
@@ -225,22 +257,37 @@ function validated({ step, evaluation, best }: Extract<TrainEvent, { type: "vali
 
 function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void {
   [run.at, run.reason, run.best] = [step, reason, best ?? run.best];
+  [run.outcome, run.choice] = [{ best, step }, "best"];
   run.elapsed = clock.seconds();
-  const tokens = (app.options.batch_size ?? 0) * (app.options.seq_len ?? 0) * (app.options.grad_accum ?? 1);
+  const { batch_size, seq_len, grad_accum } = run.options;
+  const tokens = (batch_size ?? 0) * (seq_len ?? 0) * (grad_accum ?? 1);
   if (step - clock.first >= STEPS_FOR_ETA) rememberPace(((step - clock.first) * tokens) / run.elapsed);
   app.phase = "ended";
-  app.tuned = { from: "run", label: `${run.dataName}, ${plural(step, "step")}`, stem: run.stem };
-  app.duels = run.probes.map((prompt) => unasked(prompt));
+  nowTuned();
+  if (reason === "diverged") return; // The error says it.
   announce(reason === "done" ? `Training is done after ${plural(step, "step")}.` : `Stopped after step ${step}; what was learned is kept.`);
 }
 
-/** After a restart, what came after its step is told again. */
+/** What is on the model now, and has not been asked anything. */
+function nowTuned(): void {
+  const { best, step } = run.outcome ?? { best: null, step: run.at };
+  const from = run.choice === "best" ? (best?.step ?? step) : step;
+  app.tuned = { from: "run", label: labelOf(run.dataName, from), stem: run.stem };
+  app.duels = run.probes.map((prompt) => unasked(prompt));
+  app.scores = [];
+}
+
+/** What an adapter is called. */
+export const labelOf = (data: string, step: number): string => `${data}, ${step === 0 ? "untouched" : plural(step, "step")}`;
+
+/** What came after the step from which the run goes on is told again. */
 function cutAfter(last: number): void {
   const { series } = run;
   const length = series.step.filter((step) => step <= last).length;
   for (const key of ["step", "loss", "lr", "grad_norm", "tokens_per_sec"] as const) series[key].length = length;
   series.validation = series.validation.filter(({ step }) => step <= last);
   run.rounds = run.rounds.filter(({ step }) => step <= last);
+  if (run.best && run.best.step > last) run.best = series.validation.reduce<Point | null>((a, b) => (a && a.loss <= b.loss ? a : b), null);
   run.at = last;
   clock.start(last);
   soon();

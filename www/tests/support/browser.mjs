@@ -21,13 +21,14 @@ function executable() {
   return found;
 }
 
-export const launch = () => chromium.launch({ executablePath: executable(), args: FLAGS });
+/** `args` are flags beside the usual ones. */
+export const launch = (args = []) => chromium.launch({ executablePath: executable(), args: [...FLAGS, ...args] });
 
 /** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */
-export async function facadePage(context, server) {
+export async function facadePage(context, server, path = "blank.html") {
   const page = await context.newPage();
   page.on("pageerror", (error) => console.error("page:", error.message));
-  await page.goto(`${server.app}blank.html`);
+  await page.goto(server.app + path);
   await page.evaluate(async () => {
     const { Luthier } = await import("../luthier-web/dist/index.js");
     const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];

@@ -16,23 +16,38 @@ const MIME = {
 /** The app is below /app/, so that nothing can rely on lying at the root; luthier-web is beside it, as /luthier-web/. */
 const FOLDERS = { "/app/": join(www, "dist"), "/luthier-web/": join(www, "luthier-web") };
 
-/** A page of the app's policy and nothing else: tests of luthier-web run in it. */
-function blank() {
-  const [meta] = readFileSync(join(www, "dist/index.html"), "utf8").match(/<meta[^>]*Content-Security-Policy[^>]*>/s);
+export const policy = () => readFileSync(join(www, "csp.txt"), "utf8").trim();
+
+/**
+ * Empty pages: tests of luthier-web run in the one with the app's policy; the others are for comparison, without the part
+ * about Trusted Types, and without any policy.
+ */
+const PAGES = {
+  "/app/blank.html": policy,
+  "/app/untyped.html": () => policy().replace(/; require-trusted-types-for.*/, ""),
+  "/app/open.html": () => null,
+};
+
+function pageWith(policy) {
+  const meta = policy ? `<meta http-equiv="Content-Security-Policy" content="${policy}">` : "";
   return `<!doctype html><html lang="en"><meta charset="utf-8">${meta}<title>blank</title></html>`;
 }
 
-/** `inject` is put before the worker's script: the only way into it from outside. */
-export async function serve({ inject = "", port = 0 } = {}) {
+/**
+ * `inject` is put before the engine's worker: the only way into it from outside. `alter(path, body)` may give another body
+ * and more headers for any path.
+ */
+export async function serve({ inject = "", alter = () => ({}), port = 0 } = {}) {
   const requests = [];
   const server = http.createServer((request, response) => {
     requests.push(request.url);
     const path = normalize(decodeURIComponent(request.url.split("?")[0]));
-    const found = path === "/app/blank.html" ? blank() : fileOf(path);
+    const found = PAGES[path] ? pageWith(PAGES[path]()) : fileOf(path);
     if (found === null) return response.writeHead(404).end();
     const type = MIME[extname(path) || ".html"] ?? "application/octet-stream";
     const injected = /worker[^/]*\.js$/.test(path) && !path.includes("service") ? inject : "";
-    response.writeHead(200, { "content-type": type }).end(injected ? injected + found : found);
+    const { body = injected ? injected + found : found, headers = {} } = alter(path, found);
+    response.writeHead(200, { "content-type": type, ...headers }).end(body);
   });
   await new Promise((ready) => server.listen(port, "127.0.0.1", ready));
   const origin = `http://127.0.0.1:${server.address().port}`;

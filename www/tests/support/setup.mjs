@@ -11,11 +11,11 @@ import { repository, serve } from "./server.mjs";
 
 export let server, browser, folder;
 
-/** `options` are those of `serve`. */
-export function setUp(options) {
+/** `options` are those of `serve`, `flags` those of the browser. */
+export function setUp(options, flags) {
   before(async () => {
     server = await serve(options);
-    browser = await launch();
+    browser = await launch(flags);
     folder = mkdtempSync(join(tmpdir(), "luthier-"));
   });
   after(async () => {

@@ -7,6 +7,7 @@ import { LuthierError } from "../error.js";
 import type { Job } from "../protocol.js";
 import type { NamedBytes } from "../engine.js";
 import type { AdapterChoice, DataText, ModelInfo, NamedBlob, StoredRun, TrainEvent } from "../types.js";
+import { heldNames, take, tryLock } from "./lock.js";
 import {
   type Folder, available, decodeName, encodeName, folder, isTemporary, names, read, readJson, remove, size, write,
 } from "./opfs.js";
@@ -14,6 +15,8 @@ import {
 const RUNS = "runs";
 const KEPT_CHECKPOINTS = 2;
 const CHECKPOINT = /^checkpoint-(\d+)$/;
+/** 0 is a file that is none. */
+const stepOfCheckpoint = (name: string) => Number(name.match(CHECKPOINT)?.[1] ?? 0);
 const RECORD = "record.json";
 const LOG = "log.json";
 /** What the engine makes of it when it has ended, as `luthier train --from` reads it. */
@@ -38,35 +41,16 @@ const pathOf = (id: string) => [RUNS, encodeName(id)];
 
 const lockName = (id: string) => `luthier-run-${id}`;
 
+const elsewhere = () => new LuthierError("locked", "This run is open in another tab.", "Go on there, or close that tab.");
+
 /** Takes the run for this tab until the returned function is called, or the tab ends. */
-export async function lock(id: string): Promise<() => void> {
-  if (!navigator.locks) throw new LuthierError("storage", "Runs cannot be stored here.", "Use https.");
-  // A page that was just reloaded lets go a moment later.
-  for (let tries = 5; ; tries--) {
-    const release = await tryLock(lockName(id));
-    if (release) return release;
-    if (tries === 0) throw new LuthierError("locked", "This run is open in another tab.", "Go on there, or close that tab.");
-    await new Promise((again) => setTimeout(again, 200));
-  }
-}
-
-function tryLock(name: string): Promise<(() => void) | null> {
-  return new Promise((taken, failed) => {
-    const hold = (lock: Lock | null) => lock ? new Promise<void>((release) => taken(release)) : taken(null);
-    navigator.locks.request(name, { ifAvailable: true }, hold).catch(failed);
-  });
-}
-
-async function lockedNames(): Promise<Set<string | undefined>> {
-  const { held = [] } = (await navigator.locks?.query()) ?? {};
-  return new Set(held.map(({ name }) => name));
-}
+export const lock = (id: string): Promise<() => void> => take(lockName(id), elsewhere());
 
 // ---- for the page
 
 export async function list(): Promise<StoredRun[]> {
   if (!(await available())) return [];
-  const [runs, locked] = await Promise.all([folder([RUNS]), lockedNames()]);
+  const [runs, locked] = await Promise.all([folder([RUNS]), heldNames()]);
   const ids = (await names(runs)).map(decodeName);
   const one = (id: string, locked: boolean) => describe(id, locked).catch(() => unreadable(id, locked, 0));
   const found = await Promise.all(ids.map((id) => one(id, locked.has(lockName(id)))));
@@ -76,12 +60,14 @@ export async function list(): Promise<StoredRun[]> {
 async function describe(id: string, locked: boolean): Promise<StoredRun | null> {
   const at = await folder(pathOf(id));
   if (!at) return null;
-  if (!locked) await sweep(id, at);
+  if (!locked && (await sweep(id, at)) === "gone") return null;
   const there = await names(at);
   if (!there.includes(RECORD)) return null;
   const [record, bytes] = await Promise.all([readJson<RunRecord>(at, RECORD), size(at)]);
   if (!record) return unreadable(id, locked, bytes);
-  const { created, model, base_sha256 = null, data_name, options, step, steps, best, base_loss } = record;
+  const { created, model, base_sha256 = null, data_name, options, steps, best, base_loss } = record;
+  // A tab may be killed between a checkpoint and the record that tells of it.
+  const step = Math.max(record.step, ...there.map(stepOfCheckpoint));
   // Whoever was killed could not say so: the lock can.
   const state = record.state === "running" && !locked ? "interrupted" : record.state;
   const adapters = CHOICES.filter((choice) => ADAPTER.every((name) => there.includes(adapterName(choice, name))));
@@ -96,16 +82,17 @@ function unreadable(id: string, locked: boolean, bytes: number): StoredRun {
 }
 
 /** Clears what a killed tab has left: files half written, and a run that never came to its record. */
-async function sweep(id: string, at: Folder): Promise<void> {
+async function sweep(id: string, at: Folder): Promise<"gone" | "kept"> {
   const stale = (there: string[]) => !there.includes(RECORD) || there.some(isTemporary);
-  if (!stale(await names(at))) return;
   // A tab at work on it holds its lock, from before there is a folder.
-  const release = await tryLock(lockName(id));
-  if (!release) return;
+  const release = stale(await names(at)) ? await tryLock(lockName(id)) : null;
+  if (!release) return "kept";
   try {
     const there = await names(at);
-    if (!there.includes(RECORD)) return await removeRun(id);
     for (const name of there.filter(isTemporary)) await remove(at, name);
+    if (there.includes(RECORD)) return "kept";
+    await removeRun(id);
+    return "gone";
   } finally {
     release();
   }
@@ -246,7 +233,7 @@ export class RunFiles {
     Object.assign(this.record, { step, state: "running" });
     if (this.record.best && this.record.best.step > step) this.record.best = bestOf(kept);
     await this.#writeRecord();
-    const later = (await this.#checkpointNames()).filter((name) => Number(name.match(CHECKPOINT)?.[1]) > step);
+    const later = (await this.#checkpointNames()).filter((name) => stepOfCheckpoint(name) > step);
     for (const name of later) await remove(this.folder, name);
   }
 

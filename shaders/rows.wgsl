@@ -1,0 +1,48 @@
+// Rows of a trained table, put in by index, and their gradients: virtual tokens, prefixes, trained embeddings.
+//
+// forward:   x[n,:] = table[off + index[n]·C + :] where index[n] is not NONE; other rows are left alone
+// backward:  grads[off + v·C + c] += Σ_{n: index[n] = v} dx[n,c]; with CLEAR those rows of dx are then zero
+//
+// index:[N]  x, dx:[N,C]  table, grads: floats; C and off multiples of 4
+// Dispatch: x over groups of 4 floats of x, 64 a workgroup, in strides. The first row with an index sums all of its rows,
+// so there are no two writers and the order of the sum is fixed.
+
+const CLEAR: u32 = 1u;
+
+struct Params { n: u32, c: u32, off: u32, flags: u32 }
+@group(1) @binding(0) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> index: array<u32>;
+@group(0) @binding(1) var<storage, read> table: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> grads: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn forward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let c4 = p.c / 4u;
+    for (var k = id.x; k < p.n * c4; k += groups.x * 64u) {
+        let v = index[k / c4];
+        if (v != NONE) { x[k] = table[p.off / 4u + v * c4 + k % c4]; }
+    }
+}
+
+@compute @workgroup_size(64)
+fn backward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
+    let c4 = p.c / 4u;
+    for (var k = id.x; k < p.n * c4; k += groups.x * 64u) {
+        let v = index[k / c4];
+        if (v == NONE) { continue; }
+        var first = true;
+        for (var m = 0u; m < k / c4; m += 1u) {
+            if (index[m] == v) { first = false; break; }
+        }
+        if (!first) { continue; }
+        var s = vec4<f32>();
+        for (var m = k / c4; m < p.n; m += 1u) {
+            if (index[m] != v) { continue; }
+            let at = m * c4 + k % c4;
+            s += x[at];
+            if ((p.flags & CLEAR) != 0u) { x[at] = vec4<f32>(); }
+        }
+        grads[p.off / 4u + v * c4 + k % c4] += s;
+    }
+}

@@ -1,0 +1,129 @@
+//! All methods there are, by the name `--method` takes.
+
+use super::base::Tensors;
+use super::dora::Dora;
+use super::ia3::{self, Ia3};
+use super::lora::{Lora, LoraConfig, target_modules};
+use super::method::Adapter;
+use super::prefix::Prefix;
+use super::prompt::{Prompt, Start};
+use crate::error::{Error, Result};
+use crate::model::ModelSpec;
+use serde::{Deserialize, Serialize};
+
+/// What can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
+pub enum Kind {
+    /// Low-rank updates of the linears.
+    #[default]
+    Lora,
+    /// LoRA whose rows have lengths of their own.
+    Dora,
+    /// Gains on keys, values and the feed-forward.
+    Ia3,
+    /// Embeddings before the text.
+    Prompt,
+    /// Keys and values before the text.
+    Prefix,
+    /// The weights of the norms.
+    Norm,
+    /// The biases.
+    Bitfit,
+    /// All of the last blocks.
+    LastK,
+    /// Everything.
+    Full,
+}
+
+/// A method's settings as they are typed; each method reads its own.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    pub lora: LoraConfig,
+    /// `--target-modules`; without it the method's own.
+    pub target_modules: Option<String>,
+    pub virtual_tokens: usize,
+    /// `text`, `sample_vocab` or `random`.
+    pub prompt_init: String,
+    pub prompt_text: String,
+    pub last_k: usize,
+}
+
+impl Kind {
+    pub const NAMES: [&'static str; 9] =
+        ["lora", "dora", "ia3", "prompt", "prefix", "norm", "bitfit", "last-k", "full"];
+
+    pub fn name(self) -> &'static str {
+        Kind::NAMES[self as usize]
+    }
+
+    /// The learning rate to start from. Vectors and soft prompts want 10 to 60 times LoRA's (Liu et al. 2022: 3e-3 for
+    /// (IA)³; Lester et al. 2021: 0.3 with Adafactor's relative steps, some 3e-2 with Adam's), all weights a fifth of it.
+    pub fn lr(self) -> f64 {
+        match self {
+            Kind::Lora | Kind::Dora => 5e-4,
+            Kind::Ia3 => 1e-2,
+            Kind::Prompt => 3e-2,
+            Kind::Prefix => 3e-2,
+            Kind::Norm | Kind::Bitfit => 5e-3,
+            Kind::LastK => 2e-4,
+            Kind::Full => 1e-4,
+        }
+    }
+
+    /// The method laid out for a model.
+    pub fn adapter(self, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
+        let lora = || {
+            let named = settings.target_modules.as_deref().unwrap_or("all-linear");
+            Lora::new(spec, LoraConfig { modules: target_modules(named)?, ..settings.lora.clone() })
+        };
+        Ok(match self {
+            Kind::Lora => Adapter::new(spec, lora()?),
+            Kind::Dora => Adapter::new(spec, Dora(lora()?)),
+            Kind::Ia3 => {
+                let named = settings.target_modules.as_deref().map(target_modules).transpose()?;
+                Adapter::new(spec, Ia3::new(spec, named.as_deref().unwrap_or(&ia3::MODULES)))
+            }
+            Kind::Prompt => Adapter::new(spec, Prompt::new(spec, virtual_tokens(settings)?, start(settings)?)),
+            Kind::Prefix => Adapter::new(spec, Prefix::new(spec, virtual_tokens(settings)?)),
+            Kind::Norm => Adapter::new(spec, Tensors::Norms),
+            Kind::Bitfit => Adapter::new(spec, Tensors::Biases),
+            Kind::LastK => Adapter::new(spec, Tensors::Last(last_k(settings, spec)?)),
+            Kind::Full => Adapter::new(spec, Tensors::All),
+        })
+    }
+}
+
+fn virtual_tokens(settings: &Settings) -> Result<usize> {
+    match settings.virtual_tokens {
+        n @ 1..=512 => Ok(n),
+        n => Err(Error::setting("num-virtual-tokens", format!("is {n}, expected 1 to 512"), "8 to 32 are usual")),
+    }
+}
+
+fn start(settings: &Settings) -> Result<Start> {
+    match settings.prompt_init.as_str() {
+        "text" if settings.prompt_text.trim().is_empty() => {
+            let hint = "say what the task is, in a sentence";
+            Err(Error::setting("prompt-tuning-init-text", "is empty", hint))
+        }
+        "text" => Ok(Start::Text(settings.prompt_text.clone())),
+        "sample_vocab" => Ok(Start::Vocabulary),
+        "random" => Ok(Start::Random),
+        other => {
+            let what = format!("is '{other}', expected text, sample_vocab or random");
+            Err(Error::setting("prompt-tuning-init", what, "text is a good start"))
+        }
+    }
+}
+
+fn last_k(settings: &Settings, spec: &ModelSpec) -> Result<usize> {
+    match settings.last_k {
+        k if (1..=spec.layers).contains(&k) => Ok(k),
+        k => {
+            let what = format!("is {k}, the model has {} blocks", spec.layers);
+            Err(Error::setting("last-k", what, "2 is a good start"))
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What holds for every method: it starts as the base (or beside it), recomputed blocks are kept blocks, the cache gives
+//! what the whole forward gives, folded weights are the adapted model, and the base stays as it is.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use luthier::Error;
+use luthier::adapter::merge::{Dtype, merge};
+use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings, peft};
+use luthier::data::Batch;
+use luthier::device::Device;
+use luthier::model::generate::Generator;
+use luthier::model::load::Opened;
+use luthier::model::seam::virtual_ids;
+use luthier::model::{Base, Module, Site};
+use luthier::weights::{ModelFiles, Source};
+use pollster::block_on;
+use std::collections::BTreeMap;
+use tiny::{Rig, T};
+
+const KINDS: [Kind; 9] =
+    [Kind::Lora, Kind::Dora, Kind::Ia3, Kind::Prompt, Kind::Prefix, Kind::Norm, Kind::Bitfit, Kind::LastK, Kind::Full];
+const MODEL: &str = "tiny_llama3";
+
+fn settings() -> Settings {
+    Settings {
+        lora: LoraConfig { rank: 4, alpha: 8.0, ..Default::default() },
+        virtual_tokens: 3,
+        prompt_init: "sample_vocab".into(),
+        last_k: 1,
+        ..Default::default()
+    }
+}
+
+/// The start of a run, and that with noise.
+fn adapter(kind: Kind) -> (Adapter, Vec<f32>, Vec<f32>) {
+    let files = tiny::files(MODEL);
+    let opened = block_on(Opened::new(&files)).unwrap();
+    let adapter = kind.adapter(&opened.spec, &settings()).unwrap();
+    let start = block_on(adapter.start(5, &opened, |_| unreachable!("no text is asked for"))).unwrap();
+    let noise = |i: usize| 0.05 * luthier::num::normal(9, 0, i as u64) as f32;
+    let noisy = start.iter().enumerate().map(|(i, x)| x + noise(i)).collect();
+    (adapter, start, noisy)
+}
+
+/// Two documents a row, each behind the adapter's virtual tokens.
+fn batch(adapter: &Adapter) -> Batch {
+    let before = virtual_ids(adapter.method.virtual_tokens());
+    let document = |seed: u64| {
+        let ids: Vec<u32> = (0..8).map(|i| 3 + (luthier::num::uniform(seed, 0, i) * 90.0) as u32).collect();
+        let supervised = (0..8).map(|i| i > 2).collect();
+        (ids, supervised)
+    };
+    let documents: Vec<_> = (0..4).map(document).collect();
+    let data = tiny::dataset(&documents).prefixed(&before);
+    let options = luthier::data::PackOptions { b: 2, t: T, packing: true, shuffle: false, seed: 0 };
+    luthier::data::Batches::new(&data, options).unwrap().batch(0)
+}
+
+fn rig(adapter: &Adapter, flat: &[f32], device: Device) -> Rig {
+    Rig::new(tiny::base(MODEL, device), (adapter.clone(), flat.to_vec()), 2)
+}
+
+/// The largest difference relative to the largest value.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let largest = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest
+}
+
+#[test]
+fn a_run_starts_as_the_base() {
+    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Prompt | Kind::Prefix)) {
+        let (adapter, start, noisy) = adapter(kind);
+        let batch = batch(&adapter);
+        let mut same = rig(&adapter, &start, Device::cpu());
+        let off = apart(&same.logits(&batch), &same.plain_logits(&batch));
+        // A magnitude over a norm is 1 up to rounding; all else is exact.
+        assert!(off <= if kind == Kind::Dora { 1e-5 } else { 0.0 }, "{}: {off:.1e} off", kind.name());
+        let mut other = rig(&adapter, &noisy, Device::cpu());
+        assert!(apart(&other.logits(&batch), &other.plain_logits(&batch)) > 1e-3, "{} changes nothing", kind.name());
+    }
+}
+
+#[test]
+fn recomputed_blocks_are_kept_blocks() {
+    for kind in KINDS {
+        let (adapter, _, noisy) = adapter(kind);
+        let batch = batch(&adapter);
+        let gradients = |kept: usize| {
+            let base = tiny::base(MODEL, Device::cpu());
+            Rig::keeping(base, (adapter.clone(), noisy.clone()), 2, kept).gradients(&batch, 1)
+        };
+        assert!(gradients(0) == gradients(2), "{}", kind.name());
+    }
+}
+
+/// Every gradient against central differences, a few entries of each trained tensor.
+#[test]
+fn gradients_are_differences_of_the_loss() {
+    const H: f64 = 1e-4;
+    for kind in KINDS {
+        let (adapter, _, noisy) = adapter(kind);
+        let batch = batch(&adapter);
+        let mut rig = rig(&adapter, &noisy, Device::reference());
+        let (_, grads) = rig.gradients(&batch, 0);
+        let params = rig.patches.params;
+        let mut at = |i: usize, value: f64| {
+            let Device::Reference(cpu) = &mut rig.base.device else { unreachable!() };
+            cpu.write_floats(params, i, [value].into_iter());
+            rig.gradients(&batch, 0).0
+        };
+        let entries =
+            adapter.parts.iter().flat_map(|part| [part.at, part.at + part.len() - 1, part.at + part.len() / 2]);
+        let entries: Vec<usize> = entries.step_by(2).collect();
+        let largest = grads.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+        for i in entries {
+            let x = noisy[i] as f64;
+            let up = at(i, x + H);
+            let difference = (up - at(i, x - H)) / (2.0 * H);
+            at(i, x);
+            let part = adapter.parts.iter().rfind(|part| part.at <= i).unwrap();
+            // DoRA holds the norm constant in backward: the gradient of A and B is not that of the loss.
+            let constant = kind == Kind::Dora && matches!(part.role, Role::A(_) | Role::B(_));
+            let error = (difference - grads[i]).abs() / largest;
+            assert!(
+                constant || error < 1e-6,
+                "{}, {:?}: {} by differences {difference}",
+                kind.name(),
+                part.role,
+                grads[i]
+            );
+        }
+    }
+}
+
+#[test]
+fn the_cache_gives_what_the_whole_forward_gives() {
+    for kind in KINDS {
+        let (adapter, _, noisy) = adapter(kind);
+        let batch = batch(&adapter);
+        let (n, vocab) = (batch.spans[0][1] as usize, 96);
+        let want = rig(&adapter, &noisy, Device::cpu()).logits(&batch)[(n - 1) * vocab..n * vocab].to_vec();
+        let mut base = tiny::base(MODEL, Device::cpu());
+        let patches = adapter.declare(&mut base.plan, false);
+        let prologue = adapter.prologue(&mut base.plan, &patches, &base.decoder);
+        let generator = block_on(Generator::new(&mut base, Some(&patches), 1, 32)).unwrap();
+        base.device.write_floats(patches.params, 0, &noisy);
+        if let Some(prologue) = prologue {
+            base.device.run(&base.plan, prologue, 0).unwrap();
+        }
+        let prompt = batch.ids[..n].to_vec();
+        let got = block_on(generator.prompt_logits(&mut base, true, &[prompt])).unwrap();
+        let got: Vec<f64> = got.into_iter().map(f64::from).collect();
+        assert!(apart(&got, &want) < 1e-5, "{}: {:.1e} off", kind.name(), apart(&got, &want));
+    }
+}
+
+fn merged(adapter: &Adapter, flat: &[f32]) -> luthier::Result<ModelFiles> {
+    let mut folder = BTreeMap::<String, Vec<u8>>::from([("tokenizer.json".into(), b"{}".to_vec())]);
+    let sink = async |name: &str, bytes: &[u8]| {
+        folder.entry(name.into()).or_default().extend_from_slice(bytes);
+        Ok(())
+    };
+    block_on(merge(&tiny::files(MODEL), adapter, flat, Dtype::F32, sink))?;
+    let sources = folder.into_iter().map(|(name, bytes)| Source::bytes(name, bytes)).collect();
+    Ok(block_on(ModelFiles::from_sources("merged", sources)).unwrap())
+}
+
+#[test]
+fn folded_weights_are_the_adapted_model() {
+    for kind in KINDS {
+        let (adapter, _, noisy) = adapter(kind);
+        let batch = batch(&adapter);
+        match merged(&adapter, &noisy) {
+            Ok(files) => {
+                let mut want = rig(&adapter, &noisy, Device::cpu());
+                let base = block_on(Base::load(&files, Device::cpu(), |_, _| {})).unwrap();
+                let (lora, start, _) = self::adapter(Kind::Lora);
+                let got = Rig::new(base, (lora, start), 2).plain_logits(&batch);
+                let off = apart(&got, &want.logits(&batch));
+                assert!(off < 1e-5, "{}: {off:.1e} off", kind.name());
+            }
+            Err(Error::Unsupported { what, .. }) => {
+                assert!(matches!(kind, Kind::Prompt | Kind::Prefix), "{}: {what}", kind.name());
+                assert!(what.starts_with(&format!("{} tuning stands before the text", kind.name())), "{what}");
+            }
+            Err(other) => panic!("{}: {other}", kind.name()),
+        }
+    }
+}
+
+#[test]
+fn files_come_back_as_they_were() {
+    for kind in KINDS {
+        let (adapter, _, noisy) = adapter(kind);
+        let files = peft::files(&adapter, &noisy, "tiny").unwrap();
+        let source = |name: &str| {
+            let (name, bytes) = files.iter().find(|(n, _)| n == name).unwrap();
+            Source::bytes(name.as_str(), bytes.as_slice())
+        };
+        let spec = tiny::base(MODEL, Device::cpu()).spec().clone();
+        let (again, flat) = block_on(peft::read(&source(peft::CONFIG), source(peft::WEIGHTS), &spec)).unwrap();
+        assert_eq!(again.parts, adapter.parts, "{}", kind.name());
+        for part in &adapter.parts {
+            assert!(part.of(&flat) == part.of(&noisy), "{}: {:?}", kind.name(), part.role);
+        }
+    }
+}
+
+/// LoRA+ and patterns: B learns faster, and a linear may have a rank and an alpha of its own.
+#[test]
+fn patterns_and_rates_are_those_asked_for() {
+    let spec = tiny::base(MODEL, Device::cpu()).spec().clone();
+    let mut settings = settings();
+    settings.lora.ratio = 16.0;
+    settings.lora.rank_pattern.0 = vec![("layers.1.self_attn.q_proj".into(), 2), ("v_proj".into(), 6)];
+    settings.lora.alpha_pattern.0 = vec![("q_proj".into(), 3.0)];
+    let adapter = Kind::Lora.adapter(&spec, &settings).unwrap();
+    let sites = adapter.sites();
+    let low = |layer, module| sites[&Site { layer, module }].low_rank.unwrap();
+    assert_eq!([low(0, Module::Q).rank, low(1, Module::Q).rank, low(0, Module::V).rank], [4, 2, 6]);
+    assert_eq!([low(0, Module::Q).scale, low(1, Module::Q).scale, low(0, Module::V).scale], [0.75, 1.5, 8.0 / 6.0]);
+    let rates = adapter.rates().unwrap();
+    for part in &adapter.parts {
+        let want = if matches!(part.role, Role::B(_)) { 16.0 } else { 1.0 };
+        assert!(part.of(&rates).iter().all(|rate| *rate == want), "{:?}", part.role);
+    }
+    settings.lora.rank_pattern.0 = vec![("proj".into(), 2)];
+    let message = Kind::Lora.adapter(&spec, &settings).unwrap_err().to_string();
+    assert!(message.contains("'proj' is the end of no adapted linear's path"), "{message}");
+}
