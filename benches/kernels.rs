@@ -9,8 +9,10 @@ use luthier::clock::Instant;
 use luthier::device::{Device, DeviceChoice};
 use luthier::format::WeightFormat;
 use luthier::num::uniform;
+use luthier::ops::activation::Activation;
 use luthier::ops::gain::Vector;
 use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::rope::Angles;
 use luthier::ops::*;
 use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
 
@@ -141,11 +143,11 @@ fn matmuls(b: &mut Bench, n: usize, products: &[usize]) {
 }
 
 fn elementwise(b: &mut Bench, n: usize) {
-    let (c, f, heads, d) = (576, 1536, 9, 64);
+    let (c, width, heads, d) = (576, 1536, 9, 64);
     let shape = format!("{n}x{c}");
     b.row("rmsnorm.forward", &shape, 4 * n * c, |b| {
         let (x, w, y) = (b.floats(n * c), b.floats(c), b.floats(n * c));
-        rmsnorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, y);
+        rmsnorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, None, y);
     });
     b.row("rmsnorm.backward", &shape, 10 * n * c, |b| {
         let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
@@ -165,12 +167,13 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("rows.forward", format!("{n}x{c} of 16"), n * c, |b| {
         let (index, table, x) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
-        rows::forward(&mut b.plan, "", (n, c), index, Vector { buf: table, off: 0 }, x);
+        rows::forward(&mut b.plan, "", (n, c), index, Vector { buf: table, off: 0 }, 1.0, false, x);
     });
     b.row("rows.backward", format!("{n}x{c} of 16"), n * c, |b| {
         let (index, grads, dx) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
-        rows::backward(&mut b.plan, "", (n, c), index, Vector { buf: grads, off: 0 }, dx, false);
+        rows::backward(&mut b.plan, "", (n, c), index, Vector { buf: grads, off: 0 }, 1.0, dx, false);
     });
+    let f = width;
     b.row("row_squares.forward", format!("bf16 {f}x{c}"), 2 * f * c, |b| {
         let (w, out) = (b.matrix(WeightFormat::BF16, f, c), b.floats(f));
         row_squares::forward(&mut b.plan, "", &w, out);
@@ -181,20 +184,32 @@ fn elementwise(b: &mut Bench, n: usize) {
         let rows = row_gain::Rows { params, magnitude: 0, b: f, rank: 16, scale: 1.0, squares };
         row_gain::forward(&mut b.plan, "", f, rows, aw, aa, inv, gain);
     });
-    b.row("swiglu.forward", format!("{n}x{f}"), 5 * n * f, |b| {
-        let (gate, up, y) = (b.floats(n * f), b.floats(n * f), b.floats(n * f));
-        swiglu::forward(&mut b.plan, "", n * f, gate, up, y);
+    b.row("layernorm.forward", &shape, 6 * n * c, |b| {
+        let (x, w, bias, y) = (b.floats(n * c), b.floats(c), b.floats(c), b.floats(n * c));
+        layernorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, y);
     });
-    b.row("swiglu.backward", format!("{n}x{f}"), 12 * n * f, |b| {
-        let (dy, gate, up) = (b.floats(n * f), b.floats(n * f), b.floats(n * f));
-        swiglu::backward(&mut b.plan, "", n * f, dy, gate, up);
+    b.row("layernorm.backward", &shape, 14 * n * c, |b| {
+        let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
+        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
     });
-    for (name, op) in
-        [("rope.forward", rope::forward as fn(&mut Plan, &str, _, _, _, _, _, _)), ("rope.backward", rope::backward)]
-    {
+    for (f, gated) in [(Activation::Silu, true), (Activation::GeluTanh, false)] {
+        let (suffix, shape) = (if gated { "" } else { "_plain" }, format!("{f:?} {n}x{width}"));
+        b.row(format!("activation.forward{suffix}"), &shape, 5 * n * width, |b| {
+            let (gate, up) = (b.floats(n * width), gated.then(|| b.floats(n * width)));
+            let y = b.floats(n * width);
+            activation::forward(&mut b.plan, "", f, n * width, gate, up, y);
+        });
+        b.row(format!("activation.backward{suffix}"), &shape, 12 * n * width, |b| {
+            let (dy, gate) = (b.floats(n * width), b.floats(n * width));
+            let up = gated.then(|| b.floats(n * width));
+            activation::backward(&mut b.plan, "", f, n * width, dy, gate, up);
+        });
+    }
+    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Buf);
+    for (name, op) in [("rope.forward", rope::forward as Rotate), ("rope.backward", rope::backward)] {
         b.row(name, format!("{n}x{heads}x{d}"), 3 * n * c, |b| {
             let (positions, table, x) = (b.words((0..n as u32).collect()), b.floats(n * d), b.floats(n * c));
-            op(&mut b.plan, "", n, heads, d, positions, table, x);
+            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x);
         });
     }
     for (name, op) in [
@@ -209,7 +224,7 @@ fn elementwise(b: &mut Bench, n: usize) {
 }
 
 fn attentions(b: &mut Bench, n: usize) {
-    let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125 };
+    let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
     let (wide, narrow) = (n * s.heads * s.d, n * s.kv_heads * s.d);
     let pairs = n * n / 2 * s.heads * s.d; // multiply-adds of one product over the causal half
     let spans = |b: &mut Bench| b.words((0..n).flat_map(|_| [0, n as u32]).collect());
@@ -243,7 +258,7 @@ fn heads(b: &mut Bench) {
     b.row("embedding.forward", format!("bf16 {m}x{c}"), 0, |b| {
         let ids = b.words((0..m as u32).collect());
         let (w, x) = (b.matrix(WeightFormat::BF16, m, c), b.floats(m * c));
-        embedding::forward(&mut b.plan, "", m, ids, &w, x);
+        embedding::forward(&mut b.plan, "", m, ids, &w, 1.0, false, x);
     });
     b.row("gather.forward", format!("{m}x{c}"), 0, |b| {
         let (index, x, y) = (b.words((0..m as u32).map(|i| i * 2).collect()), b.floats(2 * m * c), b.floats(m * c));
@@ -253,7 +268,11 @@ fn heads(b: &mut Bench) {
         let (inverse, dy, dx) = (b.words((0..2 * m as u32).collect()), b.floats(m * c), b.floats(2 * m * c));
         gather::backward(&mut b.plan, 2 * m, (m, 0), c, inverse, dy, dx);
     });
-    let chunk = cross_entropy::Chunk { m, first: 0, v, ld: v };
+    b.row("softcap.forward", format!("{m}x{v}"), 4 * m * v, |b| {
+        let z = b.floats(m * v);
+        softcap::forward(&mut b.plan, "", m * v, 30.0, z);
+    });
+    let chunk = cross_entropy::Chunk { m, first: 0, v, ld: v, cap: 0.0 };
     b.row("cross_entropy.forward", format!("{m}x{v}"), 3 * m * v, |b| {
         let (targets, z, rows) = (b.words(vec![7; m]), b.floats(m * v), b.floats(m * cross_entropy::ROW));
         cross_entropy::forward(&mut b.plan, chunk, targets, z, rows);

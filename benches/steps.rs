@@ -9,7 +9,7 @@ use luthier::adapter::{Adapter, Lora, LoraConfig};
 use luthier::data::{Batches, Dataset, Example, PackOptions, Stats};
 use luthier::device::{Device, DeviceChoice};
 use luthier::format::{WeightFormat, pack};
-use luthier::model::spec::{Rope, RopeScaling};
+use luthier::model::family::LLAMA;
 use luthier::model::{Base, Decoder, ModelSpec, Module};
 use luthier::num::uniform;
 use luthier::plan::Plan;
@@ -28,9 +28,7 @@ struct Case {
 #[rustfmt::skip]
 fn spec([vocab, hidden, layers, heads, kv_heads, head_dim, ffn]: [usize; 7]) -> ModelSpec {
     ModelSpec {
-        family: "llama".into(), vocab, hidden, layers, heads, kv_heads, head_dim, ffn, eps: 1e-5,
-        rope: Rope { theta: 10000.0, scaling: RopeScaling::None },
-        tied: true, attention_bias: false, mlp_bias: false, context: 2048,
+        vocab, hidden, layers, heads, kv_heads, head_dim, ffn, tied: true, context: 2048, ..ModelSpec::plain(&LLAMA)
     }
 }
 

@@ -1,15 +1,17 @@
 // Causal attention over packed documents, grouped kv heads (g = h·G/H), online softmax, scores never stored.
 //
-// forward:      o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = scale·q[n,h]·k[j,g],  first(n) ≤ j ≤ n
+// forward:      o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = cap(scale·q[n,h]·k[j,g])
 // delta:        δ[n,h] = o[n,h]·do[n,h]
-// backward_q:   dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])
-// backward_kv:  dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h],  j ≤ n < end(j)
+// backward_q:   dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])·cap'
+// backward_kv:  dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h]
+// over the j that n sees: n's document up to n, and of that the nearest `window` rows
 //
+// cap(s) = cap·tanh(s/cap), or s where cap is 0; cap' is its slope
 // q, o, do, dq:[N,H,D]  k, v, dk, dv:[N,G,D]  stats:[N,H] of (lse, δ)  spans:[N] of (first row, one past the last row) of n's document
 // Dispatch: x over rows, 64 a workgroup; y over heads (kv heads in backward_kv). HEAD_DIM_4 = D/4 is prepended.
 // One invocation owns one row of one head; every output is overwritten.
 
-struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 }
+struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> spans: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -30,6 +32,10 @@ struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32
 
 const LOWEST: f32 = -1e30;
 
+// The first row that row n sees, and one past the last row that sees row j.
+fn first(n: u32) -> u32 { return max(spans[n].x, n + 1u - min(n + 1u, p.window)); }
+fn end(j: u32) -> u32 { return j + min(spans[j].y - j, p.window); }
+
 @compute @workgroup_size(64)
 fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let n = id.x;
@@ -47,7 +53,7 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     var top = LOWEST;
     var sum = 0.0;
     // Four keys at a time: one rescaling for each four.
-    for (var j = spans[n].x; j <= n; j += 4u) {
+    for (var j = first(n); j <= n; j += 4u) {
         let k0 = j * row + g * HEAD_DIM_4;
         let k1 = min(j + 1u, n) * row + g * HEAD_DIM_4;
         let k2 = min(j + 2u, n) * row + g * HEAD_DIM_4;
@@ -56,6 +62,9 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
             let a = mine[i];
             s += vec4<f32>(dot(a, k[k0 + i]), dot(a, k[k1 + i]), dot(a, k[k2 + i]), dot(a, k[k3 + i]));
+        }
+        if (p.cap != 0.0) {
+            s = vec4<f32>(soft_cap(s.x, p.cap), soft_cap(s.y, p.cap), soft_cap(s.z, p.cap), soft_cap(s.w, p.cap));
         }
         s = select(vec4<f32>(LOWEST), s, vec4<u32>(j, j + 1u, j + 2u, j + 3u) <= vec4<u32>(n));
         let higher = max(top, max(max(s.x, s.y), max(s.z, s.w)));
@@ -97,7 +106,7 @@ fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
         acc[i] = vec4<f32>();
     }
     let stat = stats[n * p.heads + h];
-    for (var j = spans[n].x; j <= n; j += 1u) {
+    for (var j = first(n); j <= n; j += 1u) {
         let key = (j * p.kv_heads + g) * HEAD_DIM_4;
         var s = 0.0;
         var dp = 0.0;
@@ -105,7 +114,8 @@ fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
             s += dot(mine[i], k[key + i]);
             dp += dot(given[i], v[key + i]);
         }
-        let ds = exp(s - stat.x) * (dp - stat.y) * p.scale;
+        s = soft_cap(s, p.cap);
+        let ds = exp(s - stat.x) * (dp - stat.y) * soft_cap_slope(s, p.cap) * p.scale;
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) { acc[i] += ds * k[key + i]; }
     }
     for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dq[at + i] = acc[i]; }
@@ -128,9 +138,9 @@ fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
         acc_k[i] = vec4<f32>();
         acc_v[i] = vec4<f32>();
     }
-    let end = spans[j].y;
+    let last = end(j);
     for (var h = g * group; h < (g + 1u) * group; h += 1u) {
-        for (var n = j; n < end; n += 1u) {
+        for (var n = j; n < last; n += 1u) {
             let row = (n * p.heads + h) * HEAD_DIM_4;
             var s = 0.0;
             var dp = 0.0;
@@ -139,8 +149,9 @@ fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
                 dp += dot(value[i], d_o[row + i]);
             }
             let stat = stats[n * p.heads + h];
+            s = soft_cap(s, p.cap);
             let prob = exp(s - stat.x);
-            let ds = prob * (dp - stat.y) * p.scale;
+            let ds = prob * (dp - stat.y) * soft_cap_slope(s, p.cap) * p.scale;
             for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
                 acc_v[i] += prob * d_o[row + i];
                 acc_k[i] += ds * q[row + i];

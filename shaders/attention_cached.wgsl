@@ -1,13 +1,14 @@
 // Attention over a KV cache, for generation.
 //
 // append:   cache[sequence(n), position(n), :] = x[n,:]
-// forward:  o[n,h] = softmax_j(scale·q[n,h]·K[sequence, j, g])·V[sequence, j, g],  j ≤ position(n),  g = h·G/H
+// forward:  o[n,h] = softmax_j(cap(scale·q[n,h]·K[sequence, j, g]))·V[sequence, j, g],  g = h·G/H,  over the nearest `window`
+//           positions j ≤ position(n); cap as in attention.wgsl
 //
 // slots:[N] of (sequence or NONE, position)  x:[N,G·D]  q, o:[N,H,D]  caches:[sequences, capacity, G, D]
 // Dispatch: append x over groups of 4 floats, forward x over (row, head); 64 a workgroup, in strides.
 // Idle rows (NONE) append nothing and get zeros.
 
-struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, pad0: u32, pad1: u32 }
+struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> slots: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
@@ -41,10 +42,11 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups
         var top = -1e30;
         var sum = 0.0;
         let end = select(slot.y + 1u, 0u, slot.x == NONE);
-        for (var j = 0u; j < end; j += 1u) {
+        for (var j = end - min(end, p.window); j < end; j += 1u) {
             let key = ((slot.x * p.capacity + j) * p.kv_heads + g) * HEAD_DIM_4;
             var s = 0.0;
             for (var i = 0u; i < HEAD_DIM_4; i += 1u) { s += dot(mine[i], k[key + i]); }
+            s = soft_cap(s, p.cap);
             let higher = max(top, s);
             let shrink = exp(top - higher);
             let w = exp(s - higher);

@@ -1,14 +1,14 @@
 // Cross-entropy over one chunk of supervised rows; row m of the chunk is row first + m of the micro-batch.
 //
 // forward:   rows[first+m] = (lse − z[target], 1 if argmax z = target, lse, 0),  lse = log Σ_v exp z[m,v]
-// backward:  z[m,v] ← (exp(z[m,v] − lse) − [v = target]) / tokens
+// backward:  z[m,v] ← (exp(z[m,v] − lse) − [v = target]) / tokens, times the slope of the cap that z went through, if any
 // report:    ring[slot].xy (+)= Σ_{m < rows of the micro-batch} rows[m].xy; starts anew in a window's first micro-batch
 //
 // z:[M,ld] logits, V used, ld a multiple of 4 (backward zeroes the padding)  targets:[·] or NONE  rows:[·] of 4 floats  ring: slots of 4 floats
 // Dispatch: forward and backward one workgroup of 64 a row; report one workgroup.
 // Rows without a target give zeros.
 
-struct Params { m: u32, v: u32, first: u32, ld: u32 }
+struct Params { m: u32, v: u32, first: u32, ld: u32, cap: f32, pad0: u32, pad1: u32, pad2: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> targets: array<u32>;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
@@ -76,7 +76,10 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let lse = rows_b[row].z;
     for (var v = id.x; v < p.ld; v += LANES) {
         var d = 0.0;
-        if (target_id != NONE && v < p.v) { d = (exp(z[base + v] - lse) - select(0.0, 1.0, v == target_id)) * inv; }
+        if (target_id != NONE && v < p.v) {
+            let y = z[base + v];
+            d = (exp(y - lse) - select(0.0, 1.0, v == target_id)) * inv * soft_cap_slope(y, p.cap);
+        }
         z[base + v] = d;
     }
 }

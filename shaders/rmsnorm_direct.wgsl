@@ -1,17 +1,19 @@
 // RMSNorm with a frozen weight, barrier-free: an invocation a row.
 //
-// forward:   y[n,c] = x[n,c]·s_n·w[c],  s_n = 1/√(Σ_c x²/C + eps)
+// forward:   y[n,c] = x[n,c]·s_n·w[c] (+ residual[n,c]),  s_n = 1/√(Σ_c x²/C + eps)
 // backward:  dx[n,c] (+)= s_n·(w[c]·dy[n,c] − x[n,c]·s_n²·Σ_j w[j]·dy[n,j]·x[n,j] / C)
 //
-// x, y, dy, dx:[N,C]  w:[C], C a multiple of 4
+// x, residual, y, dy, dx:[N,C]  w:[C], C a multiple of 4
 // Dispatch: one invocation a row, 32 a workgroup.
-// y is overwritten; dx is added to when accumulate is 1, else overwritten.
+// y is overwritten. accumulate: forward adds the residual, which is not read otherwise; backward adds to dx, which is
+// overwritten otherwise.
 
 struct Params { n: u32, c: u32, eps: f32, accumulate: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> residual: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
 
@@ -26,7 +28,11 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     var s = vec4<f32>();
     for (var c = 0u; c < c4; c += 1u) { s += x[base + c] * x[base + c]; }
     let rstd = 1.0 / sqrt(total(s) / f32(p.c) + p.eps);
-    for (var c = 0u; c < c4; c += 1u) { y[base + c] = x[base + c] * rstd * w[c]; }
+    for (var c = 0u; c < c4; c += 1u) {
+        var v = x[base + c] * rstd * w[c];
+        if (p.accumulate == 1u) { v += residual[base + c]; }
+        y[base + c] = v;
+    }
 }
 
 @compute @workgroup_size(32)

@@ -1,12 +1,12 @@
 // Rotary position embedding in place, half-split pairs.
 //
-// forward:   (x[i], x[i + D/2]) ← (x[i]·cos − x[i+D/2]·sin, x[i+D/2]·cos + x[i]·sin), angle = table[position[n], i]
+// forward:   (x[i], x[i + D/2]) ← (x[i]·cos − x[i+D/2]·sin, x[i+D/2]·cos + x[i]·sin), angle = table[first + position[n], i]
 // backward:  the same with −sin
 //
-// x:[N, heads, D]  positions:[N]  table:[positions, D/2] of (cos, sin)
+// x:[N, heads, D]  positions:[N]  table:[·, D/2] of (cos, sin), position 0 in row `first`
 // Dispatch: x over pairs, 64 a workgroup, in strides.
 
-struct Params { n: u32, heads: u32, d: u32, pad: u32 }
+struct Params { n: u32, heads: u32, d: u32, first: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> positions: array<u32>;
 @group(0) @binding(1) var<storage, read> table: array<vec2<f32>>;
@@ -19,7 +19,7 @@ fn rotate(first: u32, stride: u32, sign: f32) {
         let row = k / (p.heads * half);
         let i = k % half;
         let at = k / half * p.d + i;
-        let angle = table[positions[row] * half + i];
+        let angle = table[(p.first + positions[row]) * half + i];
         let a = x[at];
         let b = x[at + half];
         x[at] = a * angle.x - sign * b * angle.y;

@@ -1,15 +1,17 @@
 // Rows of a trained table, put in by index, and their gradients: virtual tokens, prefixes, trained embeddings.
 //
-// forward:   x[n,:] = table[off + index[n]·C + :] where index[n] is not NONE; other rows are left alone
-// backward:  grads[off + v·C + c] += Σ_{n: index[n] = v} dx[n,c]; with CLEAR those rows of dx are then zero
+// forward:   x[n,:] = scale·table[off + index[n]·C + :] where index[n] is not NONE (added to x with ADD); other rows are
+//            left alone
+// backward:  grads[off + v·C + c] += scale·Σ_{n: index[n] = v} dx[n,c]; with CLEAR those rows of dx are then zero
 //
 // index:[N]  x, dx:[N,C]  table, grads: floats; C and off multiples of 4
 // Dispatch: x over groups of 4 floats of x, 64 a workgroup, in strides. The first row with an index sums all of its rows,
 // so there are no two writers and the order of the sum is fixed.
 
 const CLEAR: u32 = 1u;
+const ADD: u32 = 2u;
 
-struct Params { n: u32, c: u32, off: u32, flags: u32 }
+struct Params { n: u32, c: u32, off: u32, flags: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> index: array<u32>;
 @group(0) @binding(1) var<storage, read> table: array<vec4<f32>>;
@@ -21,7 +23,10 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups
     let c4 = p.c / 4u;
     for (var k = id.x; k < p.n * c4; k += groups.x * 64u) {
         let v = index[k / c4];
-        if (v != NONE) { x[k] = table[p.off / 4u + v * c4 + k % c4]; }
+        if (v == NONE) { continue; }
+        var y = p.scale * table[p.off / 4u + v * c4 + k % c4];
+        if ((p.flags & ADD) != 0u) { y += x[k]; }
+        x[k] = y;
     }
 }
 
@@ -43,6 +48,6 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroup
             s += x[at];
             if ((p.flags & CLEAR) != 0u) { x[at] = vec4<f32>(); }
         }
-        grads[p.off / 4u + v * c4 + k % c4] += s;
+        grads[p.off / 4u + v * c4 + k % c4] += p.scale * s;
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Text becomes batches in [`data`], files become named tensors in [`weights`]; [`model`] turns both into steps of a
 //! [`plan`] over the kernels in [`ops`], which [`gpu`] or [`cpu`] replay. [`adapter`] says what is trained, [`train`]
-//! runs it, and [`session`] is the face that the command line and the page drive.
+//! runs it, [`eval`] measures what came out, and [`session`] is the face that the command line and the page drive.
 
 pub mod adapter;
 pub mod benchmark;
@@ -13,6 +13,7 @@ pub mod data;
 pub mod device;
 pub mod digest;
 pub mod error;
+pub mod eval;
 pub mod format;
 pub mod gpu;
 pub mod model;

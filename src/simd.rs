@@ -83,6 +83,28 @@ simd! {
 }
 
 simd! {
+    /// `Σ x`
+    pub fn sum<F: Float>(x: &[F]) -> F {
+        fold(x, F::ZERO, |x| x, |a, b| a + b)
+    }
+}
+
+simd! {
+    /// `x = cap · tanh(x / cap)`, as 1 − 2/(1 + e^2x), which is in no danger from large numbers.
+    pub fn soft_cap<F: Float>(x: &mut [F], cap: F) {
+        let two = F::of(2.0);
+        x.iter_mut().for_each(|x| *x = cap * (F::ONE - two / (F::ONE + (two * *x / cap).exp())));
+    }
+}
+
+simd! {
+    /// `dx = dx · slope of soft_cap` where its value is y.
+    pub fn soft_cap_slope<F: Float>(dx: &mut [F], y: &[F], cap: F) {
+        dx.iter_mut().zip(y).for_each(|(dx, y)| *dx *= F::ONE - *y / cap * (*y / cap));
+    }
+}
+
+simd! {
     /// `Σ exp(x − shift)`
     pub fn sum_exp<F: Float>(x: &[F], shift: F) -> F {
         fold(x, F::ZERO, |x| (x - shift).exp(), |a, b| a + b)

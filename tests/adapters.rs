@@ -8,7 +8,7 @@ mod tiny;
 use luthier::adapter::lora::all_sites;
 use luthier::adapter::{self, Adapter, Lora, LoraConfig, Role, peft};
 use luthier::device::{Device, DeviceChoice};
-use luthier::model::tensors::module_path;
+use luthier::model::family::LLAMA;
 use luthier::model::{Module, Site};
 use luthier::session::Session;
 use luthier::weights::{ModelFiles, Source};
@@ -66,7 +66,7 @@ fn settings_of_the_wrong_kind_are_faults_of_the_file() {
 fn the_weights_tell_which_linears_are_adapted() {
     let (plain, flat) = read(&[]).unwrap();
     let paths: Vec<String> =
-        plain.sites().keys().map(|s| format!("model.layers.{}.{}", s.layer, module_path(s.module))).collect();
+        plain.sites().keys().map(|s| format!("model.layers.{}.{}", s.layer, LLAMA.hf.module(s.module))).collect();
     for targets in [json!(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"), json!(paths), json!(null)] {
         let (lora, same) = read(&[("target_modules", targets)]).unwrap();
         assert_eq!((lora.layout(), same), (plain.layout(), flat.clone()));

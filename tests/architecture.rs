@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("benchmark", &["clock", "device", "error", "format", "ops", "plan"]),
     ("adapter", &["error", "model", "num", "ops", "plan", "weights"]),
     ("train", &["adapter", "clock", "data", "device", "digest", "error", "model", "ops", "plan", "weights"]),
+    ("eval", &["data", "error", "num"]),
     ("web", &["adapter", "benchmark", "data", "device", "error", "model", "session", "train", "weights"]),
 ];
 

@@ -83,7 +83,13 @@ fn gguf_adapters_are_as_llama_cpps_converter_writes_them() {
 
 #[test]
 fn adapters_come_back_from_every_format() {
-    for (model, name) in [("tiny", "tiny_lora"), ("tiny", "tiny_second"), ("tiny_llama3", "tiny_llama3_rslora")] {
+    for (model, name) in [
+        ("tiny", "tiny_lora"),
+        ("tiny", "tiny_second"),
+        ("tiny_llama3", "tiny_llama3_rslora"),
+        ("tiny_qwen3", "tiny_qwen3_lora"),
+        ("tiny_gemma3", "tiny_gemma3_lora"),
+    ] {
         let adapter = open_golden(model, name);
         let want = Rig::new(tiny::base(model, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
         for format in [Format::Peft, Format::Gguf, Format::Mlx] {
@@ -210,25 +216,62 @@ fn merged_gguf_files_are_as_llama_cpps_converter_writes_them() {
     }
 }
 
+/// The logits of a merged GGUF file, relative to the live model's largest logit.
+fn apart(model: &str, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
+    let want = Rig::new(tiny::base(model, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
+    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let target = Target::new(ModelFormat::Gguf, dtype, "merged");
+    let files = merged(&with_tokenizer(model), adapter, &target)?;
+    let source = Source::bytes("merged.gguf", files["merged.gguf"].as_slice());
+    let again = block_on(ModelFiles::from_sources("merged", vec![source])).unwrap();
+    let base = block_on(Base::load(&again, Device::cpu(), |_, _| {})).unwrap();
+    let logits = Rig::new(base, adapter.clone(), 2).plain_logits(&tiny::batch());
+    Ok(want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest)
+}
+
 #[test]
 fn merged_gguf_files_are_the_adapted_model() {
     for (model, name) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
         let adapter = open_golden(model, name);
-        let mut live = Rig::new(tiny::base(model, Device::cpu()), adapter.clone(), 2);
-        let want = live.logits(&tiny::batch());
-        let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 5e-2), (Dtype::Q8_0, 0.1)] {
-            let target = Target::new(ModelFormat::Gguf, dtype, "merged");
-            let files = merged(&with_tokenizer(model), &adapter, &target).unwrap();
-            let again = block_on(ModelFiles::from_sources(
-                "merged",
-                vec![Source::bytes("merged.gguf", files["merged.gguf"].as_slice())],
-            ));
-            let base = block_on(Base::load(&again.unwrap(), Device::cpu(), |_, _| {})).unwrap();
-            let logits = Rig::new(base, adapter.clone(), 2).plain_logits(&tiny::batch());
-            let apart = want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest;
-            assert!(apart < tolerance, "{model} as {dtype:?}: {apart:.1e} apart");
+            let off = apart(model, &adapter, dtype).unwrap();
+            assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
         }
+    }
+    for model in ["tiny_qwen2", "tiny_qwen3"] {
+        let off = apart(model, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
+        assert!(off < 1e-5, "{model}: {off:.1e} apart");
+    }
+}
+
+/// Other methods fold into the weights as LoRA does.
+#[test]
+fn every_foldable_method_goes_into_gguf() {
+    for name in ["tiny_dora", "tiny_ia3", "tiny_norm", "tiny_patterns"] {
+        let off = apart("tiny", &open_golden("tiny", name), Dtype::F32).unwrap();
+        assert!(off < 1e-5, "{name}: {off:.1e} apart");
+    }
+    let error = apart("tiny", &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
+    assert!(error.hint().contains("beside the model"), "{error}");
+}
+
+/// Where a family's metadata are not known well enough to be written, or its matrices are stacked in other files.
+#[test]
+fn what_other_families_cannot_have_is_refused() {
+    for model in ["tiny_gemma2", "tiny_gemma3", "tiny_phi3", "tiny_gpt2"] {
+        let adapter = open_golden(model, &format!("{model}_lora"));
+        let error = apart(model, &adapter, Dtype::F32).unwrap_err();
+        assert!(
+            error.to_string().contains("GGUF metadata") && error.hint().contains("--format hf"),
+            "{model}: {error}"
+        );
+    }
+    let (adapter, flat) = open_golden("tiny_phi3", "tiny_phi3_lora");
+    let spec = tiny::base("tiny_phi3", Device::cpu()).spec().clone();
+    let names = Names { base: "tiny".into(), tuned: "tuned" };
+    for format in [Format::Gguf, Format::Mlx] {
+        let error = adapter::files(format, &adapter, &flat, &spec, names).unwrap_err();
+        assert!(error.hint().contains("luthier merge"), "{error}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tiny Llamas with non-zero adapters against PyTorch + PEFT: logits, loss, gradients, ten AdamW steps, generation.
+//! A tiny model of each family with non-zero adapters against PyTorch + PEFT: logits, loss, gradients, ten AdamW steps, generation.
 //! The files and how they were made: `tests/golden/README.md`.
 
 #[path = "common/mod.rs"]
@@ -34,7 +34,19 @@ const REFERENCE: Tolerance = Tolerance { logits: 1e-6, loss: 3e-6, grads: 3e-6, 
 /// PyTorch in f32 is itself up to 4e-6 (gradients) and 7e-4 (last adapter) from f64: `f32_noise` in the goldens.
 const SINGLE: Tolerance = Tolerance { logits: 1e-5, loss: 1e-4, grads: 3e-5, last: 3e-3 };
 
-const CASES: [&str; 4] = ["tiny_lora", "tiny_rslora", "tiny_llama3_lora", "tiny_llama3_rslora"];
+const CASES: [&str; 11] = [
+    "tiny_lora",
+    "tiny_rslora",
+    "tiny_llama3_lora",
+    "tiny_llama3_rslora",
+    "tiny_qwen2_lora",
+    "tiny_qwen3_lora",
+    "tiny_mistral_lora",
+    "tiny_gemma2_lora",
+    "tiny_gemma3_lora",
+    "tiny_gpt2_lora",
+    "tiny_phi3_lora",
+];
 
 /// The methods beside it: those of PEFT with an adapter folder, and those that start from the base itself.
 const METHODS: [&str; 6] = ["tiny_dora", "tiny_patterns", "tiny_ia3", "tiny_prompt", "tiny_prefix", "tiny_norm"];

@@ -11,7 +11,7 @@ use luthier::data::{Batch, IGNORE, ReadOptions, read};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::Base;
 use luthier::model::generate::{Finish, Generator, Request, Sampling};
-use luthier::model::tensors::{Tensor, hf_name};
+use luthier::model::tensors::Tensor;
 use luthier::plan::Style;
 use luthier::session::Session;
 use luthier::train::{Schedule, TrainOptions, Trainer};
@@ -87,7 +87,7 @@ fn merged_weights_are_the_adapted_model() {
             let (o, i) = merged.base.spec().linear_shape(site.module);
             let low = patch.low_rank.unwrap();
             let checkpoint = files.checkpoint();
-            let info = checkpoint.get(&hf_name(Tensor::Weight(*site))).unwrap();
+            let info = checkpoint.get(&adapted.base.spec().hf_name(Tensor::Weight(*site))).unwrap();
             let mut w = block_on(checkpoint.read_f32(info)).unwrap();
             for (n, w) in w.iter_mut().enumerate() {
                 let (row, col) = (n / i, n % i);

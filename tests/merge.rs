@@ -11,7 +11,7 @@ use luthier::Error;
 use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge, size};
 use luthier::adapter::{Adapter, peft};
 use luthier::device::Device;
-use luthier::model::tensors::{Tensor, gguf_name, hf_name};
+use luthier::model::tensors::Tensor;
 use luthier::model::{Base, Module, Site};
 use luthier::weights::{ModelFiles, Source};
 use pollster::block_on;
@@ -60,7 +60,14 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn merged_files_are_the_adapted_model() {
-    for (model, rslora) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
+    for (model, rslora) in [
+        ("tiny", "tiny_lora"),
+        ("tiny_llama3", "tiny_llama3_rslora"),
+        ("tiny_qwen3", "tiny_qwen3_lora"),
+        ("tiny_gemma2", "tiny_gemma2_lora"),
+        ("tiny_gpt2", "tiny_gpt2_lora"),
+        ("tiny_phi3", "tiny_phi3_lora"),
+    ] {
         let files = tiny::files(model);
         let spec = base(&files).spec().clone();
         let adapter = || peft::open(&tiny::golden(rslora), &spec).unwrap();
@@ -128,7 +135,7 @@ fn gguf(model: &str) -> ModelFiles {
         .pair("llama.attention.head_count_kv", size(spec.kv_heads))
         .pair("llama.attention.key_length", size(spec.head_dim))
         .pair("llama.attention.layer_norm_rms_epsilon", (6, spec.eps.to_le_bytes().to_vec()))
-        .pair("llama.rope.freq_base", (6, (spec.rope.theta as f32).to_le_bytes().to_vec()))
+        .pair("llama.rope.freq_base", (6, (spec.rope.as_ref().unwrap().theta as f32).to_le_bytes().to_vec()))
         .pair("llama.context_length", size(spec.context))
         .pair("tokenizer.ggml.model", text("gpt2"))
         .pair("tokenizer.ggml.pre", text("gpt-2"))
@@ -141,7 +148,7 @@ fn gguf(model: &str) -> ModelFiles {
     let mut data = Vec::new();
     for (tensor, shape) in spec.tensors() {
         let checkpoint = files.checkpoint();
-        let values = block_on(checkpoint.read_f32(checkpoint.get(&hf_name(tensor)).unwrap())).unwrap();
+        let values = block_on(checkpoint.read_f32(checkpoint.get(&spec.hf_name(tensor)).unwrap())).unwrap();
         let values = match tensor {
             Tensor::Weight(Site { module: Module::Q | Module::K, .. }) => {
                 interleaved(&values, shape[1] as usize, spec.head_dim)
@@ -149,7 +156,7 @@ fn gguf(model: &str) -> ModelFiles {
             _ => values,
         };
         let dims: Vec<u64> = shape.iter().rev().copied().collect();
-        file = file.tensor(&gguf_name(tensor), &dims, F32, data.len() as u64);
+        file = file.tensor(&spec.gguf_name(tensor), &dims, F32, data.len() as u64);
         data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
         data.resize(data.len().next_multiple_of(32), 0);
     }

@@ -111,7 +111,7 @@ fn gguf(pairs: &[(&str, u32)], tensors: &[(&str, u64, u32)]) -> Result<ModelSpec
 fn a_gguf_model_is_read_whole_or_not_at_all() {
     const I8: u32 = 24;
     let good = gguf(&[("rope.dimension_count", 4)], &[(ROPE_FREQS, 2, F32)]).unwrap();
-    assert!(good.tied && good.head_dim == 4 && !good.attention_bias);
+    assert!(good.tied && good.head_dim == 4 && !good.qkv_bias);
     for name in ["token_embd.weight", "output.weight", ROPE_FREQS, "blk.0.attn_q.bias", "blk.0.ffn_gate.bias"] {
         let message = gguf(&[], &[(name, 4, I8)]).unwrap_err();
         assert!(message.contains(&format!("'{name}' is I8")), "{message}");

@@ -6,6 +6,8 @@ mod common;
 #[path = "ops/harness.rs"]
 mod harness;
 
+#[path = "ops/activation.rs"]
+mod activation;
 #[path = "ops/adamw.rs"]
 mod adamw;
 #[path = "ops/attention.rs"]
@@ -24,6 +26,8 @@ mod embedding;
 mod gain;
 #[path = "ops/gather.rs"]
 mod gather;
+#[path = "ops/layernorm.rs"]
+mod layernorm;
 #[path = "ops/lora_grad.rs"]
 mod lora_grad;
 #[path = "ops/matmul.rs"]
@@ -38,7 +42,7 @@ mod row_gain;
 mod row_squares;
 #[path = "ops/rows.rs"]
 mod rows;
+#[path = "ops/softcap.rs"]
+mod softcap;
 #[path = "ops/sum_squares.rs"]
 mod sum_squares;
-#[path = "ops/swiglu.rs"]
-mod swiglu;

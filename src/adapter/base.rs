@@ -1,10 +1,11 @@
 //! Methods that train tensors of the base themselves: the norms (Zhao et al. 2024), the biases (BitFit, Ben Zaken et
 //! al. 2022), the last blocks, or everything. The base's own copies stay as they are; trained ones take their place.
 //!
-//! Where a model has no biases, BitFit gives it some that start at zero: transformers' `attention_bias` and `mlp_bias`.
+//! Where a Llama has no biases, BitFit gives it some that start at zero: transformers' `attention_bias` and `mlp_bias`.
 
 use super::method::{Initial, Method, Role};
-use crate::model::tensors::Tensor;
+use crate::model::family::{Family, LLAMA};
+use crate::model::tensors::{NormAt, Tensor};
 use crate::model::{ModelSpec, Module, Site};
 use serde_json::{Value, json};
 
@@ -18,8 +19,16 @@ pub enum Tensors {
     All,
 }
 
-impl Method for Tensors {
-    fn name(&self) -> &'static str {
+#[derive(Clone, Copy, Debug)]
+pub struct OfTheBase {
+    pub which: Tensors,
+    /// Whose names the files use.
+    pub family: &'static Family,
+}
+
+impl Tensors {
+    /// What `--method` calls it.
+    pub fn name(self) -> &'static str {
         match self {
             Tensors::Norms => "norm",
             Tensors::Biases => "bitfit",
@@ -28,16 +37,32 @@ impl Method for Tensors {
         }
     }
 
+    fn trains(self, tensor: Tensor, spec: &ModelSpec) -> bool {
+        match self {
+            Tensors::Norms => matches!(tensor, Tensor::Norm(_) | Tensor::NormBias(_)),
+            Tensors::Biases => matches!(tensor, Tensor::Bias(_) | Tensor::NormBias(_)),
+            Tensors::Last(k) => tensor.layer().is_some_and(|layer| layer + k >= spec.layers),
+            Tensors::All => true,
+        }
+    }
+}
+
+impl Method for OfTheBase {
+    fn name(&self) -> &'static str {
+        self.which.name()
+    }
+
     fn parts(&self, spec: &ModelSpec) -> Vec<(Role, [usize; 2])> {
-        if *self == Tensors::Biases {
+        if self.which == Tensors::Biases && *spec.family == LLAMA {
             let sites = (0..spec.layers).flat_map(|layer| Module::ALL.map(|module| Site { layer, module }));
             let bias = |site: Site| (Role::Base(Tensor::Bias(site)), [1, spec.linear_shape(site.module).0]);
             return sites.map(bias).collect();
         }
-        let tensors = spec.tensors().into_iter().filter(|(tensor, _)| self.trains(*tensor, spec));
-        let part = |(tensor, shape): (Tensor, Vec<u64>)| match shape[..] {
+        let tensors = spec.tensors().into_iter().filter(|(tensor, _)| self.which.trains(*tensor, spec));
+        let part = |(tensor, shape): (Tensor, Vec<u64>)| match (tensor, &shape[..]) {
             // The embedding and the head have whole groups of 4 rows on the device.
-            [rows, cols] => (Role::Base(tensor), [(rows as usize).next_multiple_of(4), cols as usize]),
+            (Tensor::Embed | Tensor::Head, _) => (Role::Base(tensor), [spec.padded_vocab(), spec.hidden]),
+            (_, [rows, cols]) => (Role::Base(tensor), [*rows as usize, *cols as usize]),
             _ => (Role::Base(tensor), [1, shape[0] as usize]),
         };
         tensors.map(part).collect()
@@ -51,22 +76,24 @@ impl Method for Tensors {
     }
 
     fn config(&self) -> Value {
-        let targets = ["input_layernorm", "post_attention_layernorm", "norm"];
-        match self {
-            Tensors::Norms => json!({ "peft_type": "LN_TUNING", "target_modules": targets, "modules_to_save": null }),
+        match self.which {
+            Tensors::Norms => {
+                json!({ "peft_type": "LN_TUNING", "target_modules": self.norms(), "modules_to_save": null })
+            }
             Tensors::Last(k) => json!({ "luthier_method": self.name(), "last_k": k }),
             Tensors::Biases | Tensors::All => json!({ "luthier_method": self.name() }),
         }
     }
 }
 
-impl Tensors {
-    fn trains(&self, tensor: Tensor, spec: &ModelSpec) -> bool {
-        match self {
-            Tensors::Norms => matches!(tensor, Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) | Tensor::FinalNorm),
-            Tensors::Biases => matches!(tensor, Tensor::Bias(_)),
-            Tensors::Last(k) => tensor.layer().is_some_and(|layer| layer + k >= spec.layers),
-            Tensors::All => true,
-        }
+impl OfTheBase {
+    /// The last names of the family's norms, as `target_modules` has them.
+    fn norms(&self) -> Vec<&'static str> {
+        let names = &self.family.hf;
+        let of_a_layer = [NormAt::Attention(0), NormAt::PostAttention(0), NormAt::Mlp(0), NormAt::PostMlp(0)];
+        let of_heads = [NormAt::Q(0), NormAt::K(0)];
+        let all = of_a_layer.into_iter().chain(of_heads).chain([NormAt::Final]);
+        let last = |name: &'static str| name.rsplit_once('.').map_or(name, |(_, last)| last);
+        all.map(|at| last(names.norm_name(at))).filter(|name| !name.is_empty()).collect()
     }
 }

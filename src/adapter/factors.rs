@@ -3,7 +3,8 @@
 
 use super::method::{Adapter, Role};
 use crate::error::{Error, Result};
-use crate::model::Site;
+use crate::model::tensors::Names;
+use crate::model::{ModelSpec, Module, Site};
 
 /// `ΔW = s·B·A` at one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,4 +87,15 @@ impl Adapter {
 /// [rows, cols] as [cols, rows].
 pub fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
+}
+
+/// Refuses linears that the files of `whose` keep as one matrix with others: their factors would be those of the whole.
+pub fn unstacked(spec: &ModelSpec, names: &Names, factors: &[Factors], whose: &str) -> Result<()> {
+    let shared =
+        |module: Module| spec.modules().any(|other| other != module && names.module(other) == names.module(module));
+    let Some(part) = factors.iter().find(|part| shared(part.site.module) || names.transposed) else { return Ok(()) };
+    let (family, module) = (spec.family, names.module(part.site.module));
+    let what = format!("{whose} has {module} of {family} as another matrix, which these factors do not fit");
+    let hint = "write the merged model (luthier merge), or keep the adapter in PEFT's layout";
+    Err(Error::Unsupported { file: "the adapter".into(), what, hint: hint.into() })
 }

@@ -23,7 +23,7 @@ impl Adapter {
         };
         let mut spec = base.clone();
         if self.parts.iter().any(new_bias) {
-            (spec.attention_bias, spec.mlp_bias) = (true, true);
+            (spec.qkv_bias, spec.o_bias, spec.mlp_bias) = (true, true, true);
         }
         let known = base.tensors();
         let missing = spec.tensors().into_iter().find(|(t, _)| !known.iter().any(|(k, _)| k == t) && !trains(t));
@@ -31,18 +31,20 @@ impl Adapter {
         Ok(spec)
     }
 
-    /// Folds the adapter into rows `row0..` of a tensor of the base. `shape` is the whole tensor's.
-    pub fn fold(&self, flat: &[f32], tensor: Tensor, shape: &[u64], row0: usize, values: &mut [f32]) {
-        let cols = if shape.len() == 2 { shape[1] as usize } else { 1 };
+    /// Folds the adapter into rows `row0..` of a tensor of the base.
+    pub fn fold(&self, spec: &ModelSpec, flat: &[f32], tensor: Tensor, row0: usize, values: &mut [f32]) {
         if let Some(part) = self.part(Role::Base(tensor)) {
-            values.copy_from_slice(&part.of(flat)[row0 * cols..][..values.len()]);
+            let less = self.family.less(tensor);
+            let trained = &part.of(flat)[row0 * part.cols..][..values.len()];
+            values.iter_mut().zip(trained).for_each(|(w, x)| *w = x - less);
             return;
         }
         let sites = self.sites();
         match tensor {
             Tensor::Weight(site) => {
                 if let Some(patch) = sites.get(&site) {
-                    fold_rows(patch, flat, shape[0] as usize, row0, cols, values);
+                    let (o, i) = spec.linear_shape(site.module);
+                    fold_rows(patch, flat, o, row0, i, values);
                 }
             }
             Tensor::Bias(site) => {

@@ -4,15 +4,14 @@
 //! and where linears differ in more than rank, what is left into B. Its tensors are named
 //! after the base's in GGUF, and where the base's rows are in another order (q and k of arch llama) so are B's.
 
-use super::factors::Factors;
+use super::factors::{self, Factors};
 use super::lora::{Lora, LoraConfig, Pattern};
 use super::method::Adapter;
-use super::peft;
 use super::{BASE_SHA256, BaseName};
 use crate::error::{Error, Result};
 use crate::model::load::{half_split, interleave};
-use crate::model::tensors::{Tensor, gguf_name, interleaved};
-use crate::model::{ModelSpec, Module, Site, family};
+use crate::model::tensors::{Tensor, interleaved};
+use crate::model::{ModelSpec, Site};
 use crate::weights::gguf::{Gguf, Value};
 use crate::weights::gguf_write::{self, Planned};
 use crate::weights::{Source, StoredType, encode};
@@ -22,13 +21,14 @@ const ALPHA: &str = "adapter.lora.alpha";
 const PLAIN: &str = "only plain LoRA on the linears of the blocks is read";
 
 /// What the file calls a factor; `factor` is "a" or "b".
-fn name(site: Site, factor: &str) -> String {
-    format!("{}.lora_{factor}", gguf_name(Tensor::Weight(site)))
+fn name(spec: &ModelSpec, site: Site, factor: &str) -> String {
+    format!("{}.lora_{factor}", spec.gguf_name(Tensor::Weight(site)))
 }
 
 /// The bytes of the file; `base` is what the base model is called, `tuned` what the adapter is.
 pub fn to_bytes(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseName, tuned: &str) -> Result<Vec<u8>> {
     let factors = adapter.factors(flat, "a GGUF adapter")?;
+    factors::unstacked(spec, &spec.family.gguf, &factors, "GGUF")?;
     let alpha = alpha(&factors);
     let mut tensors = Vec::new();
     for part in factors {
@@ -41,7 +41,7 @@ pub fn to_bytes(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseNam
         };
         for (factor, shape, values) in [("a", [r, i], part.a.clone()), ("b", [o, r], b)] {
             let shape = shape.map(|extent| extent as u64).to_vec();
-            let planned = Planned { name: name(part.site, factor), shape, stored: StoredType::F32 };
+            let planned = Planned { name: name(spec, part.site, factor), shape, stored: StoredType::F32 };
             tensors.push((planned, values));
         }
     }
@@ -66,7 +66,7 @@ fn alpha(factors: &[Factors]) -> f32 {
 fn metadata(alpha: f32, spec: &ModelSpec, base: BaseName, tuned: &str) -> BTreeMap<String, Value> {
     let (organization, base_name) = base.name.rsplit_once('/').unwrap_or(("", base.name));
     let mut pairs: BTreeMap<String, Value> = [
-        ("general.architecture", family::gguf_architecture(spec).into()),
+        ("general.architecture", spec.family.arch.into()),
         ("general.type", "adapter".into()),
         ("general.name", tuned.into()),
         ("general.base_model.count", 1u32.into()),
@@ -103,7 +103,7 @@ pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>
     let alpha_of = |r: usize| if alpha == 0.0 { r as f32 } else { alpha };
     let rank = *ranks.values().max().expect("at least one linear is adapted");
     let others: Vec<(String, usize)> =
-        ranks.iter().filter(|(_, r)| **r != rank).map(|(site, r)| (peft::path(*site), *r)).collect();
+        ranks.iter().filter(|(_, r)| **r != rank).map(|(site, r)| (spec.family.hf.path(*site), *r)).collect();
     let alphas = others.iter().map(|(path, r)| (path.clone(), alpha_of(*r)));
     let config = LoraConfig {
         rank,
@@ -119,7 +119,7 @@ pub async fn read(source: Source, spec: &ModelSpec) -> Result<(Adapter, Vec<f32>
     for (&site, &r) in &ranks {
         let mut values = [Vec::new(), Vec::new()];
         for (values, factor) in values.iter_mut().zip(["a", "b"]) {
-            *values = gguf.checkpoint.read_f32(gguf.checkpoint.get(&name(site, factor))?).await?;
+            *values = gguf.checkpoint.read_f32(gguf.checkpoint.get(&name(spec, site, factor))?).await?;
         }
         let [a, b] = values;
         let b = match interleaved(spec, Tensor::Weight(site)) {
@@ -144,7 +144,7 @@ fn check_kind(gguf: &Gguf, spec: &ModelSpec) -> Result<()> {
     if gguf.metadata.contains_key("adapter.alora.invocation_tokens") {
         return Err(unsupported(gguf, "an activated adapter (adapter.alora.invocation_tokens)".into()));
     }
-    let (given, wanted) = (gguf.architecture()?, family::gguf_architecture(spec));
+    let (given, wanted) = (gguf.architecture()?, spec.family.arch);
     if given == wanted {
         return Ok(());
     }
@@ -155,15 +155,16 @@ fn check_kind(gguf: &Gguf, spec: &ModelSpec) -> Result<()> {
 /// The adapted linears with their ranks; every tensor is a factor of one, in its shape.
 fn ranks(gguf: &Gguf, spec: &ModelSpec) -> Result<BTreeMap<Site, usize>> {
     let checkpoint = &gguf.checkpoint;
-    let sites = (0..spec.layers).flat_map(|layer| Module::ALL.map(|module| Site { layer, module }));
-    let adapted: Vec<Site> = sites.filter(|site| ["a", "b"].iter().any(|f| checkpoint.has(&name(*site, f)))).collect();
+    let sites = (0..spec.layers).flat_map(|layer| spec.modules().map(move |module| Site { layer, module }));
+    let adapted: Vec<Site> =
+        sites.filter(|site| ["a", "b"].iter().any(|f| checkpoint.has(&name(spec, *site, f)))).collect();
     let (mut ranks, mut wanted) = (BTreeMap::new(), Vec::new());
     for site in adapted {
         let (o, i) = spec.linear_shape(site.module);
         // B's rows tell the rank, as they do in llama.cpp; A has to agree.
-        let r = checkpoint.get(&name(site, "b"))?.cols();
+        let r = checkpoint.get(&name(spec, site, "b"))?.cols();
         ranks.insert(site, r as usize);
-        wanted.extend([(name(site, "a"), vec![r, i as u64]), (name(site, "b"), vec![o as u64, r])]);
+        wanted.extend([(name(spec, site, "a"), vec![r, i as u64]), (name(spec, site, "b"), vec![o as u64, r])]);
     }
     checkpoint.expect(wanted.iter().cloned()).map_err(|error| match error {
         Error::Mismatch { file, problems, .. } => Error::Mismatch { file, problems, hint: other_base(gguf) },

@@ -6,7 +6,7 @@
 use super::merge::{Dtype, Merged, Target, encoded};
 use crate::error::Result;
 use crate::model::load::interleave;
-use crate::model::tensors::{Tensor, gguf_name, interleaved};
+use crate::model::tensors::{FileTensor, Tensor, interleaved};
 use crate::model::{ModelSpec, family};
 use crate::weights::gguf::Value;
 use crate::weights::gguf_write::{self, Planned};
@@ -19,20 +19,22 @@ pub(super) struct File {
     header: Vec<u8>,
     /// Divisors of the rotary frequencies, where the model has such; the first of the tensors then.
     divisors: Option<(Planned, Vec<f32>)>,
-    tensors: Vec<(Tensor, Planned)>,
+    tensors: Vec<(Vec<Tensor>, Planned)>,
 }
 
 impl File {
     pub fn new(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<File> {
-        let divisors = spec.rope.divisors(spec.head_dim).map(|values| {
+        let divisors = spec.rope.as_ref().and_then(|rope| rope.divisors(spec.head_dim)).map(|values| {
             let shape = vec![values.len() as u64];
             (Planned { name: "rope_freqs.weight".into(), shape, stored: StoredType::F32 }, values)
         });
-        let planned = |(tensor, shape): (Tensor, Vec<u64>)| {
-            let stored = stored(tensor, &shape, target.dtype);
-            (tensor, Planned { name: gguf_name(tensor), shape, stored })
+        let planned = |FileTensor { name, shape, parts, .. }: FileTensor| {
+            let stored = stored(parts[0], &shape, target.dtype);
+            (parts, Planned { name, shape, stored })
         };
-        let tensors: Vec<(Tensor, Planned)> = spec.tensors().into_iter().map(planned).collect();
+        let names = &spec.family.gguf;
+        assert!(!names.transposed, "GGUF files hold matrices as [out, in]");
+        let tensors: Vec<(Vec<Tensor>, Planned)> = spec.file_tensors(names).into_iter().map(planned).collect();
         let first = divisors.iter().map(|(planned, _)| planned);
         let all: Vec<Planned> = first.chain(tensors.iter().map(|(_, planned)| planned)).cloned().collect();
         let header = gguf_write::header(&metadata(files, spec, target)?, &all);
@@ -50,28 +52,32 @@ impl File {
             let bytes = encode(planned.stored, values).expect("divisors are finite numbers");
             sink(&self.name, &[bytes, planned.padding()].concat()).await?;
         }
-        for (tensor, planned) in &self.tensors {
+        for (parts, planned) in &self.tensors {
             let cols = if planned.shape.len() == 2 { planned.shape[1] as usize } else { 1 };
-            let order = interleaved(&merged.spec, *tensor);
-            let each = async |values: Vec<f32>| {
-                let values = match order {
-                    Some(head_dim) => interleave(&values, cols, head_dim),
-                    None => values,
+            for &tensor in parts {
+                let (order, less) = (interleaved(&merged.spec, tensor), merged.spec.family.less(tensor));
+                let each = async |mut values: Vec<f32>| {
+                    values.iter_mut().for_each(|w| *w += less);
+                    let values = match order {
+                        Some(head_dim) => interleave(&values, cols, head_dim),
+                        None => values,
+                    };
+                    sink(&self.name, &encoded(&planned.name, planned.stored, &values)?).await
                 };
-                sink(&self.name, &encoded(*tensor, planned.stored, &values)?).await
-            };
-            merged.read(*tensor, &planned.shape, each).await?;
+                merged.read(tensor, each).await?;
+            }
             sink(&self.name, &planned.padding()).await?;
         }
         Ok(())
     }
 }
 
-/// As llama.cpp's quantiser decides: vectors are f32, rows that are no whole blocks f16, and the embedding and the head of
+/// As llama.cpp's quantiser decides: vectors and learned positions are f32, rows that are no whole blocks f16, and the embedding and the head of
 /// a 4-bit model, which are looked at most closely, have 8 bits.
 fn stored(tensor: Tensor, shape: &[u64], dtype: Dtype) -> StoredType {
     let wanted = match (dtype, tensor) {
         (Dtype::Q4_0 | Dtype::Q4_1, Tensor::Embed | Tensor::Head) => StoredType::Q8_0,
+        (_, Tensor::Positions) => StoredType::F32,
         _ => dtype.stored(),
     };
     match shape {
@@ -104,7 +110,7 @@ fn metadata(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<BTr
     };
     // The base's own alignment is not kept, and it is one file whatever the base was.
     pairs.retain(|key, _| key != "general.alignment" && !key.starts_with("split."));
-    let architecture = family::gguf_architecture(spec).to_string();
+    let architecture = spec.family.arch.to_string();
     for (key, value) in [
         ("general.architecture", Value::Str(architecture)),
         ("general.type", "model".into()),

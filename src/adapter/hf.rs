@@ -3,9 +3,11 @@
 //! A base from a GGUF file comes out as transformers has it, with the configuration and tokenizer files it expects.
 
 use super::Files;
+use super::factors::transpose;
 use super::merge::{Dtype, Merged, Target, encoded};
 use crate::error::{Error, Result};
-use crate::model::tensors::{Tensor, hf_name};
+use crate::model::family::LLAMA;
+use crate::model::tensors::FileTensor;
 use crate::model::{ModelSpec, family};
 use crate::weights::{ModelFiles, StoredType, TokenizerFiles};
 use serde_json::{Map, Value, json};
@@ -16,7 +18,7 @@ pub const SHARD: u64 = 5_000_000_000;
 /// A file of weights: its name and what is in it.
 struct Shard {
     name: String,
-    tensors: Vec<(Tensor, Vec<u64>)>,
+    tensors: Vec<FileTensor>,
 }
 
 /// The files to come.
@@ -53,7 +55,7 @@ impl Folder {
 
     pub fn bytes(&self) -> u64 {
         let small: usize = self.small.iter().map(|(_, bytes)| bytes.len()).sum();
-        let data = |shard: &Shard| shard.tensors.iter().map(|(_, shape)| bytes(shape, self.stored)).sum::<u64>();
+        let data = |shard: &Shard| shard.tensors.iter().map(|t| bytes(&t.shape, self.stored)).sum::<u64>();
         let large = self.shards.iter().map(|shard| header(shard, self.stored).len() as u64 + data(shard));
         small as u64 + large.sum::<u64>()
     }
@@ -64,12 +66,36 @@ impl Folder {
         }
         for shard in &self.shards {
             sink(&shard.name, &header(shard, self.stored)).await?;
-            for (tensor, shape) in &shard.tensors {
-                let each = async |values: Vec<f32>| sink(&shard.name, &encoded(*tensor, self.stored, &values)?).await;
-                merged.read(*tensor, shape, each).await?;
+            for file in &shard.tensors {
+                self.write_tensor(merged, file, async |bytes| sink(&shard.name, bytes).await).await?;
             }
         }
         Ok(())
+    }
+
+    /// The parts one after the other; those that lie turned, at once.
+    async fn write_tensor(
+        &self,
+        merged: &Merged<'_>,
+        file: &FileTensor,
+        mut sink: impl AsyncFnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut columns = Vec::new();
+        for tensor in &file.parts {
+            let each = async |values: Vec<f32>| match file.transposed {
+                true => {
+                    columns.extend(values);
+                    Ok(())
+                }
+                false => sink(&encoded(&file.name, self.stored, &values)?).await,
+            };
+            merged.read(*tensor, each).await?;
+        }
+        if !file.transposed {
+            return Ok(());
+        }
+        let width = file.shape[0] as usize;
+        sink(&encoded(&file.name, self.stored, &transpose(&columns, columns.len() / width, width))?).await
     }
 }
 
@@ -79,14 +105,14 @@ fn bytes(shape: &[u64], stored: StoredType) -> u64 {
 
 fn shards(spec: &ModelSpec, stored: StoredType, most: u64) -> Vec<Shard> {
     let (mut parts, mut held) = (Vec::<Shard>::new(), 0);
-    for (tensor, shape) in spec.tensors() {
-        let size = bytes(&shape, stored);
+    for tensor in spec.file_tensors(&spec.family.hf) {
+        let size = bytes(&tensor.shape, stored);
         if parts.is_empty() || held + size > most {
             parts.push(Shard { name: String::new(), tensors: Vec::new() });
             held = 0;
         }
         held += size;
-        parts.last_mut().expect("one was just begun").tensors.push((tensor, shape));
+        parts.last_mut().expect("one was just begun").tensors.push(tensor);
     }
     let n = parts.len();
     let name = |i: usize| match n {
@@ -97,9 +123,9 @@ fn shards(spec: &ModelSpec, stored: StoredType, most: u64) -> Vec<Shard> {
 }
 
 fn index(shards: &[Shard], stored: StoredType) -> Vec<u8> {
-    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |(t, shape)| (s, *t, shape)));
-    let total: u64 = all().map(|(.., shape)| bytes(shape, stored)).sum();
-    let map: Map<String, Value> = all().map(|(s, t, _)| (hf_name(t), s.name.clone().into())).collect();
+    let all = || shards.iter().flat_map(|s| s.tensors.iter().map(move |t| (s, t)));
+    let total: u64 = all().map(|(_, t)| bytes(&t.shape, stored)).sum();
+    let map: Map<String, Value> = all().map(|(s, t)| (t.name.clone(), s.name.clone().into())).collect();
     pretty(&json!({ "metadata": { "total_size": total }, "weight_map": map }))
 }
 
@@ -107,9 +133,9 @@ fn index(shards: &[Shard], stored: StoredType) -> Vec<u8> {
 fn header(shard: &Shard, stored: StoredType) -> Vec<u8> {
     let mut entries = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
     let mut at = 0;
-    for (tensor, shape) in &shard.tensors {
+    for FileTensor { name, shape, .. } in &shard.tensors {
         let end = at + bytes(shape, stored);
-        entries.insert(hf_name(*tensor), json!({ "dtype": stored.name(), "shape": shape, "data_offsets": [at, end] }));
+        entries.insert(name.clone(), json!({ "dtype": stored.name(), "shape": shape, "data_offsets": [at, end] }));
         at = end;
     }
     let mut text = Value::Object(entries).to_string().into_bytes();
@@ -140,6 +166,9 @@ async fn companions(files: &ModelFiles, spec: &ModelSpec, dtype: &str) -> Result
     let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
     config[key] = dtype.into();
     config["tie_word_embeddings"] = spec.tied.into();
+    if *spec.family == LLAMA && spec.o_bias {
+        (config["attention_bias"], config["mlp_bias"]) = (true.into(), spec.mlp_bias.into());
+    }
     out.push(("config.json".into(), pretty(&config)));
     Ok(out)
 }

@@ -1,8 +1,9 @@
 //! (IA)³ (Liu et al. 2022): learned gains on the outputs of linears, and on the inputs of those of the feed-forward.
 //! They start at one and merge into the weights without a trace.
 
-use super::lora::all_sites;
+use super::lora::{all_sites, targets};
 use super::method::{Initial, Method, Role};
+use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -10,6 +11,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug)]
 pub struct Ia3 {
     pub sites: BTreeSet<Site>,
+    /// Whose names the files use.
+    pub family: &'static Family,
 }
 
 /// What the paper scales: keys, values and the inner activation of the feed-forward.
@@ -17,7 +20,7 @@ pub const MODULES: [Module; 3] = [Module::K, Module::V, Module::Down];
 
 impl Ia3 {
     pub fn new(spec: &ModelSpec, modules: &[Module]) -> Ia3 {
-        Ia3 { sites: all_sites(spec, modules) }
+        Ia3 { sites: all_sites(spec, modules), family: spec.family }
     }
 
     fn modules(&self) -> Vec<Module> {
@@ -49,13 +52,13 @@ impl Method for Ia3 {
     }
 
     fn config(&self) -> Value {
-        let names = |modules: Vec<Module>| modules.iter().map(|m| m.name()).collect::<Vec<_>>();
+        let names = |modules: Vec<Module>| targets(self.family, modules);
         let modules = self.modules();
         json!({
             "peft_type": "IA3",
             "target_modules": names(modules.clone()),
             "feedforward_modules": names(modules.into_iter().filter(|m| *m == Module::Down).collect()),
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": self.family.hf.transposed,
             "init_ia3_weights": true,
             "modules_to_save": null,
         })

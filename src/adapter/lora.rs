@@ -1,11 +1,14 @@
 //! LoRA (Hu et al. 2021) and rsLoRA (Kalajdzievski 2023): `ΔW = s·B·A`, s = alpha/r or alpha/√r; rank and alpha may
 //! differ from linear to linear, and B may learn faster than A (LoRA+, Hayou et al. 2024).
 //!
-//! Parts: A:[R, I] and the transposed Bᵀ:[R, O] of every adapted linear, in order of layer and module.
+//! Parts: A:[R, I] and the transposed Bᵀ:[R, O] of every adapted linear, in order of layer and module. Where a family
+//! fuses linears into one tensor (GPT-2's c_attn), they have one A and each its rows of B, as PEFT has them; only dropout
+//! draws a mask for each where PEFT draws one.
 
 use super::method::{Initial, LowRank, Method, Role};
 use super::peft;
 use crate::error::{Error, Result};
+use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,19 +50,19 @@ impl Default for LoraConfig {
 pub struct Pattern<T>(pub Vec<(String, T)>);
 
 impl<T: Copy> Pattern<T> {
-    fn get(&self, site: Site) -> Option<T> {
-        self.0.iter().find(|(name, _)| names(name, site)).map(|(_, value)| *value)
+    fn get(&self, path: &str) -> Option<T> {
+        self.0.iter().find(|(name, _)| ends_in(path, name)).map(|(_, value)| *value)
     }
 
     /// A name that fits no linear.
-    fn unused(&self, sites: &BTreeSet<Site>) -> Option<&str> {
-        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !sites.iter().any(|site| names(name, *site)))
+    fn unused(&self, paths: &[String]) -> Option<&str> {
+        self.0.iter().map(|(name, _)| name.as_str()).find(|name| !paths.iter().any(|path| ends_in(path, name)))
     }
 }
 
 /// Whether a linear's path ends in `name`, a whole one.
-fn names(name: &str, site: Site) -> bool {
-    peft::path(site).strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+fn ends_in(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 impl<T: std::str::FromStr> Pattern<T> {
@@ -78,22 +81,31 @@ impl<T: std::str::FromStr> Pattern<T> {
     }
 }
 
-/// `--target-modules`: `all-linear`, or suffixes separated by commas.
-pub fn target_modules(text: &str) -> Result<Vec<Module>> {
+/// `--target-modules`: `all-linear`, or names of the model's linears separated by commas.
+pub fn target_modules(text: &str, spec: &ModelSpec) -> Result<Vec<Module>> {
     let wanted: Vec<&str> = text.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
     if wanted == ["all-linear"] {
-        return Ok(Module::ALL.to_vec());
+        return Ok(spec.modules().collect());
     }
-    let names = Module::ALL.map(Module::name).join(", ");
-    let unknown: Vec<&str> = wanted.iter().copied().filter(|w| !Module::ALL.iter().any(|m| m.name() == *w)).collect();
+    let names = &spec.family.hf;
+    let unknown: Vec<&str> =
+        wanted.iter().copied().filter(|name| !spec.modules().any(|m| names.is_target(m, name))).collect();
     if !unknown.is_empty() || wanted.is_empty() {
         let what = format!(
             "'{}' matches no linear of the model",
             if wanted.is_empty() { text.to_string() } else { unknown.join(", ") }
         );
-        return Err(Error::setting("target-modules", what, format!("use all-linear, or some of {names}")));
+        let hint = format!("use all-linear, or some of {}", targets(spec.family, spec.modules()).join(", "));
+        return Err(Error::setting("target-modules", what, hint));
     }
-    Ok(Module::ALL.into_iter().filter(|m| wanted.contains(&m.name())).collect())
+    Ok(spec.modules().filter(|m| wanted.iter().any(|name| names.is_target(*m, name))).collect())
+}
+
+/// What PEFT's `target_modules` calls these: each name once, also where it is of several fused into one.
+pub fn targets(family: &Family, modules: impl IntoIterator<Item = Module>) -> Vec<&'static str> {
+    let mut names: Vec<&str> = modules.into_iter().map(|module| family.hf.target(module)).collect();
+    names.dedup();
+    names
 }
 
 impl LoraConfig {
@@ -141,17 +153,21 @@ impl LoraConfig {
         if self.rslora { alpha / (rank as f32).sqrt() } else { alpha / rank as f32 }
     }
 
-    pub fn rank_at(&self, site: Site) -> usize {
-        self.rank_pattern.get(site).unwrap_or(self.rank)
+    /// The rank at a linear, by its path.
+    pub fn rank_at(&self, path: &str) -> usize {
+        self.rank_pattern.get(path).unwrap_or(self.rank)
     }
 
-    fn scale_at(&self, site: Site) -> f32 {
-        self.scaled(self.alpha_pattern.get(site).unwrap_or(self.alpha), self.rank_at(site))
+    fn scale_at(&self, path: &str) -> f32 {
+        self.scaled(self.alpha_pattern.get(path).unwrap_or(self.alpha), self.rank_at(path))
     }
 }
 
-/// Every linear of these kinds.
+/// Every linear of these kinds that the model has, and what is fused with it: that can only be adapted as a whole.
 pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
+    let names = &spec.family.hf;
+    let wanted = |module: &Module| modules.iter().any(|other| names.module(*other) == names.module(*module));
+    let modules: Vec<Module> = spec.modules().filter(wanted).collect();
     (0..spec.layers).flat_map(|layer| modules.iter().map(move |module| Site { layer, module: *module })).collect()
 }
 
@@ -159,6 +175,8 @@ pub fn all_sites(spec: &ModelSpec, modules: &[Module]) -> BTreeSet<Site> {
 #[derive(Clone, Debug)]
 pub struct Lora {
     pub config: LoraConfig,
+    /// Whose names the files use.
+    pub family: &'static Family,
     pub sites: BTreeSet<Site>,
     /// Whether the modules are adapted in every layer.
     pub complete: bool,
@@ -176,9 +194,10 @@ impl Lora {
         let occurs = |module: &Module| sites.iter().any(|site| site.module == *module);
         let modules = Module::ALL.into_iter().filter(occurs).collect();
         let config = LoraConfig { modules, ..config.check(spec)? };
+        let paths: Vec<String> = sites.iter().map(|site| spec.family.hf.path(*site)).collect();
         for (flag, unused) in [
-            ("rank-pattern", config.rank_pattern.unused(&sites)),
-            ("alpha-pattern", config.alpha_pattern.unused(&sites)),
+            ("rank-pattern", config.rank_pattern.unused(&paths)),
+            ("alpha-pattern", config.alpha_pattern.unused(&paths)),
         ] {
             if let Some(name) = unused {
                 let what = format!("'{name}' is the end of no adapted linear's path");
@@ -186,7 +205,20 @@ impl Lora {
             }
         }
         let complete = sites == all_sites(spec, &config.modules);
-        Ok(Lora { complete, sites, config })
+        Ok(Lora { family: spec.family, complete, sites, config })
+    }
+}
+
+impl Lora {
+    /// The adapted linears as files have them: those of one name are one.
+    fn linears(&self) -> Vec<Vec<Site>> {
+        let sites: Vec<Site> = self.sites.iter().copied().collect();
+        sites.chunk_by(|a, b| self.path(*a) == self.path(*b)).map(<[Site]>::to_vec).collect()
+    }
+
+    /// What PEFT calls a linear.
+    fn path(&self, site: Site) -> String {
+        self.family.hf.path(site)
     }
 }
 
@@ -197,9 +229,11 @@ impl Method for Lora {
 
     fn parts(&self, spec: &ModelSpec) -> Vec<(Role, [usize; 2])> {
         let mut parts = Vec::new();
-        for site in &self.sites {
-            let ((o, i), r) = (spec.linear_shape(site.module), self.config.rank_at(*site));
-            parts.extend([(Role::A(*site), [r, i]), (Role::B(*site), [r, o])]);
+        for linear in self.linears() {
+            let (path, i) = (self.path(linear[0]), spec.linear_shape(linear[0].module).1);
+            let r = self.config.rank_at(&path);
+            parts.push((Role::A(linear[0]), [r, i]));
+            parts.extend(linear.iter().map(|site| (Role::B(*site), [r, spec.linear_shape(site.module).0])));
         }
         parts
     }
@@ -213,7 +247,7 @@ impl Method for Lora {
     }
 
     fn low_rank(&self, site: Site) -> LowRank {
-        LowRank { scale: self.config.scale_at(site), dropout: self.config.dropout, frozen: 0 }
+        LowRank { scale: self.config.scale_at(&self.path(site)), dropout: self.config.dropout, frozen: 0 }
     }
 
     fn rate(&self, role: Role) -> f32 {
@@ -223,8 +257,8 @@ impl Method for Lora {
     fn config(&self) -> Value {
         let c = &self.config;
         let targets: Vec<String> = match self.complete {
-            true => c.modules.iter().map(|m| m.name().to_string()).collect(),
-            false => self.sites.iter().map(|site| peft::path(*site)).collect(),
+            true => targets(self.family, c.modules.iter().copied()).into_iter().map(String::from).collect(),
+            false => self.linears().iter().map(|sites| self.path(sites[0])).collect(),
         };
         let ranks: BTreeMap<&str, usize> = c.rank_pattern.0.iter().map(|(k, v)| (k.as_str(), *v)).collect();
         let alphas: BTreeMap<&str, Value> =
@@ -238,7 +272,7 @@ impl Method for Lora {
             "use_dora": false,
             "target_modules": targets,
             "bias": "none",
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": self.family.hf.transposed,
             "init_lora_weights": true,
             "modules_to_save": null,
             "rank_pattern": ranks,

@@ -8,7 +8,7 @@ use super::{gguf_model, hf};
 use crate::error::{Error, Result};
 use crate::model::ModelSpec;
 use crate::model::load::Opened;
-use crate::model::tensors::{Tensor, hf_name};
+use crate::model::tensors::Tensor;
 use crate::weights::{ModelFiles, StoredType, encode};
 use serde::{Deserialize, Serialize};
 
@@ -108,29 +108,24 @@ pub(super) struct Merged<'a> {
 }
 
 impl Merged<'_> {
-    /// A tensor's values, some rows at a time and in transformers' order.
-    pub async fn read(
-        &self,
-        tensor: Tensor,
-        shape: &[u64],
-        mut each: impl AsyncFnMut(Vec<f32>) -> Result<()>,
-    ) -> Result<()> {
+    /// A tensor's values, some rows at a time and as transformers has them.
+    pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(Vec<f32>) -> Result<()>) -> Result<()> {
         let mut folded = async |row0: usize, mut values: Vec<f32>| {
-            self.adapter.fold(self.flat, tensor, shape, row0, &mut values);
+            self.adapter.fold(&self.spec, self.flat, tensor, row0, &mut values);
             each(values).await
         };
         match self.opened.spec.tensors().iter().any(|(known, _)| *known == tensor) {
             true => self.opened.read(tensor, folded).await,
             // A bias that the base does not have.
-            false => folded(0, vec![0.0; shape.iter().product::<u64>() as usize]).await,
+            false => folded(0, vec![0.0; self.spec.shape(tensor).iter().product()]).await,
         }
     }
 }
 
 /// Values as a file stores them; one that has no place there is named with its tensor.
-pub(super) fn encoded(tensor: Tensor, stored: StoredType, values: &[f32]) -> Result<Vec<u8>> {
+pub(super) fn encoded(name: &str, stored: StoredType, values: &[f32]) -> Result<Vec<u8>> {
     encode(stored, values).map_err(|(_, what)| Error::Unsupported {
-        file: hf_name(tensor),
+        file: name.into(),
         what: format!("a merged weight {what}"),
         hint: "use bf16 or f32".into(),
     })

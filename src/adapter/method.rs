@@ -5,6 +5,7 @@
 //! Adam's moments have the same layout.
 
 use crate::error::Result;
+use crate::model::family::Family;
 use crate::model::load::Opened;
 use crate::model::seam::{Gain, LowRankPatch, Virtual};
 use crate::model::tensors::Tensor;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// What a trained tensor does to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// A:[R, I] of a low-rank update.
+    /// A:[R, I] of a low-rank update; those of the linears that files fuse with this one have no A of their own.
     A(Site),
     /// Its Bᵀ:[R, O].
     B(Site),
@@ -139,6 +140,8 @@ pub struct Adapter {
     pub len: usize,
     /// Of the model: embeddings have whole groups of 4 rows in the buffer, and this many in files.
     pub vocab: usize,
+    /// Whose names the files use.
+    pub family: &'static Family,
 }
 
 impl Adapter {
@@ -152,7 +155,7 @@ impl Adapter {
             parts.push(Part { role, at: len, rows, cols });
             len = (len + rows * cols).next_multiple_of(4);
         }
-        Adapter { method, parts, len, vocab: spec.vocab }
+        Adapter { method, parts, len, vocab: spec.vocab, family: spec.family }
     }
 
     pub fn part(&self, role: Role) -> Option<&Part> {
@@ -161,7 +164,7 @@ impl Adapter {
 
     /// What the flat buffer's meaning depends on.
     pub fn layout(&self) -> String {
-        format!("{:?}", self.method)
+        format!("{} of {} numbers", self.method.config(), self.len)
     }
 
     /// Numbers that are trained, without padding.
@@ -214,7 +217,13 @@ impl Adapter {
             match self.method.initial(part.role, [part.rows, part.cols]) {
                 Initial::Base(tensor) => {
                     if opened.spec.tensors().iter().any(|(t, _)| *t == tensor) {
-                        opened.read(tensor, async |row, rows| copy(&mut values[row * cols..], &rows)).await?;
+                        let more = opened.spec.family.less(tensor);
+                        let read = async |row: usize, rows: Vec<f32>| {
+                            let out = values[row * cols..].iter_mut().zip(rows);
+                            out.for_each(|(out, w)| *out = w + more);
+                            Ok(())
+                        };
+                        opened.read(tensor, read).await?;
                     }
                 }
                 Initial::RowNorms(tensor) => {
@@ -257,19 +266,21 @@ impl Adapter {
     /// What happens at each linear, in order of layer and module.
     pub fn sites(&self) -> BTreeMap<Site, LinearPatch> {
         let mut sites = BTreeMap::<Site, LinearPatch>::new();
+        // Linears that files fuse share the A before their Bs.
+        let mut shared = 0;
         for part in &self.parts {
             match part.role {
-                Role::A(site) => {
+                Role::A(_) => shared = part.at,
+                Role::B(site) => {
                     let LowRank { scale, dropout, frozen } = self.method.low_rank(site);
-                    let b = self.part(Role::B(site)).expect("A has its B").at;
-                    let (rank, a) = (part.rows, part.at);
+                    let (rank, a, b) = (part.rows, shared, part.at);
                     let low = LowRankPatch { rank, trained: rank - frozen, scale, a, b, dropout };
                     sites.entry(site).or_default().low_rank = Some(low);
                 }
                 Role::Gain(site) => sites.entry(site).or_default().gain = Some(Gain::Learned(part.at)),
                 Role::Magnitude(site) => sites.entry(site).or_default().gain = Some(Gain::Magnitude(part.at)),
                 Role::InputGain(site) => sites.entry(site).or_default().input_gain = Some(part.at),
-                Role::B(_) | Role::Base(_) | Role::Prompt | Role::PrefixK(_) | Role::PrefixV(_) => {}
+                Role::Base(_) | Role::Prompt | Role::PrefixK(_) | Role::PrefixV(_) => {}
             }
         }
         sites

@@ -1,6 +1,6 @@
 //! All methods there are, by the name `--method` takes.
 
-use super::base::Tensors;
+use super::base::{OfTheBase, Tensors};
 use super::dora::Dora;
 use super::ia3::{self, Ia3};
 use super::lora::{Lora, LoraConfig, target_modules};
@@ -76,23 +76,32 @@ impl Kind {
     pub fn adapter(self, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
         let lora = || {
             let named = settings.target_modules.as_deref().unwrap_or("all-linear");
-            Lora::new(spec, LoraConfig { modules: target_modules(named)?, ..settings.lora.clone() })
+            Lora::new(spec, LoraConfig { modules: target_modules(named, spec)?, ..settings.lora.clone() })
         };
         Ok(match self {
             Kind::Lora => Adapter::new(spec, lora()?),
             Kind::Dora => Adapter::new(spec, Dora(lora()?)),
             Kind::Ia3 => {
-                let named = settings.target_modules.as_deref().map(target_modules).transpose()?;
+                let named = settings.target_modules.as_deref().map(|named| target_modules(named, spec)).transpose()?;
                 Adapter::new(spec, Ia3::new(spec, named.as_deref().unwrap_or(&ia3::MODULES)))
             }
             Kind::Prompt => Adapter::new(spec, Prompt::new(spec, virtual_tokens(settings)?, start(settings)?)),
             Kind::Prefix => Adapter::new(spec, Prefix::new(spec, virtual_tokens(settings)?)),
-            Kind::Norm => Adapter::new(spec, Tensors::Norms),
-            Kind::Bitfit => Adapter::new(spec, Tensors::Biases),
-            Kind::LastK => Adapter::new(spec, Tensors::Last(last_k(settings, spec)?)),
-            Kind::Full => Adapter::new(spec, Tensors::All),
+            Kind::Norm => of_the_base(spec, Tensors::Norms)?,
+            Kind::Bitfit => of_the_base(spec, Tensors::Biases)?,
+            Kind::LastK => of_the_base(spec, Tensors::Last(last_k(settings, spec)?))?,
+            Kind::Full => of_the_base(spec, Tensors::All)?,
         })
     }
+}
+
+fn of_the_base(spec: &ModelSpec, which: Tensors) -> Result<Adapter> {
+    let adapter = Adapter::new(spec, OfTheBase { which, family: spec.family });
+    if adapter.parts.is_empty() {
+        let what = format!("is {}, and a {} model has none", which.name(), spec.family);
+        return Err(Error::setting("method", what, "norm or ia3 train as little"));
+    }
+    Ok(adapter)
 }
 
 fn virtual_tokens(settings: &Settings) -> Result<usize> {

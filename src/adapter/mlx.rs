@@ -1,12 +1,11 @@
 //! Adapters as mlx-lm reads them (`mlx_lm/tuner/utils.py`, `load_adapters`): `adapters.safetensors` and
 //! `adapter_config.json`. Its factors are Aᵀ:[I, R] and Bᵀ:[R, O], and its scale is the whole of s: no alpha, no rank in it.
 
-use super::factors::{Factors, transpose};
+use super::factors::{self, Factors, transpose};
 use super::lora::{Lora, LoraConfig};
 use super::method::Adapter;
 use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
-use crate::model::tensors::{Tensor, hf_name, module_path};
 use crate::model::{ModelSpec, Module, Site};
 use crate::weights::{Checkpoint, Source, safetensors};
 use serde_json::{Value, json};
@@ -17,26 +16,26 @@ pub const WEIGHTS: &str = "adapters.safetensors";
 
 const PLAIN: &str = "only plain LoRA on the linears of the blocks is read";
 
-fn key(site: Site, factor: &str) -> String {
-    let weight = hf_name(Tensor::Weight(site));
-    format!("{}.lora_{factor}", weight.strip_suffix(".weight").unwrap_or(&weight))
+fn key(spec: &ModelSpec, site: Site, factor: &str) -> String {
+    format!("{}.lora_{factor}", spec.family.hf.path(site))
 }
 
 /// One rank and one scale hold for all: smaller ranks get zeros, other scales go into B. Linears that `keys` names and that
 /// are not in the file stay as they are: mlx-lm begins with B = 0.
 pub fn files(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Result<Files> {
     let factors = adapter.factors(flat, "an mlx-lm adapter")?;
+    factors::unstacked(spec, &spec.family.hf, &factors, "mlx-lm")?;
     let rank = factors.iter().map(|part| part.rank).max().unwrap_or(1);
     let scale = factors.first().map_or(1.0, |first| first.scale);
     let dropout = factors.first().map_or(0.0, |first| adapter.method.low_rank(first.site).dropout);
     let adapted = |module: &Module| factors.iter().any(|part| part.site.module == *module);
-    let keys: Vec<String> = Module::ALL.into_iter().filter(adapted).map(module_path).collect();
+    let keys: Vec<String> = Module::ALL.into_iter().filter(adapted).map(|m| spec.family.hf.module(m).into()).collect();
     let mut tensors = Vec::new();
     for part in &factors {
         let part = part.widened(rank).scaled(scale);
         let (o, i) = part.shape();
-        tensors.push((key(part.site, "a"), vec![i as u64, rank as u64], transpose(&part.a, rank, i)));
-        tensors.push((key(part.site, "b"), vec![rank as u64, o as u64], transpose(&part.b, o, rank)));
+        tensors.push((key(spec, part.site, "a"), vec![i as u64, rank as u64], transpose(&part.a, rank, i)));
+        tensors.push((key(spec, part.site, "b"), vec![rank as u64, o as u64], transpose(&part.b, o, rank)));
     }
     let config = json!({
         "fine_tune_type": "lora",
@@ -65,8 +64,8 @@ pub async fn read(config: &Source, weights: Source, spec: &ModelSpec) -> Result<
     let mut factors = Vec::new();
     for site in sites {
         let (o, i) = spec.linear_shape(site.module);
-        let a = checkpoint.read_f32(checkpoint.get(&key(site, "a"))?).await?;
-        let b = checkpoint.read_f32(checkpoint.get(&key(site, "b"))?).await?;
+        let a = checkpoint.read_f32(checkpoint.get(&key(spec, site, "a"))?).await?;
+        let b = checkpoint.read_f32(checkpoint.get(&key(spec, site, "b"))?).await?;
         factors.push(Factors { site, rank, scale, a: transpose(&a, i, rank), b: transpose(&b, rank, o) });
     }
     let flat = adapter.flat(&factors);
@@ -93,12 +92,12 @@ async fn read_config(config: &Source) -> Result<LoraConfig> {
 
 /// The linears in the file, each with both factors in their shapes, and nothing else.
 fn sites(checkpoint: &Checkpoint, settings: &LoraConfig, spec: &ModelSpec) -> Result<BTreeSet<Site>> {
-    let all = (0..spec.layers).flat_map(|layer| Module::ALL.map(|module| Site { layer, module }));
-    let sites: BTreeSet<Site> = all.filter(|site| checkpoint.has(&key(*site, "a"))).collect();
+    let all = (0..spec.layers).flat_map(|layer| spec.modules().map(move |module| Site { layer, module }));
+    let sites: BTreeSet<Site> = all.filter(|site| checkpoint.has(&key(spec, *site, "a"))).collect();
     let r = settings.rank as u64;
     let factors = sites.iter().flat_map(|site| {
         let (o, i) = spec.linear_shape(site.module);
-        [(key(*site, "a"), vec![i as u64, r]), (key(*site, "b"), vec![r, o as u64])]
+        [(key(spec, *site, "a"), vec![i as u64, r]), (key(spec, *site, "b"), vec![r, o as u64])]
     });
     let wanted: Vec<(String, Vec<u64>)> = factors.collect();
     checkpoint.expect(wanted.iter().cloned())?;

@@ -5,17 +5,17 @@
 //! instead of `peft_type`, and the tensors have the names of the base's. PEFT refuses such a folder; a merged model is
 //! what other programs read.
 
-use super::base::Tensors;
+use super::base::{OfTheBase, Tensors};
 use super::dora::Dora;
 use super::factors::transpose;
 use super::ia3::{self, Ia3};
 use super::lora::{Lora, LoraConfig, Pattern, all_sites};
-use super::method::{Adapter, Method, Part, Role};
+use super::method::{Adapter, Part, Role};
 use super::prefix::Prefix;
 use super::prompt::{Prompt, Start};
 use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
-use crate::model::tensors::{Tensor, hf_name, module_path};
+use crate::model::tensors::{Names, Tensor};
 use crate::model::{ModelSpec, Module, Site};
 use crate::weights::{Checkpoint, Source, safetensors};
 use serde_json::{Value, json};
@@ -27,32 +27,36 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const PLAIN: &str = "LoRA, DoRA, (IA)³, prompt, prefix and LN tuning of a language model's own layers are read";
 
-/// What PEFT calls a linear.
-pub fn path(site: Site) -> String {
-    format!("model.layers.{}.{}", site.layer, module_path(site.module))
-}
-
-/// A tensor of the file: its name, its shape, and how a part lies in it.
+/// A tensor of the file: its name, its shape, and how parts lie in it.
 struct Stored {
     name: String,
     shape: Vec<u64>,
-    parts: Vec<(Part, Place)>,
+    parts: Vec<Piece>,
+}
+
+/// A part from the tensor's element `at` on, so many elements of it.
+struct Piece {
+    part: Part,
+    at: usize,
+    len: usize,
+    place: Place,
 }
 
 #[derive(Clone, Copy)]
 enum Place {
-    /// As it is; rows beyond the tensor's are padding.
     Plain,
     Transposed,
     /// The columns from here on of a wider tensor.
     Columns(usize),
+    /// Less this. Rows beyond the tensor's are padding.
+    Less(f32),
 }
 
 /// The tensors of an adapter's file.
 fn stored(adapter: &Adapter) -> Vec<Stored> {
     let mut all = Vec::<Stored>::new();
     for part in &adapter.parts {
-        let at = |site: &Site, what: &str| format!("{PREFIX}{}.{what}", path(*site));
+        let at = |site: &Site, what: &str| format!("{PREFIX}{}.{what}", adapter.family.hf.path(*site));
         let (rows, cols) = (part.rows as u64, part.cols as u64);
         let (name, shape, place) = match &part.role {
             Role::A(site) => (at(site, "lora_A.weight"), vec![rows, cols], Place::Plain),
@@ -66,7 +70,7 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
                 let place = Place::Columns(from * part.cols);
                 if from > 0 {
                     all[0].shape[1] += cols;
-                    all[0].parts.push((*part, place));
+                    all[0].parts.push(Piece { part: *part, at: 0, len: part.len(), place });
                     continue;
                 }
                 ("prompt_embeddings".into(), vec![rows, cols], place)
@@ -75,56 +79,69 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
                 let embeds = matches!(tensor, Tensor::Embed | Tensor::Head);
                 let rows = if embeds { adapter.vocab as u64 } else { rows };
                 let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
-                (tensor_name(adapter, *tensor), shape, Place::Plain)
+                (tensor_name(adapter, *tensor), shape, Place::Less(adapter.family.less(*tensor)))
             }
         };
-        all.push(Stored { name, shape, parts: vec![(*part, place)] });
+        let size = |shape: &[u64]| shape.iter().product::<u64>() as usize;
+        let mut piece = Piece { part: *part, at: 0, len: size(&shape), place };
+        match all.last_mut().filter(|last| last.name == name) {
+            // Of linears fused into one: stacked by rows.
+            Some(last) => {
+                piece.at = size(&last.shape);
+                last.shape[0] += shape[0];
+                last.parts.push(piece);
+            }
+            None => all.push(Stored { name, shape, parts: vec![piece] }),
+        }
     }
     all
 }
 
 fn tensor_name(adapter: &Adapter, tensor: Tensor) -> String {
-    let name = hf_name(tensor);
-    match adapter.method.is_peft() {
-        true => format!("{PREFIX}{}.ln_tuning_layers.weight", name.trim_end_matches(".weight")),
-        false => name,
+    let name = adapter.family.hf.name(tensor);
+    match name.rsplit_once('.') {
+        Some((path, what)) if adapter.method.is_peft() => format!("{PREFIX}{path}.ln_tuning_layers.{what}"),
+        _ => name,
     }
 }
 
 impl Stored {
     fn gather(&self, flat: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.iter().product::<u64>() as usize];
-        for (part, place) in &self.parts {
+        for Piece { part, at, len, place } in &self.parts {
             let values = part.of(flat);
+            if let Place::Columns(from) = place {
+                let width = self.shape[1] as usize;
+                for (row, values) in values.chunks(part.cols).enumerate() {
+                    out[row * width + from..][..part.cols].copy_from_slice(values);
+                }
+                continue;
+            }
+            let out = &mut out[*at..at + len];
             match place {
-                Place::Plain => {
-                    let len = out.len();
-                    out.copy_from_slice(&values[..len]);
-                }
-                Place::Transposed => out = transpose(values, part.rows, part.cols),
-                Place::Columns(from) => {
-                    let width = self.shape[1] as usize;
-                    for (row, values) in values.chunks(part.cols).enumerate() {
-                        out[row * width + from..][..part.cols].copy_from_slice(values);
-                    }
-                }
+                Place::Transposed => out.copy_from_slice(&transpose(values, part.rows, part.cols)),
+                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x - less),
+                Place::Plain | Place::Columns(_) => out.copy_from_slice(values),
             }
         }
         out
     }
 
     fn scatter(&self, values: &[f32], flat: &mut [f32]) {
-        for (part, place) in &self.parts {
+        for Piece { part, at, len, place } in &self.parts {
             let out = part.of_mut(flat);
-            match place {
-                Place::Plain => out[..values.len()].copy_from_slice(values),
-                Place::Transposed => out.copy_from_slice(&transpose(values, part.cols, part.rows)),
-                Place::Columns(from) => {
-                    let width = self.shape[1] as usize;
-                    for (row, out) in out.chunks_mut(part.cols).enumerate() {
-                        out.copy_from_slice(&values[row * width + from..][..part.cols]);
-                    }
+            if let Place::Columns(from) = place {
+                let width = self.shape[1] as usize;
+                for (row, out) in out.chunks_mut(part.cols).enumerate() {
+                    out.copy_from_slice(&values[row * width + from..][..part.cols]);
                 }
+                continue;
+            }
+            let values = &values[*at..at + len];
+            match place {
+                Place::Transposed => out.copy_from_slice(&transpose(values, part.cols, part.rows)),
+                Place::Less(less) => out.iter_mut().zip(values).for_each(|(out, x)| *out = x + less),
+                Place::Plain | Place::Columns(_) => out.copy_from_slice(values),
             }
         }
     }
@@ -193,7 +210,7 @@ impl Config {
             Config::Ia3 { .. } => "ia3",
             Config::Prompt { .. } => "prompt",
             Config::Prefix { .. } => "prefix",
-            Config::Base(tensors) => tensors.name(),
+            Config::Base(which) => which.name(),
         }
     }
 }
@@ -212,10 +229,12 @@ fn laid_out(
     Ok(match settings {
         Config::Lora { config, magnitude: false } => Adapter::new(spec, lora(config)?),
         Config::Lora { config, .. } => Adapter::new(spec, Dora(lora(config)?)),
-        Config::Ia3 { modules } => Adapter::new(spec, Ia3 { sites: sites(checkpoint, modules, ".ia3_l", spec, base)? }),
+        Config::Ia3 { modules } => {
+            Adapter::new(spec, Ia3 { sites: sites(checkpoint, modules, ".ia3_l", spec, base)?, family: spec.family })
+        }
         Config::Prompt { tokens } => Adapter::new(spec, Prompt::new(spec, *tokens, Start::Random)),
         Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
-        Config::Base(tensors) => Adapter::new(spec, *tensors),
+        Config::Base(which) => Adapter::new(spec, OfTheBase { which: *which, family: spec.family }),
     })
 }
 
@@ -237,8 +256,12 @@ fn sites(
     spec: &ModelSpec,
     base: Option<&str>,
 ) -> Result<BTreeSet<Site>> {
+    let names = &spec.family.hf;
     let mut sites = all_sites(spec, modules);
-    sites.extend(checkpoint.names().filter_map(|name| site(name, suffix)));
+    for found in checkpoint.names().filter_map(|name| site(names, name, suffix)) {
+        let fused = spec.modules().filter(|module| names.module(*module) == names.module(found.module));
+        sites.extend(fused.map(|module| Site { module, ..found }));
+    }
     let problem = match sites.last() {
         None => {
             format!("no {} weight of a linear layer is in it", suffix.trim_matches('.').trim_end_matches(".weight"))
@@ -253,10 +276,11 @@ fn sites(
 }
 
 /// The linear whose tensor has this name.
-fn site(name: &str, suffix: &str) -> Option<Site> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.strip_prefix("model.layers.")?.split_once('.')?;
+fn site(names: &Names, name: &str, suffix: &str) -> Option<Site> {
+    let path = name.strip_prefix(PREFIX)?.strip_prefix(names.layer)?.strip_prefix('.')?;
+    let (layer, rest) = path.split_once('.')?;
     let module = rest.strip_suffix(suffix)?;
-    let module = Module::ALL.into_iter().find(|m| module_path(*m) == module)?;
+    let module = Module::ALL.into_iter().find(|m| names.module(*m) == module)?;
     Some(Site { layer: layer.parse().ok()?, module })
 }
 

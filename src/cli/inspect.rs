@@ -136,7 +136,8 @@ fn kind(tensor: Tensor) -> &'static str {
         Tensor::Head => "head",
         Tensor::Weight(site) | Tensor::Bias(site) if site.module.is_attention() => "attention",
         Tensor::Weight(_) | Tensor::Bias(_) => "mlp",
-        Tensor::FinalNorm | Tensor::AttentionNorm(_) | Tensor::MlpNorm(_) => "norms",
+        Tensor::Positions => "positions",
+        Tensor::Norm(_) | Tensor::NormBias(_) => "norms",
     }
 }
 
@@ -149,7 +150,7 @@ fn shares(opened: &Opened, checkpoint: &Checkpoint) -> Result<Shares> {
         let share = shares.entry((kind(tensor), info.stored.name(), kept)).or_default();
         share.tensors += 1;
         share.parameters += shape.iter().product::<u64>();
-        share.bytes += info.bytes;
+        share.bytes += opened.bytes(tensor, &shape);
     }
     Ok(shares)
 }
@@ -171,7 +172,12 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
         "  {} heads of {}, {} for keys and values; vocabulary {}{tied}",
         s.heads, s.head_dim, s.kv_heads, s.vocab
     ));
-    say(format!("  rope theta {}{}; norm eps {:e}", s.rope.theta, scaling(&s.rope.scaling), s.eps));
+    say(format!("  {}; norm eps {:e}", positions(s), s.eps));
+    if let Some(local) = &s.local {
+        let layers = local.layers.iter().filter(|local| **local).count();
+        let theta = local.rope.as_ref().map_or(String::new(), |rope| format!(", rope theta {}", rope.theta));
+        say(format!("  {layers} layers see the nearest {} positions{theta}", local.window));
+    }
     say("\n  weights     parameters        in file   kept as      bytes in file");
     for ((kind, stored, kept), share) in &shares {
         let (parameters, bytes) = (grouped(share.parameters), size(share.bytes));
@@ -180,6 +186,13 @@ fn inspect_model(args: &InspectModel) -> Result<()> {
     say("");
     tokenizer_lines(&files, &tokenizer);
     Ok(())
+}
+
+fn positions(spec: &ModelSpec) -> String {
+    match &spec.rope {
+        Some(rope) => format!("rope theta {}{}", rope.theta, scaling(&rope.scaling)),
+        None => "learned positions".into(),
+    }
 }
 
 fn scaling(scaling: &RopeScaling) -> String {
@@ -219,9 +232,9 @@ fn model_json(s: &ModelSpec, shares: &Shares, files: &ModelFiles, tokenizer: &To
         .collect();
     let facts = files.tokenizer();
     json!({
-        "family": s.family, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
+        "family": s.family.name, "parameters": s.parameters(), "layers": s.layers, "hidden": s.hidden, "ffn": s.ffn,
         "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim, "vocab": s.vocab, "context": s.context,
-        "tied": s.tied, "rope_theta": s.rope.theta, "eps": s.eps, "weights": weights,
+        "tied": s.tied, "rope_theta": s.rope.as_ref().map(|rope| rope.theta), "eps": s.eps, "weights": weights,
         "tokenizer": {
             "size": tokenizer.vocab_size(), "bos": facts.bos, "add_bos": facts.add_bos, "eos": tokenizer.eos_ids(),
             "pad": facts.pad, "end_of_turn": tokenizer.end_of_turn(),
@@ -306,16 +319,14 @@ fn method(config: &peft::Config) -> String {
 
 fn factor_lines(factors: &[Factor]) {
     say("\n  module       linears       ‖A‖       ‖B‖   (Frobenius norms over all layers)");
-    for module in Module::ALL {
+    for module in modules(factors) {
         let squares = |factor: &str| -> Vec<f64> {
-            let name = format!(".{}.lora_{factor}.", module.name());
+            let name = format!(".{module}.lora_{factor}.");
             factors.iter().filter(|f| f.name.contains(&name)).map(|f| f.squares).collect()
         };
         let [a, b] = [squares("A"), squares("B")];
-        if !a.is_empty() {
-            let norm = |squares: &[f64]| squares.iter().sum::<f64>().sqrt();
-            say(format!("  {:<12} {:>7} {:>9.4} {:>9.4}", module.name(), a.len(), norm(&a), norm(&b)));
-        }
+        let norm = |squares: &[f64]| squares.iter().sum::<f64>().sqrt();
+        say(format!("  {module:<12} {:>7} {:>9.4} {:>9.4}", a.len(), norm(&a), norm(&b)));
     }
     if factors.iter().filter(|f| f.name.contains(".lora_B.")).all(|f| f.squares == 0.0) {
         say("  every B is zero: this adapter changes nothing yet");
@@ -346,8 +357,12 @@ fn adapter_json(config: &peft::Config, base: &str, factors: &[Factor]) -> Value 
     out
 }
 
-/// The modules that are adapted somewhere.
-fn modules(factors: &[Factor]) -> Vec<&'static str> {
-    let adapted = |name: &&str| factors.iter().any(|f| f.name.contains(&format!(".{name}.lora_A.")));
-    Module::ALL.map(Module::name).into_iter().filter(adapted).collect()
+/// The modules that are adapted somewhere, in the order of the model.
+fn modules(factors: &[Factor]) -> Vec<&str> {
+    let order = |name: &str| Module::ALL.iter().position(|module| module.name() == name);
+    let mut names: Vec<&str> =
+        factors.iter().filter_map(|f| f.name.split_once(".lora_A.")?.0.rsplit('.').next()).collect();
+    names.sort_by_key(|name| (order(name), *name));
+    names.dedup();
+    names
 }

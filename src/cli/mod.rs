@@ -9,12 +9,15 @@ mod devices;
 mod eval;
 mod export;
 mod generate;
+mod handoff;
 mod inspect;
 mod merge;
 mod merge_adapters;
 mod out;
+mod probe;
 mod progress;
 mod recipe;
+mod tasks;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -44,8 +47,11 @@ enum Command {
     /// Tune a model on your data and write the adapter.
     #[command(allow_negative_numbers = true)]
     Train(Box<train::Args>),
-    /// Measure the loss of a model on data.
-    Eval(eval::Args),
+    /// Measure the loss of a model on data, or what its answers are worth.
+    Eval(Box<eval::Args>),
+    /// Find out in minutes whether a model can learn some data, and what would help.
+    #[command(allow_negative_numbers = true)]
+    Probe(Box<probe::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
     /// Write a model with an adapter added in, as a Hugging Face folder or a GGUF file that needs neither.
@@ -54,6 +60,8 @@ enum Command {
     Export(export::Args),
     /// Make one adapter of several, weighted.
     MergeAdapters(merge_adapters::Args),
+    /// Make a folder in which TRL, PEFT and Accelerate go on from an adapter.
+    Handoff(handoff::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
     Inspect(inspect::Args),
     /// List what the engine can run on.
@@ -64,11 +72,13 @@ pub fn run() -> ExitCode {
     quieten_drivers();
     let (json, result) = match Cli::parse().command {
         Command::Train(args) => (false, train::run(*args)),
-        Command::Eval(args) => (args.json, eval::run(args)),
+        Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
+        Command::Probe(args) => (args.json, probe::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Export(args) => (false, export::run(args)),
         Command::MergeAdapters(args) => (false, merge_adapters::run(args)),
+        Command::Handoff(args) => (false, handoff::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
     };

@@ -1,7 +1,7 @@
 //! Where exported files go: written aside, and in their place only when all are complete and have been checked.
 
 use super::count;
-use luthier::model::probe::Agreement;
+use luthier::model::agreement::Agreement;
 use luthier::{Error, Result};
 use std::fs::File;
 use std::io::Write;

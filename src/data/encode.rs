@@ -121,6 +121,13 @@ impl Dataset {
         Dataset { examples, ..self.clone() }
     }
 
+    /// Some of the examples, by their numbers.
+    pub fn subset(&self, keep: &[usize]) -> Dataset {
+        let examples: Vec<Example> = keep.iter().map(|i| self.examples[*i].clone()).collect();
+        let records = examples.len();
+        Dataset::new(self.file.clone(), examples, records, 0, self.stats.seq_len)
+    }
+
     /// What a run sees of the data: their tokens and which of them are learned.
     pub fn digest(&self) -> String {
         let mut digest = Digest::default();

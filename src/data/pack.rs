@@ -126,6 +126,20 @@ impl Batches {
         batch
     }
 
+    /// The examples of batch `index`, by their number in the data, in the order of their tokens.
+    pub fn examples(&self, index: u64) -> Vec<usize> {
+        let (epoch, within) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        let b = self.options.b;
+        let rows = self.order(epoch);
+        let rows = rows.iter().skip(within as usize * b).take(b);
+        rows.flat_map(|row| self.rows[*row as usize].iter().map(|example| *example as usize)).collect()
+    }
+
+    /// Targets of an example.
+    pub fn targets(&self, example: usize) -> usize {
+        self.examples[example].targets()
+    }
+
     fn order(&self, epoch: u64) -> Rc<[u32]> {
         let mut last = self.order.borrow_mut();
         if last.0 != epoch {

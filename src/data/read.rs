@@ -51,6 +51,24 @@ pub struct Records {
 }
 
 impl Records {
+    /// Records that come from no file; each one's line is its place, counting from 1.
+    pub fn of(name: &str, records: Vec<Record>) -> Records {
+        Records {
+            file: name.into(),
+            records: (1..).zip(records).collect(),
+            skip_bad: false,
+            columns: ColumnMap::default(),
+            sha256: String::new(),
+            problems: Problems::default(),
+            unit: "record",
+        }
+    }
+
+    /// Other records in the place of these: a part of them, say.
+    pub fn with(&self, records: Vec<(u64, Record)>) -> Records {
+        Records { records, ..self.clone() }
+    }
+
     /// Records left out because they could not be used.
     pub fn skipped(&self) -> u64 {
         self.problems.count()

@@ -1,15 +1,16 @@
 //! The decoder: weights declared in a plan, and the sequences for training, evaluation and generation.
 
-use super::block::{Block, Cache, Common, Kept, Norm};
+use super::block::{Block, Cache, Common, Kept};
 use super::linear::{Build, Linear};
+use super::norm::Norm;
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
-use super::tensors::Tensor;
+use super::tensors::{NormAt, Tensor};
 use crate::device::Device;
 use crate::format::WeightFormat;
 use crate::ops::cross_entropy::{self, Chunk};
 use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
-use crate::ops::{control, embedding, gather, rows};
+use crate::ops::{control, embedding, gather, rows, softcap};
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 
 /// The frozen base model as buffers of a plan.
@@ -17,9 +18,11 @@ use crate::plan::{Buf, Elem, Plan, SequenceId};
 pub struct Decoder {
     pub spec: ModelSpec,
     pub embed: Matrix,
+    /// Learned positions.
+    pub positions: Option<Matrix>,
     /// The embedding itself where the head is tied.
     pub head: Matrix,
-    pub norm: Buf,
+    pub norm: Norm,
     pub blocks: Vec<Block>,
     /// A small buffer bound where a kernel reads nothing.
     pub none: Buf,
@@ -36,13 +39,22 @@ impl Decoder {
         max_binding: u64,
     ) -> Decoder {
         let s = spec;
-        let vector = |plan: &mut Plan, label: String, len| plan.persistent(label, Elem::Float, len);
+        let norm = |plan: &mut Plan, at: NormAt| {
+            let width = s.norm_width(at);
+            let mut vector = |tensor| plan.persistent(s.hf_name(tensor), Elem::Float, width);
+            let w = vector(Tensor::Norm(at));
+            Norm { at, w, b: s.layer_norm.then(|| vector(Tensor::NormBias(at))), width, eps: s.eps }
+        };
         let embed = matrix(plan, "embed_tokens", s.padded_vocab(), s.hidden, format(Tensor::Embed), max_binding);
         let head = match s.tied {
             true => embed.clone(),
             false => matrix(plan, "lm_head", s.padded_vocab(), s.hidden, format(Tensor::Head), max_binding),
         };
-        let norm = vector(plan, "norm".into(), s.hidden);
+        let positions = s
+            .rope
+            .is_none()
+            .then(|| matrix(plan, "positions", s.context, s.hidden, format(Tensor::Positions), max_binding));
+        let last = norm(plan, NormAt::Final);
         let mut blocks = Vec::with_capacity(s.layers);
         for layer in 0..s.layers {
             let linear = |plan: &mut Plan, module: Module| {
@@ -54,26 +66,30 @@ impl Decoder {
                 Linear { site, w, bias }
             };
             blocks.push(Block {
-                attention_norm: vector(plan, format!("layers.{layer}.input_layernorm"), s.hidden),
+                attention_norm: norm(plan, NormAt::Attention(layer)),
+                qk_norm: s.qk_norm.then(|| [NormAt::Q(layer), NormAt::K(layer)].map(|at| norm(plan, at))),
                 q: linear(plan, Module::Q),
                 k: linear(plan, Module::K),
                 v: linear(plan, Module::V),
                 o: linear(plan, Module::O),
-                mlp_norm: vector(plan, format!("layers.{layer}.post_attention_layernorm"), s.hidden),
-                gate: linear(plan, Module::Gate),
+                post_attention_norm: s.post_norms.then(|| norm(plan, NormAt::PostAttention(layer))),
+                mlp_norm: norm(plan, NormAt::Mlp(layer)),
+                gate: s.gated.then(|| linear(plan, Module::Gate)),
                 up: linear(plan, Module::Up),
                 down: linear(plan, Module::Down),
+                post_mlp_norm: s.post_norms.then(|| norm(plan, NormAt::PostMlp(layer))),
             });
         }
         let none = plan.persistent("none", Elem::Float, 4);
         let zero = plan.persistent("zero", Elem::Word, 4);
-        Decoder { spec: spec.clone(), embed, head, norm, blocks, none, zero }
+        Decoder { spec: spec.clone(), embed, positions, head, norm: last, blocks, none, zero }
     }
 
     /// How most of the weights are stored.
     pub fn main_format(&self) -> WeightFormat {
         let mut shares = std::collections::BTreeMap::new();
-        let linears = self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down]);
+        let linears =
+            self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.up, &b.down].into_iter().chain(&b.gate));
         for w in linears.map(|l| &l.w).chain([&self.embed]) {
             *shares.entry(w.format).or_insert(0) += w.rows * w.cols;
         }
@@ -84,6 +100,7 @@ impl Decoder {
     pub fn matrix(&self, tensor: Tensor) -> Option<&Matrix> {
         match tensor {
             Tensor::Embed => Some(&self.embed),
+            Tensor::Positions => self.positions.as_ref(),
             Tensor::Head => Some(&self.head),
             Tensor::Weight(site) => Some(&self.linear(site).w),
             _ => None,
@@ -92,11 +109,22 @@ impl Decoder {
 
     pub fn vector(&self, tensor: Tensor) -> Option<Buf> {
         match tensor {
-            Tensor::FinalNorm => Some(self.norm),
-            Tensor::AttentionNorm(l) => Some(self.blocks[l].attention_norm),
-            Tensor::MlpNorm(l) => Some(self.blocks[l].mlp_norm),
+            Tensor::Norm(at) => self.norm_at(at).map(|norm| norm.w),
+            Tensor::NormBias(at) => self.norm_at(at)?.b,
             Tensor::Bias(site) => self.linear(site).bias,
             _ => None,
+        }
+    }
+
+    fn norm_at(&self, at: NormAt) -> Option<Norm> {
+        match at {
+            NormAt::Final => Some(self.norm),
+            NormAt::Attention(l) => Some(self.blocks[l].attention_norm),
+            NormAt::PostAttention(l) => self.blocks[l].post_attention_norm,
+            NormAt::Mlp(l) => Some(self.blocks[l].mlp_norm),
+            NormAt::PostMlp(l) => self.blocks[l].post_mlp_norm,
+            NormAt::Q(l) => self.blocks[l].qk_norm.map(|[q, _]| q),
+            NormAt::K(l) => self.blocks[l].qk_norm.map(|[_, k]| k),
         }
     }
 
@@ -107,22 +135,31 @@ impl Decoder {
             Module::K => &b.k,
             Module::V => &b.v,
             Module::O => &b.o,
-            Module::Gate => &b.gate,
+            Module::Gate => b.gate.as_ref().expect("a site of the model"),
             Module::Up => &b.up,
             Module::Down => &b.down,
         }
     }
 
-    /// Embedded tokens, with the adapter's rows where those stand.
-    fn embed(&self, cx: &mut Build, ids: Buf, virtual_rows: Buf) -> Buf {
-        let size = (cx.n, self.spec.hidden);
+    /// Embedded tokens, with the adapter's rows where those stand, and learned positions where the family has them.
+    fn embed(&self, cx: &mut Build, ids: Buf, positions: Buf, virtual_rows: Buf) -> Buf {
+        let (size, scale) = ((cx.n, self.spec.hidden), self.spec.embed_scale);
         let x = cx.plan.temp("embedded", cx.n * self.spec.hidden);
-        embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, x);
+        embedding::forward(cx.plan, "embed", cx.n, ids, &self.embed, scale, false, x);
         if let Some((patches, at)) = cx.replaced(Tensor::Embed) {
-            rows::forward(cx.plan, "trained embed", size, ids, patches.param(at), x);
+            rows::forward(cx.plan, "trained embed", size, ids, patches.param(at), scale, false, x);
         }
         if let Some((patches, at)) = virtual_embeddings(cx) {
-            rows::forward(cx.plan, "virtual tokens", size, virtual_rows, patches.param(at), x);
+            rows::forward(cx.plan, "virtual tokens", size, virtual_rows, patches.param(at), 1.0, false, x);
+        }
+        match (&self.positions, cx.replaced(Tensor::Positions)) {
+            (_, Some((patches, at))) => {
+                rows::forward(cx.plan, "trained positions", size, positions, patches.param(at), 1.0, true, x);
+            }
+            (Some(learned), None) => {
+                embedding::forward(cx.plan, "positions", cx.n, positions, learned, 1.0, true, x);
+            }
+            (None, None) => {}
         }
         x
     }
@@ -130,16 +167,16 @@ impl Decoder {
     /// Gradients of trained embeddings. `dx` is used up.
     fn embed_backward(&self, cx: &mut Build, io: &Inputs, dx: Buf) {
         let size = (cx.n, self.spec.hidden);
+        if let Some((patches, at)) = cx.replaced(Tensor::Positions) {
+            rows::backward(cx.plan, "trained positions", size, io.positions, patches.grad(at), 1.0, dx, false);
+        }
         if let Some((patches, at)) = virtual_embeddings(cx) {
-            rows::backward(cx.plan, "virtual tokens", size, io.virtual_rows, patches.grad(at), dx, true);
+            rows::backward(cx.plan, "virtual tokens", size, io.virtual_rows, patches.grad(at), 1.0, dx, true);
         }
         if let Some((patches, at)) = cx.replaced(Tensor::Embed) {
-            rows::backward(cx.plan, "trained embed", size, io.ids, patches.grad(at), dx, false);
+            let scale = self.spec.embed_scale;
+            rows::backward(cx.plan, "trained embed", size, io.ids, patches.grad(at), scale, dx, false);
         }
-    }
-
-    fn final_norm(&self) -> Norm {
-        Norm { tensor: Tensor::FinalNorm, w: self.norm }
     }
 
     /// The tensor that the head is: the embedding itself where it is tied.
@@ -147,10 +184,13 @@ impl Decoder {
         if self.spec.tied { Tensor::Embed } else { Tensor::Head }
     }
 
-    /// `logits = x·headᵀ` for `rows` rows.
+    /// `logits = cap(x·headᵀ)` for `rows` rows.
     fn logits(&self, cx: &mut Build, rows: usize, x: Buf, logits: Buf) {
         let head = cx.matrix(self.head_tensor(), &self.head);
         matmul::forward(cx.plan, "lm_head", rows, x, &head, 1.0, Epilogue::default(), cx.none, logits);
+        if let Some(cap) = self.spec.final_cap {
+            softcap::forward(cx.plan, "lm_head", rows * self.spec.padded_vocab(), cap, logits);
+        }
     }
 }
 
@@ -191,8 +231,9 @@ pub struct Inputs {
     /// Report ring: loss sum, hits, gradient norm, applied.
     pub ring: Buf,
     pub rope_table: Buf,
-    /// [C] ones, for gradients of norms.
-    ones: Buf,
+    max_position: usize,
+    /// [C] ones and [C] zeros, for gradients of norms.
+    units: [Buf; 2],
 }
 
 impl Inputs {
@@ -215,20 +256,21 @@ impl Inputs {
             control,
             row_results: floats("row results", n * cross_entropy::ROW),
             ring: floats("report ring", control::RING_SLOTS * control::REPORT),
-            rope_table: floats("rope table", max_position * spec.head_dim),
-            ones: floats("ones", spec.hidden),
+            rope_table: floats("rope table", spec.rope_len(max_position)),
+            max_position,
+            units: ["ones", "zeros"].map(|label| floats(label, spec.hidden.max(spec.head_dim))),
         }
     }
 
     /// Writes what never changes, for rows of up to `max_position` tokens; the plan is prepared.
     pub fn write_tables(&self, device: &mut Device, spec: &ModelSpec, max_position: usize) {
-        device.write_floats(self.rope_table, 0, &spec.rope.table(spec.head_dim, max_position));
-        device.write_floats(self.ones, 0, &vec![1.0; spec.hidden]);
+        device.write_floats(self.rope_table, 0, &spec.rope_table(max_position));
+        device.write_floats(self.units[0], 0, &vec![1.0; spec.hidden.max(spec.head_dim)]);
     }
 
     fn common(&self) -> Common {
-        let Inputs { positions, spans, rope_table, virtual_rows, ones, .. } = *self;
-        Common { positions, spans, rope_table, virtual_rows, ones }
+        let Inputs { positions, spans, rope_table, max_position, virtual_rows, .. } = *self;
+        Common { positions, spans, rope_table, max_position, virtual_rows }
     }
 }
 
@@ -263,18 +305,18 @@ impl Decoder {
         let evaluate = plan.begin("evaluate");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
-        let hidden = self.final_norm().forward(&mut cx, &self.spec, x);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
         self.head_loss(&mut cx, io, hidden, None);
         let train = train.then(|| self.train_sequence(plan, io, patches.expect("something to train"), kept_blocks));
         LossSequences { train, evaluate }
     }
 
     /// Appends the logits [N, padded vocab] of every position.
-    pub fn probe(&self, plan: &mut Plan, io: &Inputs, patches: Option<&Patches>, logits: Buf) -> SequenceId {
-        let sequence = plan.begin("probe");
+    pub fn all_logits(&self, plan: &mut Plan, io: &Inputs, patches: Option<&Patches>, logits: Buf) -> SequenceId {
+        let sequence = plan.begin("all logits");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
-        let hidden = self.final_norm().forward(&mut cx, &self.spec, x);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
         self.logits(&mut cx, io.n, hidden, logits);
         sequence
     }
@@ -287,7 +329,7 @@ impl Decoder {
         control: Buf,
         dropout: bool,
     ) -> Build<'a> {
-        Build { plan, n, patches, control, none: self.none, zero: self.zero, dropout }
+        Build { plan, n, patches, control, none: self.none, zero: self.zero, units: [self.none; 2], dropout }
     }
 
     fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
@@ -296,12 +338,13 @@ impl Decoder {
         let lowest = patches.lowest_layer(self.blocks.len());
         let first_kept = self.blocks.len().saturating_sub(kept_blocks);
         let mut cx = self.build(plan, io.n, Some(patches), io.control, true);
+        cx.units = io.units;
         let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= lowest);
-        let hidden = self.final_norm().forward(&mut cx, spec, x);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
         let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
-        self.final_norm().backward(&mut cx, spec, &common, x, d_hidden, Some(dx), false);
+        self.norm.backward(&mut cx, io.n, x, d_hidden, Some(dx), false);
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
@@ -316,7 +359,7 @@ impl Decoder {
     /// Embedding and blocks; keeps input and activations of the layers that `keep` names.
     #[allow(clippy::type_complexity)]
     fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<Option<(Buf, Kept)>>) {
-        let mut x = self.embed(cx, io.ids, io.virtual_rows);
+        let mut x = self.embed(cx, io.ids, io.positions, io.virtual_rows);
         let mut states = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let (out, kept) = block.forward(cx, &self.spec, &io.common(), x);
@@ -332,7 +375,7 @@ impl Decoder {
         let rows = head_chunk(&self.spec, n);
         for first in (0..n).step_by(rows) {
             let m = rows.min(n - first);
-            let chunk = Chunk { m, first, v: self.spec.vocab, ld };
+            let chunk = Chunk { m, first, v: self.spec.vocab, ld, cap: self.spec.final_cap.unwrap_or(0.0) };
             let beyond = if first == 0 { 0 } else { first as u32 };
             let skip = std::mem::replace(&mut cx.plan.skip_up_to, beyond);
             let h = cx.plan.temp("supervised", m * c);
@@ -395,7 +438,7 @@ impl Decoder {
         let control = words("control", control::WORDS);
         let mut floats = |label: &str, len| plan.persistent(label, Elem::Float, len);
         let logits = floats("next logits", sequences * spec.padded_vocab());
-        let rope_table = floats("rope table", capacity * spec.head_dim);
+        let rope_table = floats("rope table", spec.rope_len(capacity));
         let mut cache = || floats("cache", sequences * capacity * spec.kv_width());
         let caches = (0..spec.layers).map(|_| Cache { k: cache(), v: cache(), capacity }).collect();
         let io = Slots {
@@ -419,16 +462,16 @@ impl Decoder {
     /// Appends the sequences of a prompt chunk and of a decoding step over the cache.
     pub fn generation_pass(&self, plan: &mut Plan, io: &Slots, patches: Option<&Patches>) -> Pass {
         let spec = &self.spec;
-        let Slots { positions, slots: spans, rope_table, virtual_rows, .. } = *io;
-        let common = Common { positions, spans, rope_table, virtual_rows, ones: self.none };
+        let Slots { positions, slots: spans, rope_table, capacity: max_position, virtual_rows, .. } = *io;
+        let common = Common { positions, spans, rope_table, max_position, virtual_rows };
         let mut sequence = |name: &str, n: usize| {
             let id = plan.begin(name);
             let mut cx = self.build(plan, n, patches, io.control, false);
-            let mut x = self.embed(&mut cx, io.ids, io.virtual_rows);
+            let mut x = self.embed(&mut cx, io.ids, positions, virtual_rows);
             for (block, cache) in self.blocks.iter().zip(&io.caches) {
                 x = block.forward_cached(&mut cx, spec, &common, cache, x);
             }
-            let hidden = self.final_norm().forward(&mut cx, spec, x);
+            let hidden = self.norm.forward(&mut cx, n, x, None);
             let last = cx.plan.temp("last rows", io.sequences * spec.hidden);
             gather::forward(cx.plan, (io.sequences, 0), spec.hidden, io.rows, hidden, last);
             self.logits(&mut cx, io.sequences, last, io.logits);

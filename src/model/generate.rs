@@ -98,7 +98,7 @@ impl Generator {
             Some(patches) => generator.adapt(base, patches).await?,
             None => base.device.prepare(&base.plan).await?,
         }
-        base.device.write_floats(generator.io.rope_table, 0, &spec.rope.table(spec.head_dim, capacity));
+        base.device.write_floats(generator.io.rope_table, 0, &spec.rope_table(capacity));
         Ok(generator)
     }
 

@@ -19,6 +19,8 @@ pub struct Build<'a> {
     pub none: Buf,
     /// A word that is 0.
     pub zero: Buf,
+    /// As many ones and zeros as a norm is wide; for training only.
+    pub units: [Buf; 2],
     /// Dropout is for training only.
     pub dropout: bool,
 }

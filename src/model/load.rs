@@ -3,13 +3,13 @@
 use super::decoder::Decoder;
 use super::family;
 use super::spec::{ModelSpec, RopeScaling};
-use super::tensors::{Tensor, gguf_name, hf_name, interleaved};
+use super::tensors::{Names, Tensor, interleaved};
 use crate::device::Device;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::format::WeightFormat;
+use crate::format::{WeightFormat, pack};
 use crate::plan::Plan;
-use crate::weights::{Checkpoint, ModelFiles};
+use crate::weights::ModelFiles;
 
 /// Bytes of f32 values read at a time.
 const PIECE: usize = 8 << 20;
@@ -53,19 +53,31 @@ impl Base {
 pub struct Opened<'a> {
     pub spec: ModelSpec,
     files: &'a ModelFiles,
+    /// The file leaves out the first part of transformers' names, `model.` and the like.
+    bare: bool,
+}
+
+/// Left over in some files: rotary frequencies and causal masks, which follow from the configuration.
+const LEFTOVERS: [&str; 3] = ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+
+fn without_root(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(_, rest)| rest)
 }
 
 impl<'a> Opened<'a> {
     /// Reads the configuration and checks every tensor's name and shape; no weights are read yet.
     pub async fn new(files: &'a ModelFiles) -> Result<Opened<'a>> {
-        let mut spec = family::spec(files)?;
+        let mut opened = Opened { spec: family::spec(files)?, files, bare: false };
         let checkpoint = files.checkpoint();
-        if matches!(files, ModelFiles::Hf { .. }) && !spec.tied && !checkpoint.has("lm_head.weight") {
-            spec.tied = true; // transformers leaves a tied head out of the file, also where config.json does not say so
+        if matches!(files, ModelFiles::Hf { .. }) {
+            let embed = opened.name(Tensor::Embed);
+            opened.bare = !checkpoint.has(&embed) && checkpoint.has(without_root(&embed));
+            // transformers leaves a tied head out of the file, also where config.json does not say so
+            opened.spec.tied |= !checkpoint.has(&opened.name(Tensor::Head));
         }
-        let opened = Opened { spec, files };
+        let wanted = opened.spec.file_tensors(opened.names());
         let wanted: Vec<(String, Vec<u64>)> =
-            opened.spec.tensors().into_iter().map(|(t, shape)| (opened.name(t), shape)).collect();
+            wanted.into_iter().map(|file| (opened.in_file(file.name), file.shape)).collect();
         checkpoint.expect(wanted.iter().cloned())?;
         let names: Vec<String> = wanted.into_iter().map(|(name, _)| name).collect();
         let hint = "the configuration asks for a smaller or simpler model than the weights are of";
@@ -73,13 +85,19 @@ impl<'a> Opened<'a> {
         opened.rope_divisors().await
     }
 
-    /// Whether a tensor belongs to the decoder: not a value head or what else a training program may have left, not
-    /// rotary frequencies, which follow from the configuration, and not the copy that is the head of a tied model.
+    /// Whether a tensor belongs to the decoder: not a value head or what else a training program may have left, and
+    /// not the copy that is the head of a tied model.
     fn is_part(&self, name: &str) -> bool {
-        let decoder =
-            ["model.", "lm_head.", "blk.", "output", "token_embd"].iter().any(|start| name.starts_with(start));
+        let names = self.names();
+        let stems = [names.embed, names.positions, names.norm, names.layer, names.head];
+        let below = |stem: &str| !stem.is_empty() && name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.'));
+        let decoder = match (self.files, self.bare) {
+            (ModelFiles::Gguf { .. }, _) => stems.into_iter().any(below),
+            (_, true) => stems.into_iter().any(|stem| below(without_root(stem))),
+            (_, false) => stems.into_iter().any(|stem| below(stem.split('.').next().unwrap_or(stem))),
+        };
         let copy = self.spec.tied && name == self.name(Tensor::Head);
-        decoder && !copy && !name.ends_with("rotary_emb.inv_freq")
+        decoder && !copy && !LEFTOVERS.iter().any(|end| name.ends_with(end))
     }
 
     /// Llama 3's frequency scaling comes as a tensor in GGUF files.
@@ -89,17 +107,34 @@ impl<'a> Opened<'a> {
             let half = self.spec.head_dim as u64 / 2;
             checkpoint.expect([(ROPE_DIVISORS.to_string(), vec![half])])?;
             let divisors = checkpoint.read_f32(checkpoint.get(ROPE_DIVISORS)?).await?;
-            self.spec.rope.scaling = RopeScaling::Divisors(divisors);
+            if let Some(rope) = &mut self.spec.rope {
+                rope.scaling = RopeScaling::Divisors(divisors);
+            }
         }
         Ok(self)
     }
 
-    /// What the model's file calls a tensor.
-    pub fn name(&self, tensor: Tensor) -> String {
+    fn names(&self) -> &'static Names {
         match self.files {
-            ModelFiles::Hf { .. } => hf_name(tensor),
-            ModelFiles::Gguf { .. } => gguf_name(tensor),
+            ModelFiles::Hf { .. } => &self.spec.family.hf,
+            ModelFiles::Gguf { .. } => &self.spec.family.gguf,
         }
+    }
+
+    /// What the model's file calls a tensor; several may be parts of one.
+    pub fn name(&self, tensor: Tensor) -> String {
+        self.in_file(self.names().name(tensor))
+    }
+
+    fn in_file(&self, name: String) -> String {
+        if self.bare && !name.starts_with(self.names().head) { without_root(&name).into() } else { name }
+    }
+
+    /// Bytes of the file that are the tensor's.
+    pub fn bytes(&self, tensor: Tensor, shape: &[u64]) -> u64 {
+        let Ok(info) = self.files.checkpoint().get(&self.name(tensor)) else { return 0 };
+        let all = info.rows() * info.cols();
+        (info.bytes as u128 * shape.iter().product::<u64>() as u128 / all.max(1) as u128) as u64
     }
 
     /// How a tensor is kept: as stored where a shader reads that format, else as bf16.
@@ -129,24 +164,24 @@ impl<'a> Opened<'a> {
     ) -> Result<String> {
         let mut digest = Digest::default();
         digest.add(format!("{:?}", self.spec).as_bytes());
-        let checkpoint = self.files.checkpoint();
         let tensors = self.spec.tensors();
-        let size = |t: Tensor| checkpoint.get(&self.name(t)).map_or(0, |i| i.bytes);
-        let total = tensors.iter().map(|(t, _)| size(*t)).sum();
+        let total = tensors.iter().map(|(t, shape)| self.bytes(*t, shape)).sum();
         let mut done = 0;
         for (tensor, shape) in tensors {
-            digest.add(format!("{} {shape:?} {}", hf_name(tensor), self.format(tensor).name()).as_bytes());
+            digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).as_bytes());
             match decoder.vector(tensor) {
                 Some(buf) => {
-                    let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
-                    let values = self.arranged(tensor, values);
+                    let mut values = self.vector(tensor, shape[0] as usize).await?;
+                    if self.less_one(tensor) && matches!(self.files, ModelFiles::Hf { .. }) {
+                        values.iter_mut().for_each(|w| *w += 1.0);
+                    }
                     digest.add(bytemuck::cast_slice(&values));
                     device.write_floats(buf, 0, &values);
                 }
-                None => self.stream_matrix(checkpoint, decoder, device, tensor, &mut digest).await?,
+                None => self.stream_matrix(decoder, device, tensor, shape[0] as usize, &mut digest).await?,
             }
             device.flush();
-            done += size(tensor);
+            done += self.bytes(tensor, &shape);
             progress(done, total);
         }
         Ok(digest.hex())
@@ -154,19 +189,21 @@ impl<'a> Opened<'a> {
 
     async fn stream_matrix(
         &self,
-        checkpoint: &Checkpoint,
         decoder: &Decoder,
         device: &mut Device,
         tensor: Tensor,
+        all: usize,
         digest: &mut Digest,
     ) -> Result<()> {
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
-        let info = checkpoint.get(&self.name(tensor))?;
         let stride = w.format.words(w.cols);
-        let piece = self.piece(tensor, w.cols);
-        for row0 in (0..info.rows() as usize).step_by(piece) {
-            let rows = piece.min(info.rows() as usize - row0);
-            let words = checkpoint.read_rows(info, row0 as u64, rows as u64, w.format).await?;
+        let piece = self.piece(tensor, w.cols, all);
+        for row0 in (0..all).step_by(piece) {
+            let rows = piece.min(all - row0);
+            let words = match self.is_transposed(tensor) {
+                true => pack(w.format, &self.transposed(tensor, rows).await?),
+                false => self.rows(tensor, w.format, row0, rows).await?,
+            };
             let words = match self.interleaved(tensor) {
                 Some(head_dim) => half_split(&words, stride, head_dim),
                 None => words,
@@ -186,25 +223,76 @@ impl<'a> Opened<'a> {
         Ok(())
     }
 
-    /// Rows read at a time: whole heads where they may have to be rearranged, which happens within a piece.
-    fn piece(&self, tensor: Tensor, cols: usize) -> usize {
+    /// Rows read at a time: whole heads, so that the rows of a head can be rearranged within a piece; all of a tensor
+    /// that has to be turned.
+    fn piece(&self, tensor: Tensor, cols: usize, all: usize) -> usize {
+        if self.is_transposed(tensor) {
+            return all.max(1);
+        }
+        // Also where the rows are in order: whoever reads may want them in the other.
         let unit = interleaved(&self.spec, tensor).unwrap_or(4);
         (PIECE / (cols * 4) / unit * unit).max(unit)
     }
 
-    /// A tensor's values as f32 in transformers' order of rows, some rows at a time: `each` gets the first row and the
+    fn is_transposed(&self, tensor: Tensor) -> bool {
+        self.names().transposed && matches!(tensor, Tensor::Weight(_))
+    }
+
+    /// The first row of the file's tensor that is this one's.
+    fn first_row(&self, tensor: Tensor) -> usize {
+        self.spec.first_row(self.names(), tensor)
+    }
+
+    async fn rows(&self, tensor: Tensor, format: WeightFormat, row0: usize, rows: usize) -> Result<Vec<u32>> {
+        let checkpoint = self.files.checkpoint();
+        let row0 = (self.first_row(tensor) + row0) as u64;
+        checkpoint.read_rows(checkpoint.get(&self.name(tensor))?, row0, rows as u64, format).await
+    }
+
+    /// All `rows` of a matrix that the file has as [in, out], alone or beside others.
+    async fn transposed(&self, tensor: Tensor, rows: usize) -> Result<Vec<f32>> {
+        let (checkpoint, first) = (self.files.checkpoint(), self.first_row(tensor));
+        let info = checkpoint.get(&self.name(tensor))?;
+        let (values, width) = (checkpoint.read_f32(info).await?, info.cols() as usize);
+        Ok((first..first + rows).flat_map(|o| values.iter().skip(o).step_by(width).copied()).collect())
+    }
+
+    /// A vector of `len` values.
+    async fn vector(&self, tensor: Tensor, len: usize) -> Result<Vec<f32>> {
+        let (checkpoint, first) = (self.files.checkpoint(), self.first_row(tensor));
+        let values = checkpoint.read_f32(checkpoint.get(&self.name(tensor))?).await?;
+        let values = values[first..first + len].to_vec();
+        Ok(match self.interleaved(tensor) {
+            Some(head_dim) => half_split(&values, 1, head_dim),
+            None => values,
+        })
+    }
+
+    /// Whether transformers' files hold a tensor less 1.
+    fn less_one(&self, tensor: Tensor) -> bool {
+        self.spec.family.less(tensor) > 0.0
+    }
+
+    /// A tensor's values as f32 as transformers has them: its order of rows, its norms; some rows at a time: `each` gets the first row and the
     /// values. A vector is one row.
     pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
-        let checkpoint = self.files.checkpoint();
-        let info = checkpoint.get(&self.name(tensor))?;
-        if info.shape.len() < 2 {
-            return each(0, self.arranged(tensor, checkpoint.read_f32(info).await?)).await;
-        }
-        let (all, cols) = (info.rows() as usize, info.cols() as usize);
-        let piece = self.piece(tensor, cols);
+        let shape = self.spec.shape(tensor);
+        let [all, cols] = shape[..] else {
+            let mut values = self.vector(tensor, shape[0]).await?;
+            if self.less_one(tensor) && matches!(self.files, ModelFiles::Gguf { .. }) {
+                values.iter_mut().for_each(|w| *w -= 1.0);
+            }
+            return each(0, values).await;
+        };
+        let piece = self.piece(tensor, cols, all);
         for row0 in (0..all).step_by(piece) {
             let rows = piece.min(all - row0);
-            let values = checkpoint.read_rows_f32(info, row0 as u64, rows as u64).await?;
+            let values = match self.is_transposed(tensor) {
+                true => self.transposed(tensor, rows).await?,
+                false => {
+                    self.rows(tensor, WeightFormat::F32, row0, rows).await?.into_iter().map(f32::from_bits).collect()
+                }
+            };
             let values = match self.interleaved(tensor) {
                 Some(head_dim) => half_split(&values, cols, head_dim),
                 None => values,
@@ -217,13 +305,6 @@ impl<'a> Opened<'a> {
     /// The head_dim to rearrange a tensor's rows by, where its file has them in pairs.
     fn interleaved(&self, tensor: Tensor) -> Option<usize> {
         interleaved(&self.spec, tensor).filter(|_| matches!(self.files, ModelFiles::Gguf { .. }))
-    }
-
-    fn arranged(&self, tensor: Tensor, values: Vec<f32>) -> Vec<f32> {
-        match self.interleaved(tensor) {
-            Some(head_dim) => half_split(&values, 1, head_dim),
-            None => values,
-        }
     }
 }
 

@@ -142,16 +142,13 @@ impl Patches {
 
     /// Whether the gradient of the embedded tokens is asked for.
     pub fn embeds(&self) -> bool {
-        self.replaced.contains_key(&Tensor::Embed) || self.rows.as_ref().is_some_and(|r| r.embeddings.is_some())
+        [Tensor::Embed, Tensor::Positions].iter().any(|t| self.replaced.contains_key(t))
+            || self.rows.as_ref().is_some_and(|r| r.embeddings.is_some())
     }
 
     /// Whether something in the attention half of `layer` is trained.
     pub fn in_attention(&self, layer: usize) -> bool {
-        let tensor = |t: &Tensor| match t {
-            Tensor::AttentionNorm(l) => *l == layer,
-            Tensor::Weight(s) | Tensor::Bias(s) => s.layer == layer && s.module.is_attention(),
-            _ => false,
-        };
+        let tensor = |t: &Tensor| t.layer() == Some(layer) && t.in_attention();
         self.sites.keys().any(|s| s.layer == layer && s.module.is_attention())
             || self.replaced.keys().any(tensor)
             || self.rows.as_ref().is_some_and(|r| !r.prefix.is_empty())

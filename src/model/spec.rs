@@ -1,11 +1,13 @@
 //! What differs between models, as data. A family file turns `config.json` or GGUF metadata into a [`ModelSpec`].
 
+use super::family::Family;
 use crate::error::{Error, Result};
+use crate::ops::activation::Activation;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// `model_type` of config.json, or `general.architecture`.
-    pub family: String,
+    /// What files of its kind call things.
+    pub family: &'static Family,
     pub vocab: usize,
     pub hidden: usize,
     pub layers: usize,
@@ -14,15 +16,46 @@ pub struct ModelSpec {
     pub head_dim: usize,
     pub ffn: usize,
     pub eps: f32,
-    pub rope: Rope,
+    /// LayerNorm, with biases, where others have RMSNorm.
+    pub layer_norm: bool,
+    /// None: positions are learned, and added to the embedding.
+    pub rope: Option<Rope>,
+    /// Layers that see only what is near.
+    pub local: Option<Local>,
     /// The head is the embedding matrix.
     pub tied: bool,
-    /// Biases on q, k, v and o.
-    pub attention_bias: bool,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    pub o_bias: bool,
     /// Biases on gate, up and down.
     pub mlp_bias: bool,
+    /// RMSNorm of each head of q and k, before they are rotated.
+    pub qk_norm: bool,
+    /// A norm after attention and one after the MLP, before each joins the residual stream.
+    pub post_norms: bool,
+    pub activation: Activation,
+    /// The MLP has a gate.
+    pub gated: bool,
+    /// Factor of the token embeddings.
+    pub embed_scale: f32,
+    /// Scores are divided by the root of this; None is head_dim.
+    pub query_scalar: Option<f32>,
+    /// Soft caps of attention's scores and of the final logits.
+    pub attention_cap: Option<f32>,
+    pub final_cap: Option<f32>,
     /// Positions the model was trained for.
     pub context: usize,
+}
+
+/// Layers that attend to the nearest positions only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Local {
+    /// Positions that a token sees, its own among them.
+    pub window: usize,
+    /// By layer, whether it is one of them.
+    pub layers: Vec<bool>,
+    /// How these are rotated, where it is not as the others are.
+    pub rope: Option<Rope>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +136,37 @@ const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
 
 impl ModelSpec {
+    /// Of no size yet, and with none of what not every family has.
+    pub fn plain(family: &'static Family) -> ModelSpec {
+        ModelSpec {
+            family,
+            vocab: 0,
+            hidden: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            ffn: 0,
+            eps: 1e-5,
+            layer_norm: false,
+            rope: Some(Rope { theta: 10000.0, scaling: RopeScaling::None }),
+            local: None,
+            tied: false,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            post_norms: false,
+            activation: Activation::Silu,
+            gated: true,
+            embed_scale: 1.0,
+            query_scalar: None,
+            attention_cap: None,
+            final_cap: None,
+            context: 0,
+        }
+    }
+
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -116,14 +180,45 @@ impl ModelSpec {
         self.vocab.next_multiple_of(4)
     }
 
+    /// Factor of attention's scores.
+    pub fn score_scale(&self) -> f32 {
+        1.0 / self.query_scalar.unwrap_or(self.head_dim as f32).sqrt()
+    }
+
+    fn local(&self, layer: usize) -> Option<&Local> {
+        self.local.as_ref().filter(|local| local.layers[layer])
+    }
+
+    /// Positions that a token sees in a layer; 0 for all before it.
+    pub fn window(&self, layer: usize) -> usize {
+        self.local(layer).map_or(0, |local| local.window)
+    }
+
+    /// The rotary tables that some layer uses.
+    fn ropes(&self) -> impl Iterator<Item = &Rope> {
+        self.rope.iter().chain(self.local.iter().flat_map(|local| &local.rope))
+    }
+
+    /// Floats of [`ModelSpec::rope_table`].
+    pub fn rope_len(&self, positions: usize) -> usize {
+        self.ropes().count() * positions * self.head_dim
+    }
+
+    /// The rotary tables for so many positions, one after the other.
+    pub fn rope_table(&self, positions: usize) -> Vec<f32> {
+        self.ropes().flat_map(|rope| rope.table(self.head_dim, positions)).collect()
+    }
+
+    /// Where in it position 0 of a layer is; None where positions are learned.
+    pub fn rope_first(&self, layer: usize, positions: usize) -> Option<usize> {
+        self.rope.as_ref()?;
+        let own = self.local(layer).is_some_and(|local| local.rope.is_some());
+        Some(if own { positions } else { 0 })
+    }
+
     /// Weights and biases of the base model.
     pub fn parameters(&self) -> u64 {
-        let (c, q, kv, f) = (self.hidden as u64, self.q_width() as u64, self.kv_width() as u64, self.ffn as u64);
-        let attention_bias = if self.attention_bias { q + 2 * kv + c } else { 0 };
-        let mlp_bias = if self.mlp_bias { 2 * f + c } else { 0 };
-        let layer = 2 * c * q + 2 * c * kv + 3 * c * f + 2 * c + attention_bias + mlp_bias;
-        let embeddings = self.vocab as u64 * c * if self.tied { 1 } else { 2 };
-        embeddings + layer * self.layers as u64 + c
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<u64>()).sum()
     }
 
     /// Refuses sizes that cannot be a model, and those the kernels do not cover.
@@ -158,7 +253,22 @@ impl ModelSpec {
             need(value.is_multiple_of(4), format!("{name} {value} is not a multiple of 4, which the kernels need"));
         }
         need(self.eps > 0.0 && self.eps < 1.0, format!("rms_norm_eps is {}", self.eps));
-        need(self.rope.theta > 1.0, format!("rope_theta is {}", self.rope.theta));
+        for rope in self.ropes() {
+            need(rope.theta > 1.0, format!("rope_theta is {}", rope.theta));
+        }
+        if let Some(local) = &self.local {
+            need(local.window > 0, "sliding_window is 0".into());
+            let what = format!("{} layers have a type, the model has {}", local.layers.len(), self.layers);
+            need(local.layers.len() == self.layers, what);
+        }
+        for (name, value) in [
+            ("query_pre_attn_scalar", self.query_scalar),
+            ("attn_logit_softcapping", self.attention_cap),
+            ("final_logit_softcapping", self.final_cap),
+        ] {
+            let what = format!("{name} is {}, expected more than 0", value.unwrap_or_default());
+            need(value.is_none_or(|v| v.is_finite() && v > 0.0), what);
+        }
         if problems.is_empty() {
             return Ok(self);
         }

@@ -1,7 +1,7 @@
 //! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention.wgsl`.
 //!
-//! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n` and cost follows the
-//! documents' lengths, not T². The forward pass is an online softmax that keeps the log-sum-exp (Dao 2023,
+//! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest `window`
+//! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the log-sum-exp (Dao 2023,
 //! FlashAttention-2); the backward pass recomputes the probabilities from it, in one kernel by queries (dq) and one by
 //! keys (dk, dv), so there are no atomics and scores never exist as a whole. The twins work in blocks of rows, with
 //! products by GEMM.
@@ -11,7 +11,7 @@ use crate::num::Float;
 use crate::plan::{Buf, Call, Plan, Step};
 use crate::simd::{self, simd};
 
-params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 });
+params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
 
 kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Read, Write, Write], Params, [Direct "attention" [64, 1, 1]], forward_twin);
 kernel!(DELTA, "attention", "delta", [Read, Read, ReadWrite], Params, [Direct "attention" [64, 1, 1]], delta_twin);
@@ -20,7 +20,7 @@ kernel!(BACKWARD_Q, "attention", "backward_q", [Read, Read, Read, Read, Read, Re
 kernel!(BACKWARD_KV, "attention", "backward_kv", [Read, Read, Read, Read, Read, Read, Write, Write], Params,
     [Direct "attention" [64, 1, 1]], backward_kv_twin);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Shape {
     pub n: usize,
     pub heads: usize,
@@ -28,6 +28,10 @@ pub struct Shape {
     pub d: usize,
     /// Factor of the scores, 1/√D.
     pub scale: f32,
+    /// Scores go through `cap·tanh(s/cap)`; 0 for none.
+    pub cap: f32,
+    /// Rows a query sees, itself among them; 0 for its whole document.
+    pub window: usize,
 }
 
 impl Shape {
@@ -38,8 +42,15 @@ impl Shape {
             kv_heads: self.kv_heads as u32,
             d: self.d as u32,
             scale: self.scale,
-            ..Default::default()
+            cap: self.cap,
+            window: self.window(),
+            pad: 0,
         }
+    }
+
+    /// The window as the shaders have it.
+    pub fn window(&self) -> u32 {
+        if self.window == 0 { u32::MAX } else { self.window as u32 }
     }
 
     /// The constants prepended to the shader.
@@ -55,7 +66,7 @@ impl Shape {
     }
 }
 
-/// `o = softmax(scale·q·kᵀ)·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
+/// `o = softmax(cap(scale·q·kᵀ))·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, stats: Buf) {
     let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, stats], [s.n as u32, s.heads as u32, 1]);
     s.finish(step, label);
@@ -104,19 +115,21 @@ impl<'a, F: Float> Block<'a, F> {
         ((self.p.heads * self.p.d) as usize, (self.p.kv_heads * self.p.d) as usize)
     }
 
+    /// The first key that query `row` sees.
     fn first(&self, row: usize) -> usize {
-        self.spans[2 * row] as usize
+        (self.spans[2 * row] as usize).max((row + 1).saturating_sub(self.p.window as usize))
     }
 
+    /// One past the last query that sees key `row`.
     fn end(&self, row: usize) -> usize {
-        self.spans[2 * row + 1] as usize
+        (self.spans[2 * row + 1] as usize).min(row.saturating_add(self.p.window as usize))
     }
 
     fn kv_head(&self, head: usize) -> usize {
         head / (self.p.heads / self.p.kv_heads) as usize
     }
 
-    /// Scaled scores of query rows `rows` against key rows `keys` for `head`: [rows, keys].
+    /// Scaled and capped scores of query rows `rows` against key rows `keys` for `head`: [rows, keys].
     fn scores(&self, head: usize, rows: (usize, usize), keys: (usize, usize), out: &mut [F]) {
         let (wq, wk) = self.widths();
         let d = self.p.d as usize;
@@ -124,6 +137,17 @@ impl<'a, F: Float> Block<'a, F> {
         let q = par::Mat::new(&self.q[rows.0 * wq + head * d..], wq);
         let k = par::Mat::t(&self.k[keys.0 * wk + self.kv_head(head) * d..], wk);
         par::Rect::new(out, (m, n), n).product(false, d, q, k, F::of32(self.p.scale));
+        if self.p.cap != 0.0 {
+            simd::soft_cap(&mut out[..m * n], F::of32(self.p.cap));
+        }
+    }
+
+    /// Multiplies `ds` by the cap's slope at the capped scores, which `scores` holds anew.
+    fn through_cap(&self, head: usize, rows: (usize, usize), keys: (usize, usize), scores: &mut [F], ds: &mut [F]) {
+        if self.p.cap != 0.0 {
+            self.scores(head, rows, keys, scores);
+            simd::soft_cap_slope(ds, scores, F::of32(self.p.cap));
+        }
     }
 
     /// Turns scores into probabilities with the saved log-sum-exp; zero where the mask hides the key.
@@ -212,6 +236,7 @@ fn backward_q_twin<F: Float>(call: &mut Call<F>) {
                 let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
                 par::Rect::new(dp, (m, width), width).product(false, d, d_o, par::Mat::t(&v[kv..], wk), F::ONE);
                 score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+                block.through_cap(head, rows, keys, s, dp);
                 let (ds, k) = (par::Mat::new(dp, width), par::Mat::new(&block.k[kv..], wk));
                 par::Rect::new(&mut dq[head * d..], (m, d), wq).product(false, width, ds, k, F::of32(p.scale));
             }
@@ -243,6 +268,7 @@ fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
                 let dv = &mut dv[kv_head * d..];
                 par::Rect::new(dv, (width, d), wk).product(!first, m, par::Mat::t(s, width), d_o, F::ONE);
                 score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
+                block.through_cap(head, rows, keys, s, dp);
                 let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
                 let dk = &mut dk[kv_head * d..];
                 par::Rect::new(dk, (width, d), wk).product(!first, m, par::Mat::t(dp, width), q, F::of32(p.scale));

@@ -10,7 +10,7 @@ use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
 use crate::simd;
 
-params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, pad0: u32, pad1: u32 });
+params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 });
 
 kernel!(APPEND, "attention_cached", "append", [Read, Read, ReadWrite], Params, [Direct "attention_cached" [64, 1, 1]], append_twin);
 kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Direct "attention_cached" [64, 1, 1]], forward_twin);
@@ -23,7 +23,8 @@ fn params(s: Shape, capacity: usize) -> Params {
         d: s.d as u32,
         scale: s.scale,
         capacity: capacity as u32,
-        ..Default::default()
+        cap: s.cap,
+        window: s.window(),
     }
 }
 
@@ -35,7 +36,7 @@ pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Bu
     step.consts = s.consts();
 }
 
-/// `o[n] = softmax(scale·q[n]·Kᵀ)·V` over positions `0..=position` of the row's sequence.
+/// `o[n] = softmax(cap(scale·q[n]·Kᵀ))·V` over positions `0..=position` of the row's sequence, the nearest `window`.
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, q: Buf, k: Buf, v: Buf, o: Buf) {
     let step = plan.push(&FORWARD, params(s, capacity), &[slots, q, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
     s.finish(step, label);
@@ -67,11 +68,16 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
             return;
         }
         let start = slots[2 * row] as usize * p.capacity as usize * width + head / group * d;
-        let at = |j: usize| start + j * width..start + j * width + d;
+        let seen = slots[2 * row + 1] as usize + 1;
+        let first = seen.saturating_sub(p.window as usize);
+        let at = |j: usize| start + (first + j) * width..start + (first + j) * width + d;
         let q = &q[i * d..][..d];
-        scratch.with(slots[2 * row + 1] as usize + 1, |scores| {
+        scratch.with(seen - first, |scores| {
             for (j, s) in scores.iter_mut().enumerate() {
                 *s = simd::dot(q, &k[at(j)]) * F::of32(p.scale);
+            }
+            if p.cap != 0.0 {
+                simd::soft_cap(scores, F::of32(p.cap));
             }
             let max = simd::max(scores);
             let sum = simd::exp_and_sum(scores, max);

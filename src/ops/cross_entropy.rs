@@ -12,7 +12,7 @@ use crate::simd;
 
 params!(
     /// `v` words of the vocabulary in rows of `ld` (a multiple of 4; the padding beyond v gets no gradient).
-    Params { m: u32, v: u32, first: u32, ld: u32 }
+    Params { m: u32, v: u32, first: u32, ld: u32, cap: f32, pad0: u32, pad1: u32, pad2: u32 }
 );
 
 /// One chunk of supervised rows: `m` rows from row `first` of the micro-batch.
@@ -22,11 +22,14 @@ pub struct Chunk {
     pub first: usize,
     pub v: usize,
     pub ld: usize,
+    /// The soft cap that the logits went through; 0 for none.
+    pub cap: f32,
 }
 
 impl Chunk {
     fn params(&self) -> Params {
-        Params { m: self.m as u32, v: self.v as u32, first: self.first as u32, ld: self.ld as u32 }
+        let (m, v, first, ld) = (self.m as u32, self.v as u32, self.first as u32, self.ld as u32);
+        Params { m, v, first, ld, cap: self.cap, ..Default::default() }
     }
 }
 
@@ -43,7 +46,7 @@ pub fn forward(plan: &mut Plan, c: Chunk, targets: Buf, logits: Buf, rows: Buf) 
     step.work *= c.v as u64;
 }
 
-/// `logits = (softmax(logits) − onehot(target)) / tokens`, zero for rows without a target.
+/// `logits = (softmax(logits) − onehot(target)) / tokens`, through the cap; zero for rows without a target.
 pub fn backward(plan: &mut Plan, c: Chunk, control: Buf, targets: Buf, rows: Buf, logits: Buf) {
     let step = plan.push(&BACKWARD, c.params(), &[control, targets, rows, logits], [c.m as u32, 1, 1]);
     step.work *= c.v as u64;
@@ -79,14 +82,17 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     let (v, first, ld) = (p.v as usize, p.first as usize, p.ld as usize);
     let (control, targets, rows) = (call.w(0), call.w(1), call.f(2));
     let inv = F::of32(f32::from_bits(control[INV_TOKENS]));
+    let (cap, scratch) = (F::of32(p.cap), call.scratch);
     par::rows(&mut call.f_mut(3)[..p.m as usize * ld], ld, 8, |m, x| match targets[first + m] {
         NONE => x.fill(F::ZERO),
-        target => {
+        target => scratch.with(if p.cap == 0.0 { 0 } else { v }, |capped| {
             let lse = rows[(first + m) * ROW + 2];
+            capped.copy_from_slice(&x[..capped.len()]);
             simd::exp_in_place(&mut x[..v], lse, inv);
             x[v..].fill(F::ZERO);
             x[target as usize] -= inv;
-        }
+            simd::soft_cap_slope(x, capped, cap);
+        }),
     });
 }
 

@@ -9,6 +9,7 @@
 // A kernel takes its sizes and its buffers; a struct for each would say the same twice.
 #![allow(clippy::too_many_arguments)]
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
@@ -19,6 +20,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gain;
 pub mod gather;
+pub mod layernorm;
 pub mod lora_grad;
 pub mod matmul;
 pub mod par;
@@ -27,8 +29,8 @@ pub mod rope;
 pub mod row_gain;
 pub mod row_squares;
 pub mod rows;
+pub mod softcap;
 pub mod sum_squares;
-pub mod swiglu;
 
 use crate::plan::Kernel;
 
@@ -69,6 +71,10 @@ pub(crate) use kernel;
 
 /// Every kernel there is; the static tests walk this list.
 pub static KERNELS: &[&Kernel] = &[
+    &activation::FORWARD,
+    &activation::BACKWARD,
+    &activation::FORWARD_PLAIN,
+    &activation::BACKWARD_PLAIN,
     &adamw::ADAMW,
     &attention::FORWARD,
     &attention::DELTA,
@@ -87,6 +93,8 @@ pub static KERNELS: &[&Kernel] = &[
     &gain::BACKWARD,
     &gather::FORWARD,
     &gather::BACKWARD,
+    &layernorm::FORWARD,
+    &layernorm::BACKWARD,
     &lora_grad::ACCUMULATE,
     &matmul::FORWARD,
     &matmul::BACKWARD,
@@ -98,8 +106,7 @@ pub static KERNELS: &[&Kernel] = &[
     &row_squares::FORWARD,
     &rows::FORWARD,
     &rows::BACKWARD,
+    &softcap::FORWARD,
     &sum_squares::PARTIAL,
     &sum_squares::FINISH,
-    &swiglu::FORWARD,
-    &swiglu::BACKWARD,
 ];

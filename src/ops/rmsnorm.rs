@@ -8,13 +8,23 @@ use crate::simd::{self, simd};
 
 params!(Params { n: u32, c: u32, eps: f32, accumulate: u32 });
 
-kernel!(FORWARD, "rmsnorm", "forward", [Read, Read, Write], Params, [Direct "rmsnorm_direct" [32, 1, 1], Tiled "rmsnorm_tiled" [1, 1, 1]], forward_twin);
+kernel!(FORWARD, "rmsnorm", "forward", [Read, Read, Read, Write], Params, [Direct "rmsnorm_direct" [32, 1, 1], Tiled "rmsnorm_tiled" [1, 1, 1]], forward_twin);
 kernel!(BACKWARD, "rmsnorm", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "rmsnorm_direct" [32, 1, 1], Tiled "rmsnorm_tiled" [1, 1, 1]], backward_twin);
 
-/// `y = x · rstd · w` by rows of C.
-pub fn forward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, y: Buf) {
-    let params = Params { n: n as u32, c: c as u32, eps, accumulate: 0 };
-    plan.push(&FORWARD, params, &[x, w, y], [n as u32, 1, 1]).label = label.into();
+/// `y = x · rstd · w (+ residual)` by rows of C.
+pub fn forward(
+    plan: &mut Plan,
+    label: &str,
+    (n, c): (usize, usize),
+    eps: f32,
+    x: Buf,
+    w: Buf,
+    residual: Option<Buf>,
+    y: Buf,
+) {
+    let params = Params { n: n as u32, c: c as u32, eps, accumulate: residual.is_some() as u32 };
+    // Where there is no residual w stands in for it, unread.
+    plan.push(&FORWARD, params, &[x, w, residual.unwrap_or(w), y], [n as u32, 1, 1]).label = label.into();
 }
 
 /// `dx (+)= rstd · (w∘dy − x · rstd² · ⟨w∘dy, x⟩ / C)`.
@@ -45,10 +55,13 @@ fn rstd<F: Float>(x: &[F], eps: f32) -> F {
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let c = p.c as usize;
-    let (x, w) = (call.f(0), call.f(1));
-    par::rows(&mut call.f_mut(2)[..p.n as usize * c], c, 1, |row, y| {
+    let (x, w, residual) = (call.f(0), call.f(1), call.f(2));
+    par::rows(&mut call.f_mut(3)[..p.n as usize * c], c, 1, |row, y| {
         let x = &x[row * c..][..c];
         normed(y, x, w, rstd(x, p.eps));
+        if p.accumulate == 1 {
+            simd::add_scaled(y, &residual[row * c..][..c], F::ONE);
+        }
     });
 }
 

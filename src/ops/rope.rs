@@ -5,33 +5,37 @@
 
 use super::{kernel, par, params};
 use crate::num::Float;
-use crate::plan::{Buf, Call, Plan};
+use crate::plan::{Buf, Call, Kernel, Plan};
 
-params!(Params { n: u32, heads: u32, d: u32, pad: u32 });
+params!(Params { n: u32, heads: u32, d: u32, first: u32 });
 
 kernel!(FORWARD, "rope", "forward", [Read, Read, ReadWrite], Params, [Direct "rope" [64, 1, 1]], forward_twin);
 kernel!(BACKWARD, "rope", "backward", [Read, Read, ReadWrite], Params, [Direct "rope" [64, 1, 1]], backward_twin);
 
-/// Rotates x:[N, heads, D] by the angles of `positions`; `table` is [positions, D/2, (cos, sin)].
-pub fn forward(plan: &mut Plan, label: &str, n: usize, heads: usize, d: usize, positions: Buf, table: Buf, x: Buf) {
-    push(plan, &FORWARD, label, n, heads, d, [positions, table, x]);
+/// Which angle a row is rotated by.
+#[derive(Clone, Copy, Debug)]
+pub struct Angles {
+    pub positions: Buf,
+    /// [·, D/2, (cos, sin)]: one table, or one after the other where layers differ in their frequencies.
+    pub table: Buf,
+    /// The table's row of position 0.
+    pub first: usize,
+}
+
+/// Rotates x:[N, heads, D] in place.
+pub fn forward(plan: &mut Plan, label: &str, size: (usize, usize, usize), angles: Angles, x: Buf) {
+    push(plan, &FORWARD, label, size, angles, x);
 }
 
 /// Rotates back: the transpose of a rotation is its inverse.
-pub fn backward(plan: &mut Plan, label: &str, n: usize, heads: usize, d: usize, positions: Buf, table: Buf, dx: Buf) {
-    push(plan, &BACKWARD, label, n, heads, d, [positions, table, dx]);
+pub fn backward(plan: &mut Plan, label: &str, size: (usize, usize, usize), angles: Angles, dx: Buf) {
+    push(plan, &BACKWARD, label, size, angles, dx);
 }
 
-fn push(
-    plan: &mut Plan,
-    kernel: &'static crate::plan::Kernel,
-    label: &str,
-    n: usize,
-    heads: usize,
-    d: usize,
-    bufs: [Buf; 3],
-) {
-    let params = Params { n: n as u32, heads: heads as u32, d: d as u32, pad: 0 };
+fn push(plan: &mut Plan, kernel: &'static Kernel, label: &str, size: (usize, usize, usize), angles: Angles, x: Buf) {
+    let (n, heads, d) = size;
+    let params = Params { n: n as u32, heads: heads as u32, d: d as u32, first: angles.first as u32 };
+    let bufs = [angles.positions, angles.table, x];
     plan.push(kernel, params, &bufs, [(n * heads * d / 2) as u32, 1, 1]).label = label.into();
 }
 
@@ -40,7 +44,7 @@ fn rotate<F: Float>(call: &mut Call<F>, sign: F) {
     let (d, width) = (p.d as usize, (p.heads * p.d) as usize);
     let (positions, table) = (call.w(0), call.f(1));
     par::rows(&mut call.f_mut(2)[..p.n as usize * width], width, 1, |row, x| {
-        let angles = &table[positions[row] as usize * d..][..d];
+        let angles = &table[(p.first + positions[row]) as usize * d..][..d];
         for head in x.chunks_exact_mut(d) {
             let (a, b) = head.split_at_mut(d / 2);
             for ((a, b), cs) in a.iter_mut().zip(b).zip(angles.chunks_exact(2)) {

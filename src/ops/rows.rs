@@ -8,16 +8,26 @@ use crate::num::Float;
 use crate::plan::{Access, Buf, Call, Plan, Step};
 use crate::simd;
 
-params!(Params { n: u32, c: u32, off: u32, flags: u32 });
+params!(Params { n: u32, c: u32, off: u32, flags: u32, scale: f32, pad0: u32, pad1: u32, pad2: u32 });
 
 const CLEAR: u32 = 1;
+const ADD: u32 = 2;
 
 kernel!(FORWARD, "rows", "forward", [Read, Read, ReadWrite], Params, [Direct "rows" [256, 1, 1]], forward_twin);
 kernel!(BACKWARD, "rows", "backward", [Read, ReadWrite, ReadWrite], Params, [Direct "rows" [256, 1, 1]], backward_twin);
 
-/// `x[n,:] = table[index[n],:]` where the index is not [`NONE`].
-pub fn forward(plan: &mut Plan, label: &str, size: (usize, usize), index: Buf, table: Vector, x: Buf) {
-    push_forward(plan, label, size, index, table, x);
+/// `x[n,:] = scale·table[index[n],:]` where the index is not [`NONE`], or added to what is there.
+pub fn forward(
+    plan: &mut Plan,
+    label: &str,
+    size: (usize, usize),
+    index: Buf,
+    table: Vector,
+    scale: f32,
+    add: bool,
+    x: Buf,
+) {
+    push_forward(plan, label, size, index, table, scale, add as u32 * ADD, x);
 }
 
 fn push_forward<'a>(
@@ -26,9 +36,11 @@ fn push_forward<'a>(
     (n, c): (usize, usize),
     index: Buf,
     table: Vector,
+    scale: f32,
+    flags: u32,
     x: Buf,
 ) -> &'a mut Step {
-    let params = Params { n: n as u32, c: c as u32, off: table.off as u32, flags: 0 };
+    let params = Params { n: n as u32, c: c as u32, off: table.off as u32, flags, scale, ..Default::default() };
     let step = plan.push(&FORWARD, params, &[index, table.buf, x], [(n * c) as u32, 1, 1]);
     step.label = label.into();
     step
@@ -36,12 +48,22 @@ fn push_forward<'a>(
 
 /// `y = table[0..len]`: a part of a buffer as one of its own. `zero` holds at least one word, 0.
 pub fn copy(plan: &mut Plan, label: &str, len: usize, zero: Buf, table: Vector, y: Buf) {
-    push_forward(plan, label, (1, len), zero, table, y).access[2] = Access::Write;
+    push_forward(plan, label, (1, len), zero, table, 1.0, 0, y).access[2] = Access::Write;
 }
 
-/// `grads[v,:] += Σ dx[n,:]` over the rows whose index is v; `clear` zeroes these rows of dx afterwards.
-pub fn backward(plan: &mut Plan, label: &str, (n, c): (usize, usize), index: Buf, grads: Vector, dx: Buf, clear: bool) {
-    let params = Params { n: n as u32, c: c as u32, off: grads.off as u32, flags: clear as u32 * CLEAR };
+/// `grads[v,:] += scale·Σ dx[n,:]` over the rows whose index is v; `clear` zeroes these rows of dx afterwards.
+pub fn backward(
+    plan: &mut Plan,
+    label: &str,
+    (n, c): (usize, usize),
+    index: Buf,
+    grads: Vector,
+    scale: f32,
+    dx: Buf,
+    clear: bool,
+) {
+    let flags = clear as u32 * CLEAR;
+    let params = Params { n: n as u32, c: c as u32, off: grads.off as u32, flags, scale, ..Default::default() };
     let step = plan.push(&BACKWARD, params, &[index, grads.buf, dx], [(n * c) as u32, 1, 1]);
     step.label = label.into();
     step.work *= n as u64 / 2 + 1; // each row looks for its like
@@ -53,7 +75,10 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let (index, table) = (call.w(0), call.f(1));
     par::rows(&mut call.f_mut(2)[..p.n as usize * c], c, 1, |row, x| {
         if index[row] != NONE {
-            x.copy_from_slice(&table[off + index[row] as usize * c..][..c]);
+            if p.flags & ADD == 0 {
+                x.fill(F::ZERO);
+            }
+            simd::add_scaled(x, &table[off + index[row] as usize * c..][..c], F::of32(p.scale));
         }
     });
 }
@@ -65,7 +90,7 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     let (grads, dx) = (call.f_mut(1), call.f_mut(2));
     for (row, v) in index[..p.n as usize].iter().enumerate().filter(|(_, v)| **v != NONE) {
         let dx = &mut dx[row * c..][..c];
-        simd::add_scaled(&mut grads[off + *v as usize * c..][..c], dx, F::ONE);
+        simd::add_scaled(&mut grads[off + *v as usize * c..][..c], dx, F::of32(p.scale));
         if p.flags & CLEAR != 0 {
             dx.fill(F::ZERO);
         }

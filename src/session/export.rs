@@ -6,7 +6,7 @@ use crate::adapter::{self, Adapter, BaseName, Files, Format, Names};
 use crate::data::{Message, Tokenizer};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::probe::{Agreement, Probe, virtual_tokens};
+use crate::model::agreement::{Agreement, Logits, virtual_tokens};
 use crate::model::{Base, Patches};
 use crate::weights::{ModelFiles, Source};
 
@@ -89,8 +89,7 @@ impl Session {
         }
         let [live, plain] = self.probed(&ids).await?;
         let mut merged = Base::load(files, Device::cpu(), |_, _| {}).await?;
-        let probe = Probe::new(&mut merged, ids.len());
-        let other = probe.logits(&mut merged, None, &ids).await?;
+        let other = Logits::new(&mut merged, ids.len()).of(&mut merged, None, &ids).await?;
         agreed(Agreement::new(&ids, &live, &plain, &other), dtype == Dtype::F32, &name)
     }
 
@@ -102,8 +101,8 @@ impl Session {
 
     async fn logits(&mut self, patches: Option<&Patches>, ids: &[u32]) -> Result<Vec<f32>> {
         let n = ids.len() + virtual_tokens(patches);
-        let Session { probes, base, .. } = self;
-        probes.entry(n).or_insert_with(|| Probe::new(base, n)).logits(base, patches, ids).await
+        let Session { logits, base, .. } = self;
+        logits.entry(n).or_insert_with(|| Logits::new(base, n)).of(base, patches, ids).await
     }
 
     fn probe_ids(&self) -> Result<Vec<u32>> {

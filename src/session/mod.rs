@@ -1,26 +1,31 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
 mod export;
+pub mod handoff;
+mod measure;
 mod modelfile;
+mod probe;
 mod prompt;
 mod record;
 mod run;
 mod text;
 
+pub use measure::{Asking, Forgetting, Progress, constant};
 pub use modelfile::modelfile;
+pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::{Adapter, peft};
+use crate::adapter::{Adapter, lora, peft};
 use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
-use crate::model::probe::Probe;
 use crate::model::seam::virtual_ids;
-use crate::model::{Base, Inputs, ModelSpec, Module, Patches};
+use crate::model::{Base, Inputs, ModelSpec, Patches};
 use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
@@ -41,7 +46,7 @@ pub struct Session {
     /// Adapters that were put aside by name, to be used again.
     shelf: BTreeMap<String, (Adapter, Patches)>,
     /// What exports are compared with, by the number of tokens.
-    probes: BTreeMap<usize, Probe>,
+    logits: BTreeMap<usize, Logits>,
     trainer: Option<Trainer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
@@ -57,7 +62,7 @@ pub struct ModelInfo {
     pub name: String,
     /// Of the configuration and all weights: names may be the same, this is not.
     pub sha256: String,
-    pub family: String,
+    pub family: &'static str,
     pub parameters: u64,
     pub layers: usize,
     pub hidden: usize,
@@ -69,7 +74,7 @@ pub struct ModelInfo {
     pub format: &'static str,
     pub chat_template: bool,
     /// What `target_modules` may name.
-    pub modules: [&'static str; 7],
+    pub modules: Vec<&'static str>,
 }
 
 /// Records as training sees them: whoever shows or measures data goes through here.
@@ -103,7 +108,7 @@ impl Session {
             base,
             adapter: None,
             shelf: BTreeMap::new(),
-            probes: BTreeMap::new(),
+            logits: BTreeMap::new(),
             trainer: None,
             run: None,
             validation: None,
@@ -135,7 +140,7 @@ impl Session {
         ModelInfo {
             name: self.name.clone(),
             sha256: self.base.sha256.clone(),
-            family: spec.family.clone(),
+            family: spec.family.name,
             parameters: spec.parameters(),
             layers: spec.layers,
             hidden: spec.hidden,
@@ -145,7 +150,7 @@ impl Session {
             context: spec.context,
             format: self.base.decoder.main_format().name(),
             chat_template: self.tokenizer.chat_template().is_some(),
-            modules: Module::ALL.map(Module::name),
+            modules: lora::targets(spec.family, spec.modules()),
         }
     }
 
@@ -272,16 +277,7 @@ impl Session {
         check_tokens(batch_size, seq_len)?;
         let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
         let batches = Batches::new(&data.prefixed(&before), options)?;
-        let shape = (batch_size, seq_len, adapted);
-        if self.evaluation.as_ref().is_none_or(|(.., s)| *s != shape) {
-            let Base { plan, device, decoder, .. } = &mut self.base;
-            let io = Inputs::declare(plan, &decoder.spec, batch_size * seq_len, seq_len);
-            let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
-            let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
-            device.prepare(plan).await?;
-            io.write_tables(device, &decoder.spec, seq_len);
-            self.evaluation = Some((io, sequences.evaluate, shape));
-        }
+        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::evaluate(&mut self.base, io, *sequence, &batches).await
     }

@@ -227,7 +227,7 @@ impl Session {
         checkpoint::to_bytes(&trainer.state(&mut self.base).await?, identity)
     }
 
-    fn running(&mut self) -> Result<(&mut Base, &mut Trainer)> {
+    pub(super) fn running(&mut self) -> Result<(&mut Base, &mut Trainer)> {
         match &mut self.trainer {
             Some(trainer) => Ok((&mut self.base, trainer)),
             None => Err(no_run()),

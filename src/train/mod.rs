@@ -8,4 +8,4 @@ pub mod trainer;
 pub use checkpoint::{Checkpoint, Identity};
 pub use options::{TrainOptions, check_tokens, option_table};
 pub use schedule::Schedule;
-pub use trainer::{Evaluation, MemoryPlan, State, StepReport, Trainer};
+pub use trainer::{Evaluation, ExampleLoss, MemoryPlan, State, StepReport, Trainer};

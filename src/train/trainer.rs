@@ -16,7 +16,7 @@ use crate::ops::adamw::{self, AdamW};
 use crate::ops::control::{Control, REPORT, RING_SLOTS};
 use crate::ops::dropout::hash;
 use crate::ops::gather::NONE;
-use crate::ops::sum_squares;
+use crate::ops::{cross_entropy, sum_squares};
 use crate::plan::memory::Memory;
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 use serde::Serialize;
@@ -44,6 +44,20 @@ pub struct Evaluation {
     pub accuracy: f64,
     pub supervised_tokens: u64,
     pub tokens: u64,
+}
+
+/// Loss of one example: summed over its targets, how many they are, and how many the model ranked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct ExampleLoss {
+    pub loss: f64,
+    pub tokens: u64,
+    pub hits: u64,
+}
+
+impl ExampleLoss {
+    pub fn mean(&self) -> f64 {
+        self.loss / self.tokens as f64
+    }
 }
 
 /// Bytes of a run on its device, known before anything is allocated.
@@ -346,6 +360,33 @@ impl Trainer {
         (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
+    /// Begins anew with other data, learning rate and steps, in the buffers of this run: the same as a new run of the
+    /// same shapes.
+    pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: u64) {
+        let zeros = || vec![0.0; self.adapter.len];
+        let state = State { step: 0, adapter: initial.clone(), m: zeros(), v: zeros(), best: None };
+        self.restore(base, state);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
+        (self.options.lr, self.options.steps) = (Some(lr), Some(steps));
+        (self.batches, self.total_steps, self.start) = (batches, steps, Some(initial));
+        (self.diverged, self.steps_a_read) = (None, 1);
+        self.pending.clear();
+        self.unread.clear();
+    }
+
+    /// The loss of every example of `batches`, of `count` in all, with the adapter as it is now.
+    pub async fn example_losses(
+        &mut self,
+        base: &mut Base,
+        batches: &Batches,
+        count: usize,
+    ) -> Result<Vec<ExampleLoss>> {
+        self.unread = self.reports(base).await?;
+        let losses = example_losses(base, &self.io, self.sequences.evaluate, batches, count, &mut |_, _| {}).await;
+        self.last_read = Instant::now();
+        losses
+    }
+
     /// The best validation loss, its step and adapter.
     pub fn best(&self) -> Option<(f64, u64, &[f32])> {
         self.best.as_ref().map(|(loss, step, adapter)| (*loss, *step, adapter.as_slice()))
@@ -431,6 +472,37 @@ pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batche
     let loss = loss / supervised.max(1) as f64;
     let accuracy = hits / supervised.max(1) as f64;
     Ok(Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens: supervised, tokens })
+}
+
+/// The loss of each of `count` examples; those without targets stay at nothing. `progress` counts batches.
+pub async fn example_losses(
+    base: &mut Base,
+    io: &Inputs,
+    sequence: SequenceId,
+    batches: &Batches,
+    count: usize,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<ExampleLoss>> {
+    let mut all = vec![ExampleLoss::default(); count];
+    let total = batches.batches_per_epoch();
+    for index in 0..total {
+        progress(index, total);
+        let batch = batches.batch(index);
+        let control = Control { first: true, rows: batch.supervised as u32, ..Default::default() };
+        write_batch(base, io, &batch, &control);
+        base.device.run(&base.plan, sequence, control.rows)?;
+        let rows = base.device.read(io.row_results, 0, batch.supervised * cross_entropy::ROW).await?;
+        let mut rows = rows.chunks_exact(cross_entropy::ROW);
+        for example in batches.examples(index) {
+            let one = &mut all[example];
+            one.tokens = batches.targets(example) as u64;
+            for row in rows.by_ref().take(one.tokens as usize) {
+                one.loss += row[0] as f64;
+                one.hits += u64::from(row[1] > 0.0);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// A training run added to a copy of the base's plan.

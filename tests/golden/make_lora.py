@@ -1,7 +1,8 @@
-"""Makes the golden runs: tiny random Llamas, LoRA adapters written by PEFT, and what PyTorch computes with them.
+"""Makes the golden runs: tiny random models, LoRA adapters written by PEFT, and what PyTorch computes with them.
 
 Run it in this folder, with the versions of README.md:  python make_lora.py
-It writes the models `tiny/` and `tiny_llama3/`, and for each case an adapter folder (`tiny_lora/` ...) and two files.
+With names of models (`tiny_qwen2` ...) it makes only those. It writes the models `tiny/`, `tiny_llama3/` and one of
+each other family, and for each case an adapter folder (`tiny_lora/` ...) and two files.
 
 CASE.safetensors (N = B*T rows, row n = b*T + t):
   ids        u32 [B,T]    token ids; a row may end in padding (id 0)
@@ -21,8 +22,10 @@ losses divided by the number of targets in both. Its inputs are `0.ids` ..., `1.
 Tensors are computed in f64 and stored as f32.
 """
 
+import importlib
 import json
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,26 +35,72 @@ import torch
 import transformers
 from safetensors.numpy import save
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama import modeling_llama
 
 IGNORE = 0xFFFFFFFF
 T = 24
+VOCAB = 96
 OPTIMIZER = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
 MAX_GRAD_NORM = 1.0
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SMALL = dict(
+    hidden_size=16, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    rms_norm_eps=1e-6, max_position_embeddings=64, rope_parameters=ROPE)
+
+LOCAL = dict(
+    sliding_window=4, layer_types=["sliding_attention", "full_attention"],
+    rope_parameters={"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+                     "sliding_attention": ROPE})
+
+
+class Family:
+    """A family's classes, and what its golden model is to have; the seed is one whose greedy choices are clear."""
+
+    def __init__(self, name, prefix, seed, norm_mean=1.0, methods=("lora",), **config):
+        self.name, self.prefix, self.seed, self.config = name, prefix, seed, config
+        self.norm_mean, self.methods = norm_mean, methods
+
+    @property
+    def modeling(self):
+        return importlib.import_module(f"transformers.models.{self.name}.modeling_{self.name}")
+
+    @property
+    def model(self):
+        return getattr(transformers, "GPT2LMHeadModel" if self.name == "gpt2" else f"{self.prefix}ForCausalLM")
+
+    def new(self):
+        config = getattr(transformers, self.prefix + ("TextConfig" if self.name == "gemma3" else "Config"))(vocab_size=VOCAB, **self.config)
+        return self.model(config)
+
+    def load(self, path, dtype):
+        return self.model.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").to(dtype)
+
+
 # Every width is a multiple of 4, some of nothing larger. The second model differs in most of what a config can say.
+BOTH = ("lora", "rslora")
 MODELS = {
-    "tiny": dict(
+    "tiny": Family(
+        "llama", "Llama", 0, methods=BOTH,
         hidden_size=48, intermediate_size=88, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=12, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=64,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+        head_dim=12, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=64, rope_parameters=ROPE),
     # The rotary wavelengths of this one fall on all three branches of llama3 scaling: kept, blended, divided.
-    "tiny_llama3": dict(
+    "tiny_llama3": Family(
+        "llama", "Llama", 1, methods=BOTH,
         hidden_size=32, intermediate_size=60, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2,
         head_dim=12, rms_norm_eps=1e-6, tie_word_embeddings=False, max_position_embeddings=64,
         rope_parameters={"rope_type": "llama3", "rope_theta": 500.0, "factor": 2.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 32}),
+    "tiny_qwen2": Family("qwen2", "Qwen2", 2, **SMALL, tie_word_embeddings=True),
+    # The windows are shorter than the documents; in Gemma's some layers see all. Caps are small enough to bite.
+    "tiny_mistral": Family("mistral", "Mistral", 4, **SMALL, sliding_window=5, tie_word_embeddings=False),
+    "tiny_gemma2": Family(
+        "gemma2", "Gemma2", 4, norm_mean=0.0, **SMALL, head_dim=12, query_pre_attn_scalar=20, sliding_window=4,
+        attn_logit_softcapping=2.0, final_logit_softcapping=6.0),
+    "tiny_gemma3": Family(
+        "gemma3", "Gemma3", 12, norm_mean=0.0, **(SMALL | LOCAL), head_dim=8, query_pre_attn_scalar=8),
+    "tiny_gpt2": Family("gpt2", "GPT2", 4, n_embd=16, n_layer=2, n_head=2, n_positions=64, n_inner=28),
+    "tiny_phi3": Family("phi3", "Phi3", 4, **SMALL, sliding_window=5, pad_token_id=0),
+    "tiny_qwen3": Family("qwen3", "Qwen3", 5, **SMALL, head_dim=12, tie_word_embeddings=False),
 }
 METHODS = {
     "lora": dict(r=4, lora_alpha=8, target_modules="all-linear"),
@@ -73,19 +122,23 @@ class DoubleTorch:
 
 
 @contextmanager
-def precision(dtype):
-    modeling_llama.torch = DoubleTorch() if dtype == torch.float64 else torch
+def precision(model, dtype):
+    modeling, to_float = MODELS[model].modeling, torch.Tensor.float
+    if dtype == torch.float64:
+        modeling.torch, torch.Tensor.float = DoubleTorch(), torch.Tensor.double
     yield
-    modeling_llama.torch = torch
+    modeling.torch, torch.Tensor.float = torch, to_float
 
 
 def make_model(name, seed):
     shutil.rmtree(name, ignore_errors=True)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=96, **MODELS[name]))
+    family = MODELS[name]
+    model = family.new()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, p in model.named_parameters():
-            p.copy_(0.25 * torch.randn(p.shape, generator=rng) + (1.0 if key.endswith("norm.weight") else 0.0))
+            is_norm = key.endswith("norm.weight") or ".ln_" in key and key.endswith(".weight")
+            p.copy_(0.25 * torch.randn(p.shape, generator=rng) + (family.norm_mean if is_norm else 0.0))
     model.save_pretrained(name)
     Path(name, "generation_config.json").unlink()
     if name == "tiny_llama3":
@@ -104,7 +157,7 @@ def write_old_layout(path):
 
 
 def load_model(name, dtype):
-    return LlamaForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="eager").to(dtype)
+    return MODELS[name].load(name, dtype)
 
 
 def make_adapter(case, model, method, seed):
@@ -141,7 +194,7 @@ def make_batch(rows, seed):
         start = b * T
         for length, prompt in docs:
             end = start + length
-            ids[start:end] = rng.integers(3, 96, length)
+            ids[start:end] = rng.integers(3, VOCAB, length)
             positions[start:end] = np.arange(length)
             spans[start:end] = (start, end)
             first = max(prompt, 1)  # nothing predicts a document's first token
@@ -159,11 +212,26 @@ def forward(net, batch, dtype):
     rows = batch["ids"].shape[0]
     start = torch.tensor(batch["spans"][:, 0].astype(np.int64)).reshape(rows, T)
     same = start[:, :, None] == start[:, None, :]
-    seen = same & torch.ones(T, T, dtype=torch.bool).tril()
-    mask = torch.zeros(rows, T, T, dtype=dtype).masked_fill(~seen, float("-inf"))
+    causal = same & torch.ones(T, T, dtype=torch.bool).tril()
     ids, positions = (torch.tensor(batch[k].astype(np.int64)) for k in ("ids", "positions"))
-    out = net(input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False)
+    mask = masks(net.config, causal, dtype)
+    out = net(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     return out.logits.reshape(rows * T, -1)
+
+
+def masks(config, causal, dtype):
+    """The mask of all layers, or one for each kind; a local layer sees the nearest `sliding_window` positions."""
+
+    def mask(seen):
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))[:, None]
+
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return mask(causal)
+    near = causal & torch.ones(T, T, dtype=torch.bool).triu(1 - window)
+    if getattr(config, "layer_types", None) is None:
+        return mask(near)
+    return {"full_attention": mask(causal), "sliding_attention": mask(near)}
 
 
 def summed_loss(logits, batch):
@@ -177,7 +245,7 @@ def supervised(batches):
 
 def train(case, model, batches, steps, dtype):
     """Losses, norms and tensors of `steps` updates, each on the mean loss over the targets of all `batches`."""
-    with precision(dtype):
+    with precision(model, dtype):
         net = load_adapted(case, model, dtype)
         params = trainable(net)
         optimizer = torch.optim.AdamW(params.values(), **OPTIMIZER)
@@ -202,7 +270,7 @@ def train(case, model, batches, steps, dtype):
 
 def check_unpacked(case, model, batch, packed):
     """Each document alone, with the library's own mask and positions, has the logits it has in the packed batch."""
-    with precision(torch.float64), torch.no_grad():
+    with precision(model, torch.float64), torch.no_grad():
         net = load_adapted(case, model, torch.float64)
         ids = torch.tensor(batch["ids"].astype(np.int64)).reshape(-1)
         for start, end in np.unique(batch["spans"], axis=0).tolist():
@@ -219,10 +287,10 @@ def check_one_batch(case, model, batches, run):
     assert np.allclose(whole["losses"], run["losses"], rtol=1e-10, atol=0)
 
 
-def greedy(net, count=12):
+def greedy(model, net, count=12):
     """Greedy ids after PROMPT, and the least lead of a chosen logit over the next one."""
     ids, lead = list(PROMPT), float("inf")
-    with precision(torch.float64), torch.no_grad():
+    with precision(model, torch.float64), torch.no_grad():
         for _ in range(count):
             top = net(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].topk(2)
             lead = min(lead, (top.values[0] - top.values[1]).item())
@@ -232,8 +300,8 @@ def greedy(net, count=12):
 
 
 def generation(case, model):
-    base, base_lead = greedy(load_model(model, torch.float64))
-    adapted, adapted_lead = greedy(load_adapted(case, model, torch.float64))
+    base, base_lead = greedy(model, load_model(model, torch.float64))
+    adapted, adapted_lead = greedy(model, load_adapted(case, model, torch.float64))
     return {"prompt": PROMPT, "base": base, "adapted": adapted, "least_lead": min(base_lead, adapted_lead)}
 
 
@@ -292,11 +360,13 @@ def make_accumulation(case, adapter, model):
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)  # the order of sums, and so the last bits, does not depend on the machine's cores
-    for seed, model in enumerate(MODELS):
-        make_model(model, seed)
-        for method in METHODS:
-            make_case(f"{model}_{method}", model, method, seed + 10)
-    make_accumulation("tiny_accumulate", "tiny_lora", "tiny")
+    wanted = sys.argv[1:] or list(MODELS)
+    for model in wanted:
+        make_model(model, MODELS[model].seed)
+        for method in MODELS[model].methods:
+            make_case(f"{model}_{method}", model, method, MODELS[model].seed + 10)
+    if "tiny" in wanted:
+        make_accumulation("tiny_accumulate", "tiny_lora", "tiny")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,12 @@ use crate::harness::{Suite, gradcheck, random, spans, with_outliers};
 use luthier::ops::attention::{self, Backward, Shape};
 
 fn shape(n: usize, heads: usize, kv_heads: usize, d: usize) -> Shape {
-    Shape { n, heads, kv_heads, d, scale: 1.0 / (d as f32).sqrt() }
+    Shape { n, heads, kv_heads, d, scale: 1.0 / (d as f32).sqrt(), ..Default::default() }
+}
+
+/// With a window and a cap that bite.
+fn local(s: Shape, window: usize) -> Shape {
+    Shape { window, cap: 1.5, ..s }
 }
 
 struct Inputs {
@@ -51,27 +56,31 @@ impl Inputs {
 
 #[test]
 fn twin_backward_matches_finite_differences() {
-    let at = || Inputs::new(shape(7, 6, 2, 4), &[4, 1, 2]);
-    let i = at();
-    let mut s = Suite::new(SOFTMAX);
-    i.backward(s.case("backward"));
-    let out = s.reference();
-    gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &out[2]);
-    gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &out[3]);
-    gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &out[4]);
+    for s in [shape(7, 6, 2, 4), local(shape(7, 6, 2, 4), 3)] {
+        let at = || Inputs::new(s, &[4, 1, 2]);
+        let i = at();
+        let mut s = Suite::new(SOFTMAX);
+        i.backward(s.case("backward"));
+        let out = s.reference();
+        gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &out[2]);
+        gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &out[3]);
+        gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &out[4]);
+    }
 }
 
 /// Softmax written out, row by row.
 #[test]
 fn twin_forward_matches_the_textbook() {
-    let i = Inputs::new(shape(70, 3, 1, 4), &[66, 4]);
-    let (h, d) = (i.s.heads, i.s.d);
-    let got = i.output();
-    for n in 0..i.s.n {
-        for head in 0..h {
+    for (s, window) in [(shape(70, 3, 1, 4), 70), (local(shape(70, 3, 1, 4), 5), 5)] {
+        let i = Inputs::new(s, &[66, 4]);
+        let (h, d) = (i.s.heads, i.s.d);
+        let cap = |s: f64| if i.s.cap == 0.0 { s } else { 1.5 * (s / 1.5).tanh() };
+        let got = i.output();
+        for (n, head) in (0..i.s.n).flat_map(|n| (0..h).map(move |head| (n, head))) {
             let q = &i.q[(n * h + head) * d..][..d];
-            let score = |j: usize| i.k[j * d..][..d].iter().zip(q).map(|(a, b)| a * b).sum::<f64>() * i.s.scale as f64;
-            let seen: Vec<usize> = (i.spans[2 * n] as usize..=n).collect();
+            let dot = |j: usize| i.k[j * d..][..d].iter().zip(q).map(|(a, b)| a * b).sum::<f64>();
+            let score = |j: usize| cap(dot(j) * i.s.scale as f64);
+            let seen: Vec<usize> = (i.spans[2 * n] as usize..=n).filter(|j| n - j < window).collect();
             let sum: f64 = seen.iter().map(|j| score(*j).exp()).sum();
             for c in 0..d {
                 let want: f64 = seen.iter().map(|j| score(*j).exp() / sum * i.v[j * d + c]).sum();
@@ -91,10 +100,14 @@ fn executors_agree() {
         (8, 2, 64, &[128]),
         (3, 1, 64, &[100, 29]),
         (4, 1, 128, &[5, 65]),
+        (2, 1, 256, &[9]),
     ] {
         let n = documents.iter().sum();
-        Inputs::new(shape(n, heads, kv_heads, d), documents)
-            .backward(s.case(format!("{n} rows, {heads}/{kv_heads} heads of {d}")));
+        let whole = shape(n, heads, kv_heads, d);
+        for shape in [whole, local(whole, 2), local(whole, 6), Shape { window: 65, ..whole }] {
+            let label = format!("{n} rows, {heads}/{kv_heads} heads of {d}, window {}", shape.window);
+            Inputs::new(shape, documents).backward(s.case(label));
+        }
     }
     s.check();
 }

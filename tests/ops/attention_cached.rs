@@ -31,7 +31,13 @@ fn forward(s: &mut Suite, shape: Shape, sequences: usize, capacity: usize) {
 /// A prompt appended and attended to through the cache is attention over one document.
 #[test]
 fn twin_is_attention_over_one_document() {
-    let shape = Shape { n: 9, heads: 6, kv_heads: 2, d: 4, scale: 0.5 };
+    let whole = Shape { n: 9, heads: 6, kv_heads: 2, d: 4, scale: 0.5, ..Default::default() };
+    for shape in [whole, Shape { window: 3, cap: 1.5, ..whole }] {
+        over_one_document(shape);
+    }
+}
+
+fn over_one_document(shape: Shape) {
     let (wide, width, capacity) = (shape.heads * shape.d, shape.kv_heads * shape.d, 12);
     let (q, k, v) = (random(9 * wide, 1), random(9 * width, 2), random(9 * width, 3));
     let mut s = Suite::new(SOFTMAX);
@@ -57,9 +63,11 @@ fn executors_agree() {
     let shapes = [(1, 1, 1, 4, 1), (7, 3, 1, 12, 3), (4, 9, 3, 64, 4), (129, 4, 1, 64, 2), (3, 4, 2, 128, 1)];
     let (mut copies, mut s) = (Suite::new(EXACT), Suite::new(SOFTMAX));
     for (n, heads, kv_heads, d, sequences) in shapes {
-        let shape = Shape { n, heads, kv_heads, d, scale: 1.0 / (d as f32).sqrt() };
+        let shape = Shape { n, heads, kv_heads, d, scale: 1.0 / (d as f32).sqrt(), ..Default::default() };
         append(copies.case(format!("append {n}, {kv_heads} heads of {d}")), shape, sequences, 66);
         forward(s.case(format!("forward {n}, {heads}/{kv_heads} heads of {d}")), shape, sequences, 66);
+        let local = Shape { window: 5, cap: 1.5, ..shape };
+        forward(s.case(format!("local {n}, {heads}/{kv_heads} heads of {d}")), local, sequences, 66);
     }
     copies.check();
     s.check();

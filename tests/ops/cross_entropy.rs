@@ -30,7 +30,7 @@ fn backward(s: &mut Suite, c: Chunk, logits: &[f64]) {
 
 #[test]
 fn twin_backward_matches_finite_differences() {
-    let c = Chunk { m: 5, first: 2, v: 7, ld: 8 };
+    let c = Chunk { m: 5, first: 2, v: 7, ld: 8, cap: 0.0 };
     let logits = random(c.m * c.ld, 1);
     let mut s = Suite::new(SUM);
     backward(s.case("backward"), c, &logits);
@@ -42,11 +42,27 @@ fn twin_backward_matches_finite_differences() {
     gradcheck("dlogits", loss, &logits, &[INV_TOKENS as f64], &s.reference()[1]);
 }
 
+/// With a cap the gradient is that of the loss as a function of what went into the cap.
+#[test]
+fn twin_backward_goes_through_the_cap() {
+    let c = Chunk { m: 5, first: 2, v: 7, ld: 8, cap: 1.5 };
+    let raw = random(c.m * c.ld, 1);
+    let capped = |z: &[f64]| z.iter().map(|z| 1.5 * (z / 1.5).tanh()).collect::<Vec<f64>>();
+    let mut s = Suite::new(SUM);
+    backward(s.case("backward"), c, &capped(&raw));
+    let loss = |z: &[f64]| {
+        let mut s = Suite::new(SUM);
+        forward(s.case("forward"), c, &capped(z), &vec![0.0; (c.first + c.m) * ROW]);
+        vec![s.reference()[0].chunks_exact(ROW).map(|row| row[0]).sum()]
+    };
+    gradcheck("dlogits", loss, &raw, &[INV_TOKENS as f64], &s.reference()[1]);
+}
+
 #[test]
 fn executors_agree() {
     let mut s = Suite::new(SOFTMAX);
     for (m, first, v) in [(1, 0, 1), (7, 5, 63), (127, 0, 130), (128, 0, 576), (16, 3, 4099)] {
-        let c = Chunk { m, first, v, ld: v.next_multiple_of(4) };
+        let c = Chunk { m, first, v, ld: v.next_multiple_of(4), cap: if m == 127 { 5.0 } else { 0.0 } };
         let logits = if m == 128 { with_outliers(m * c.ld, c.ld, 2) } else { random(m * c.ld, 2) };
         let old = random((first + m) * ROW, 3);
         forward(s.case(format!("forward {m}x{v} from {first}")), c, &logits, &old);
@@ -58,7 +74,7 @@ fn executors_agree() {
 /// The best logit is found at its first index, wherever it lies among the lanes.
 #[test]
 fn ties_count_as_hits_only_for_the_first() {
-    let c = Chunk { m: 2, first: 0, v: 200, ld: 200 };
+    let c = Chunk { m: 2, first: 0, v: 200, ld: 200, cap: 0.0 };
     let mut logits = vec![0.0; 400];
     (logits[70], logits[130]) = (5.0, 5.0);
     (logits[200 + 70], logits[200 + 130]) = (5.0, 5.0);

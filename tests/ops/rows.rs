@@ -5,22 +5,23 @@ use luthier::ops::gather::NONE;
 use luthier::ops::rows;
 
 const OFF: usize = 8;
+const SCALE: f32 = 1.5;
 
 /// Every third row has none; the others take turns among `v` table rows.
 fn index(n: usize, v: usize) -> Vec<u32> {
     (0..n).map(|i| if i % 3 == 1 { NONE } else { (i * 7 % v) as u32 }).collect()
 }
 
-fn forward(s: &mut Suite, (n, c, v): (usize, usize, usize), table: &[f64], x: &[f64]) {
+fn forward(s: &mut Suite, (n, c, v): (usize, usize, usize), table: &[f64], x: &[f64], add: bool) {
     let index = s.words("index", &index(n, v));
     let (table, x) = (Vector { buf: s.floats("table", table), off: OFF }, s.in_out("x", x));
-    rows::forward(&mut s.plan, "", (n, c), index, table, x);
+    rows::forward(&mut s.plan, "", (n, c), index, table, SCALE, add, x);
 }
 
 fn backward(s: &mut Suite, (n, c, v): (usize, usize, usize), old: &[f64], dx: &[f64], clear: bool) {
     let index = s.words("index", &index(n, v));
     let (grads, dx) = (Vector { buf: s.in_out("grads", old), off: OFF }, s.in_out("dx", dx));
-    rows::backward(&mut s.plan, "", (n, c), index, grads, dx, clear);
+    rows::backward(&mut s.plan, "", (n, c), index, grads, SCALE, dx, clear);
 }
 
 #[test]
@@ -31,7 +32,7 @@ fn twin_backward_matches_finite_differences() {
     backward(s.case("backward"), (n, c, v), &vec![0.0; table.len()], &dy, false);
     let f = |table: &[f64]| {
         let mut s = Suite::new(SUM);
-        forward(s.case("forward"), (n, c, v), table, &x);
+        forward(s.case("forward"), (n, c, v), table, &x, false);
         s.reference().remove(0)
     };
     gradcheck("dtable", f, &table, &dy, &s.reference()[0]);
@@ -56,7 +57,8 @@ fn executors_agree() {
     let mut s = Suite::new(SUM);
     for (n, c, v) in [(1, 4, 1), (7, 12, 2), (127, 132, 8), (128, 576, 5), (129, 4, 40)] {
         let (table, x, dx) = (random(OFF + v * c, 4), random(n * c, 5), random(n * c, 6));
-        forward(s.case(format!("forward {n}x{c} of {v}")), (n, c, v), &table, &x);
+        forward(s.case(format!("forward {n}x{c} of {v}")), (n, c, v), &table, &x, false);
+        forward(s.case(format!("forward onto {n}x{c} of {v}")), (n, c, v), &table, &x, true);
         backward(s.case(format!("backward {n}x{c} of {v}")), (n, c, v), &table, &dx, false);
         backward(s.case(format!("backward clearing {n}x{c} of {v}")), (n, c, v), &table, &dx, true);
     }

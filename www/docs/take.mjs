@@ -67,5 +67,9 @@ await take("keep");
 await page.locator(".private").click();
 await take("privacy");
 
+await page.goto(`${server.app}models.html`);
+await page.getByText("of room is left").waitFor();
+await take("models");
+
 await browser.close();
 await server.close();

@@ -205,7 +205,7 @@ test("bad settings get their message", async () => {
   const page = await openApp(await context(), server, settings({ seq_len: 100_000 }));
   await ready(page);
   await goTo(page, "train");
-  await page.locator("[data-error]").filter({ hasText: /seq.len/ }).first().waitFor();
+  await page.locator("[data-error]").filter({ hasText: /“Row length”/ }).first().waitFor();
   await page.context().close();
 });
 
@@ -337,6 +337,7 @@ test("a run that goes on from an older checkpoint draws no step twice", async ()
   await page.getByRole("button", { name: "Continue" }).click();
   await phase(page, "ended");
   await page.getByText("The numbers as a table").click();
+  await page.locator('[aria-label="Charts"] tbody td').first().waitFor();
   const steps = (await page.locator('[aria-label="Charts"] tbody td:first-child').allTextContents()).map((text) => parseInt(text, 10));
   // One row of five, and the last.
   assert.deepEqual(steps, [...Array.from({ length: 40 }, (_, i) => 5 * i + 1), 200]);

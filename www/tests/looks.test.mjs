@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { AxeBuilder } from "@axe-core/playwright";
 import { SCREENS, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
+import { facadePage } from "./support/browser.mjs";
 import { repository } from "./support/server.mjs";
 import { browser, server, setUp } from "./support/setup.mjs";
 
@@ -55,13 +56,72 @@ test("every screen of the app", async () => {
   await context.close();
 });
 
-test("the page of models", async () => {
+test("a run on its way, every dialog, and a run to be continued", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
+  const page = await openApp(context, server, settings({ steps: 4000, eval_every: 0, seq_len: 64, batch_size: 1 }));
+  const problems = [];
+  await ready(page);
+  await page.locator("#train-now").click();
+  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  await look(page, "running", problems);
+  await page.locator("#pause").click();
+  await phase(page, "paused");
+  await look(page, "paused", problems);
+  await page.getByRole("button", { name: "Discard …" }).click();
+  await page.getByRole("alertdialog").waitFor();
+  await look(page, "dialog-discard", problems);
+  await page.keyboard.press("Escape");
+  await page.locator(".private").click();
+  const privacy = page.getByRole("dialog");
+  for (const part of await privacy.locator("summary").all()) await part.click();
+  await look(page, "dialog-privacy", problems);
+  assert.deepEqual(page.problems, []);
+  await page.close({ runBeforeUnload: false });
+
+  const again = await openApp(context, server);
+  await again.locator("#continue-run").waitFor();
+  await look(again, "continue", problems);
+  await again.getByRole("button", { name: "Delete it" }).click();
+  await again.getByRole("alertdialog").waitFor();
+  await look(again, "dialog-delete", problems);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(again.problems, []);
+  await context.close();
+});
+
+test("a run that failed", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const diverging = { steps: 50, warmup_steps: 0, lr: 1e30, max_grad_norm: 0, eval_every: 0, seq_len: 64, batch_size: 1 };
+  const page = await openApp(context, server, settings(diverging));
+  const problems = [];
+  await ready(page);
+  await page.locator("#train-now").click();
+  await phase(page, "failed");
+  await page.locator('[data-error="diverged"]').waitFor();
+  await look(page, "failed", problems);
+  assert.deepEqual(problems, []);
+  await context.close();
+});
+
+test("the page of models, with one of them here", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const facade = await facadePage(context, server);
+  await facade.evaluate(() => {
+    const file = (name, known) => ({ name, url: new URL(`models/nano/${name}`, location.href).href, ...known });
+    const source = { url: "https://huggingface.co", revision: "0123456789abcdef" };
+    return Luthier.downloadModel({ name: "HuggingFaceTB/SmolLM2-135M", source, files: [file("config.json"), file("model.safetensors")] });
+  });
+  await facade.close();
   const page = await context.newPage();
   await page.goto(`${server.app}models.html?model=smollm2-135m`);
-  await page.getByRole("heading", { level: 1 }).waitFor();
+  const row = page.getByTestId("hub-smollm2-135m");
+  await row.getByText("complete, revision 01234567").waitFor();
+  await row.getByText("Its files, and how they were checked").click();
   const problems = [];
   await look(page, "models", problems);
+  await row.getByRole("button", { name: "Delete" }).click();
+  await page.getByRole("alertdialog").waitFor();
+  await look(page, "dialog-models", problems);
   assert.deepEqual(problems, []);
   await context.close();
 });

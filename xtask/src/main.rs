@@ -7,6 +7,7 @@ mod demo;
 mod demo_data;
 mod node;
 mod page;
+mod recipe_data;
 mod requirements;
 mod server;
 mod shell;
@@ -30,6 +31,8 @@ cargo xtask COMMAND
   page                    build the page into www/dist, for any static host
   wasm                    build the engine for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
+  recipe-data KIND SOURCE OUT
+                          write a public data set (bfcl, apibench, viggo, tatoeba, nl2bash) as JSON lines
 ";
 
 fn main() -> std::process::ExitCode {
@@ -59,7 +62,8 @@ fn run(args: &[String]) -> Outcome {
         Some(("page", [])) => page::build().map(|page| println!("{}", page.display())),
         Some(("wasm", [])) => wasm::build().map(|package| println!("{}", package.display())),
         Some(("demo-data", [])) => demo::write_data(),
-        Some((command @ ("test" | "page" | "wasm" | "demo-data"), rest)) => {
+        Some(("recipe-data", [kind, source, out])) => recipe_data::run(kind, source, out),
+        Some((command @ ("test" | "page" | "wasm" | "demo-data" | "recipe-data"), rest)) => {
             Err(format!("`cargo xtask {command}` does not know {}\n\n{HELP}", rest.join(" ")).into())
         }
         Some((command, _)) => Err(format!("there is no `cargo xtask {command}`\n\n{HELP}").into()),

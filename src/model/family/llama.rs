@@ -1,21 +1,85 @@
 //! The Llama family: RMSNorm, rotary half-split positions, grouped kv heads, SwiGLU
-//! (transformers `modeling_llama.py`, llama.cpp arch `llama`).
+//! (transformers `modeling_llama.py`, llama.cpp arch `llama`). The other families begin with what is read here.
 
-use super::Keys;
-use crate::error::{Error, Result};
-use crate::model::spec::{ModelSpec, Rope, RopeScaling};
-use crate::weights::{Gguf, gguf};
+use super::keys::{GgufKeys, Keys, activation_name, decimal, rope_scaling};
+use super::{Family, Names};
+use crate::error::Result;
+use crate::model::spec::{ModelSpec, RopeScaling};
+use crate::weights::gguf;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
-    let act = keys.str_or("hidden_act", "silu")?;
-    if act != "silu" {
-        return Err(unsupported(keys.file, format!("hidden_act '{act}' is not supported"), "supported: silu"));
-    }
+pub static FAMILY: Family = Family {
+    name: "llama",
+    class: "LlamaForCausalLM",
+    about: "SmolLM2, TinyLlama, Llama 2 and 3, and others of that architecture",
+    arch: "llama",
+    hf: HF,
+    gguf: GGUF,
+    interleaved: true,
+    norms_less_one: false,
+    from_config: |keys| {
+        let spec = decoder(keys, &FAMILY)?;
+        let bias = keys.bool_or("attention_bias", false)?;
+        Ok(ModelSpec { qkv_bias: bias, o_bias: bias, mlp_bias: keys.bool_or("mlp_bias", false)?, ..spec })
+    },
+    from_gguf: |keys| {
+        let bias = keys.has("blk.0.attn_q.bias");
+        let mlp_bias = keys.has("blk.0.ffn_gate.bias");
+        Ok(ModelSpec { qkv_bias: bias, o_bias: bias, mlp_bias, ..gguf_decoder(keys, &FAMILY)? })
+    },
+    to_config: |spec, file| {
+        let mut config = config(spec, file)?;
+        config["attention_bias"] = spec.o_bias.into();
+        config["mlp_bias"] = spec.mlp_bias.into();
+        Ok(config)
+    },
+};
+
+pub const HF: Names = Names {
+    embed: "model.embed_tokens",
+    positions: "",
+    head: "lm_head",
+    norm: "model.norm",
+    layer: "model.layers",
+    attention_norm: "input_layernorm",
+    post_attention_norm: "",
+    mlp_norm: "post_attention_layernorm",
+    post_mlp_norm: "",
+    q_norm: "self_attn.q_norm",
+    k_norm: "self_attn.k_norm",
+    modules: [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+    transposed: false,
+};
+
+pub const GGUF: Names = Names {
+    embed: "token_embd",
+    positions: "position_embd",
+    head: "output",
+    norm: "output_norm",
+    layer: "blk",
+    attention_norm: "attn_norm",
+    post_attention_norm: "post_attention_norm",
+    mlp_norm: "ffn_norm",
+    post_mlp_norm: "post_ffw_norm",
+    q_norm: "attn_q_norm",
+    k_norm: "attn_k_norm",
+    modules: ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+    transposed: false,
+};
+
+/// What config.json says of any decoder that is built like Llama; no biases, no norms but two a layer.
+pub fn decoder(keys: &Keys, family: &'static Family) -> Result<ModelSpec> {
     let (hidden, heads) = (keys.usize("hidden_size")?, keys.usize("num_attention_heads")?);
     Ok(ModelSpec {
-        family: "llama".into(),
         vocab: keys.usize("vocab_size")?,
         hidden,
         layers: keys.usize("num_hidden_layers")?,
@@ -24,90 +88,37 @@ pub fn from_config(keys: &Keys) -> Result<ModelSpec> {
         head_dim: keys.optional_usize("head_dim")?.unwrap_or(hidden / heads.max(1)),
         ffn: keys.usize("intermediate_size")?,
         eps: keys.f64_or("rms_norm_eps", 1e-6)? as f32,
-        rope: rope(keys)?,
+        rope: Some(keys.rope()?),
         tied: keys.bool_or("tie_word_embeddings", false)?,
-        attention_bias: keys.bool_or("attention_bias", false)?,
-        mlp_bias: keys.bool_or("mlp_bias", false)?,
+        activation: keys.activation("hidden_act", "silu")?,
         context: keys.optional_usize("max_position_embeddings")?.unwrap_or(2048),
+        ..ModelSpec::plain(family)
     })
 }
 
-/// Both generations: `rope_parameters` (transformers 5) holds theta and scaling, before it `rope_theta` stood beside
-/// `rope_scaling` with `type` or `rope_type`.
-fn rope(keys: &Keys) -> Result<Rope> {
-    let (name, object) = match &keys.config["rope_parameters"] {
-        Value::Null => ("rope_scaling", &keys.config["rope_scaling"]),
-        new => ("rope_parameters", new),
-    };
-    if !(object.is_null() || object.is_object()) {
-        return Err(keys.bad(name, &format!("is {object}, expected an object")));
-    }
-    let inner = Keys { config: object, file: keys.file };
-    let theta = match &object["rope_theta"] {
-        Value::Null => keys.f64_or("rope_theta", 10000.0)?,
-        _ => inner.f64_or("rope_theta", 10000.0)?,
-    };
-    let number = |key: &str| match object[key].as_f64() {
-        Some(v) if v > 0.0 => Ok(v),
-        _ => Err(keys.bad(&format!("{name}.{key}"), &format!("is {}, expected a positive number", object[key]))),
-    };
-    let kind = inner.str_or("rope_type", inner.str_or("type", "default")?)?;
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: number("factor")? },
-        "llama3" => RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low: number("low_freq_factor")?,
-            high: number("high_freq_factor")?,
-            original_context: number("original_max_position_embeddings")?,
-        },
-        other => {
-            let what = format!("rope scaling '{other}' is not supported");
-            return Err(unsupported(keys.file, what, "supported: default, linear, llama3"));
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn unsupported(file: &str, what: String, hint: &str) -> Error {
-    Error::Unsupported { file: file.into(), what, hint: hint.into() }
-}
-
-pub fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
-    let key = |name: &str| format!("llama.{name}");
-    let size = |name: &str| gguf.u32(&key(name)).map(|v| v as usize);
-    let optional = |name: &str| gguf.optional(&key(name), Gguf::u32).map(|v| v.map(|v| v as usize));
-    let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
-    let head_dim = optional("attention.key_length")?.unwrap_or(hidden / heads.max(1));
-    if let Some(rotated) = optional("rope.dimension_count")?.filter(|rotated| *rotated != head_dim) {
-        let what = format!("llama.rope.dimension_count is {rotated}, and heads have {head_dim} dimensions");
-        return Err(unsupported(gguf.name(), what, "only heads that are rotated as a whole are supported"));
-    }
-    let checkpoint = &gguf.checkpoint;
-    let vocab = checkpoint.get("token_embd.weight")?.rows() as usize;
+/// The same from GGUF metadata.
+pub fn gguf_decoder(keys: &GgufKeys, family: &'static Family) -> Result<ModelSpec> {
+    let (hidden, heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
+    let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(hidden / heads.max(1));
+    let embedding = keys.gguf.checkpoint.get("token_embd.weight")?;
     Ok(ModelSpec {
-        family: "llama".into(),
-        vocab,
+        vocab: embedding.rows() as usize,
         hidden,
-        layers: size("block_count")?,
+        layers: keys.size("block_count")?,
         heads,
-        kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
+        kv_heads: keys.optional_size("attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
-        ffn: size("feed_forward_length")?,
-        eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?,
-        rope: Rope {
-            theta: gguf.optional(&key("rope.freq_base"), Gguf::f32)?.unwrap_or(10000.0) as f64,
-            scaling: gguf_scaling(gguf)?,
-        },
-        tied: !checkpoint.has("output.weight"),
-        attention_bias: checkpoint.has("blk.0.attn_q.bias"),
-        mlp_bias: checkpoint.has("blk.0.ffn_gate.bias"),
-        context: optional("context_length")?.unwrap_or(2048),
+        ffn: keys.size("feed_forward_length")?,
+        eps: keys.f32("attention.layer_norm_rms_epsilon")?,
+        rope: Some(keys.rope(head_dim)?),
+        tied: !keys.has("output.weight"),
+        context: keys.optional_size("context_length")?.unwrap_or(2048),
+        ..ModelSpec::plain(family)
     })
 }
 
-/// The inverse of [`from_gguf`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
-pub fn to_gguf(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
+/// The inverse of [`gguf_decoder`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
+pub fn gguf_keys(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
     let size = |n: usize| gguf::Value::from(n as u32);
     let mut pairs = vec![
         ("vocab_size", size(spec.vocab)),
@@ -120,22 +131,21 @@ pub fn to_gguf(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
         ("attention.key_length", size(spec.head_dim)),
         ("attention.value_length", size(spec.head_dim)),
         ("attention.layer_norm_rms_epsilon", spec.eps.into()),
-        ("rope.dimension_count", size(spec.head_dim)),
-        ("rope.freq_base", (spec.rope.theta as f32).into()),
     ];
-    if let RopeScaling::Linear { factor } = spec.rope.scaling {
-        pairs.extend([("rope.scaling.type", "linear".into()), ("rope.scaling.factor", (factor as f32).into())]);
+    if let Some(rope) = &spec.rope {
+        pairs.extend([("rope.dimension_count", size(spec.head_dim)), ("rope.freq_base", (rope.theta as f32).into())]);
+        if let RopeScaling::Linear { factor } = rope.scaling {
+            pairs.extend([("rope.scaling.type", "linear".into()), ("rope.scaling.factor", (factor as f32).into())]);
+        }
     }
-    pairs.into_iter().map(|(key, value)| (format!("llama.{key}"), value)).collect()
+    pairs.into_iter().map(|(key, value)| (format!("{}.{key}", spec.family.arch), value)).collect()
 }
 
-/// The inverse of [`from_config`].
-pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
-    // The shortest decimal that is this f32: 1e-5 and not 9.999999747378752e-6.
-    let eps: f64 = spec.eps.to_string().parse().expect("a number");
+/// The inverse of [`decoder`].
+pub fn config(spec: &ModelSpec, file: &str) -> Result<Value> {
     let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [spec.family.class],
+        "model_type": spec.family.name,
         "vocab_size": spec.vocab,
         "hidden_size": spec.hidden,
         "num_hidden_layers": spec.layers,
@@ -143,45 +153,16 @@ pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
         "num_key_value_heads": spec.kv_heads,
         "head_dim": spec.head_dim,
         "intermediate_size": spec.ffn,
-        "hidden_act": "silu",
-        "rms_norm_eps": eps,
-        "rope_theta": spec.rope.theta,
+        "hidden_act": activation_name(spec.activation),
+        "rms_norm_eps": decimal(spec.eps),
         "tie_word_embeddings": spec.tied,
-        "attention_bias": spec.attention_bias,
-        "mlp_bias": spec.mlp_bias,
         "max_position_embeddings": spec.context,
     });
-    let scaling = match &spec.rope.scaling {
-        RopeScaling::Divisors(divisors) => spec.rope.llama3_of(divisors, spec.head_dim).ok_or_else(|| {
-            let what = "its rope_freqs.weight is not Llama 3's, and config.json has no name for it".into();
-            unsupported(file, what, "merge on the model's safetensors instead")
-        })?,
-        other => other.clone(),
-    };
-    match scaling {
-        RopeScaling::Linear { factor } => config["rope_scaling"] = json!({ "rope_type": "linear", "factor": factor }),
-        RopeScaling::Llama3 { factor, low, high, original_context } => {
-            config["rope_scaling"] = json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original_context as u64,
-            });
+    if let Some(rope) = &spec.rope {
+        config["rope_theta"] = rope.theta.into();
+        if let Some(scaling) = rope_scaling(rope, spec.head_dim, file)? {
+            config["rope_scaling"] = scaling;
         }
-        RopeScaling::None | RopeScaling::Divisors(_) => {}
     }
     Ok(config)
-}
-
-/// `rope_freqs.weight`, where present, is read by the loader; here only metadata count.
-fn gguf_scaling(gguf: &Gguf) -> Result<RopeScaling> {
-    match gguf.optional("llama.rope.scaling.type", Gguf::str)? {
-        None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: gguf.f32("llama.rope.scaling.factor")? as f64 }),
-        Some(other) => {
-            let what = format!("rope scaling '{other}' is not supported");
-            Err(unsupported(gguf.name(), what, "supported: none, linear, and rope_freqs.weight"))
-        }
-    }
 }

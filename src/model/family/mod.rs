@@ -1,14 +1,82 @@
-//! Families: one file each, `config.json` or GGUF metadata -> [`ModelSpec`]. Dense decoders only.
+//! Families: one file each, `config.json` or GGUF metadata -> [`ModelSpec`], and what its files call the tensors.
+//! Dense decoders only. Every family is told as its difference from Llama.
 
+mod gemma;
+mod gpt2;
+mod keys;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen;
 
 use super::spec::ModelSpec;
+use super::tensors::{Names, Tensor};
 use crate::error::{Error, Result};
 use crate::weights::{Gguf, ModelFiles, gguf};
+use keys::{GgufKeys, Keys, unsupported};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-const KNOWN: &str = "llama (SmolLM2, TinyLlama, Llama 2 and 3, and others of that architecture)";
+pub use llama::FAMILY as LLAMA;
+
+/// A family: its names, and the way from its files to a specification and back.
+pub struct Family {
+    /// `model_type` of config.json.
+    pub name: &'static str,
+    /// The class that transformers loads it with.
+    pub class: &'static str,
+    /// What to call it in a list of what is supported.
+    about: &'static str,
+    /// `general.architecture` of GGUF files.
+    pub arch: &'static str,
+    pub hf: Names,
+    pub gguf: Names,
+    /// GGUF files keep the rows of q and k in interleaved pairs.
+    pub interleaved: bool,
+    /// transformers' files keep the weights of norms less 1 (GGUF files whole).
+    pub norms_less_one: bool,
+    from_config: fn(&Keys) -> Result<ModelSpec>,
+    from_gguf: fn(&GgufKeys) -> Result<ModelSpec>,
+    /// The inverse of `from_config`.
+    to_config: fn(&ModelSpec, &str) -> Result<Value>,
+}
+
+/// The first of an architecture reads its GGUF files.
+static FAMILIES: [&Family; 8] = [
+    &llama::FAMILY,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &mistral::FAMILY,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &gpt2::FAMILY,
+    &phi3::FAMILY,
+];
+
+impl Family {
+    /// What transformers' files hold a tensor less: 1 or 0.
+    pub fn less(&self, tensor: Tensor) -> f32 {
+        if self.norms_less_one && matches!(tensor, Tensor::Norm(_)) { 1.0 } else { 0.0 }
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Family) -> bool {
+        self.name == other.name
+    }
+}
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{:?}", self.name)
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 pub fn spec(files: &ModelFiles) -> Result<ModelSpec> {
     match files {
@@ -17,103 +85,56 @@ pub fn spec(files: &ModelFiles) -> Result<ModelSpec> {
     }
 }
 
-fn from_config(config: &Value, file: &str) -> Result<ModelSpec> {
-    match config["model_type"].as_str() {
-        Some("llama") => llama::from_config(&Keys { config, file })?.check(file),
-        Some(other) => Err(unknown(file, other)),
-        None => Err(Error::Malformed {
+pub fn from_config(config: &Value, file: &str) -> Result<ModelSpec> {
+    let Some(name) = config["model_type"].as_str() else {
+        return Err(Error::Malformed {
             file: file.into(),
             at: "config.json".into(),
             what: "\"model_type\" is missing".into(),
             hint: "use the config.json that belongs to the weights".into(),
-        }),
+        });
+    };
+    match FAMILIES.iter().find(|family| family.name == name) {
+        Some(family) => (family.from_config)(&Keys { config, file })?.check(file),
+        None if config["text_config"].is_object() => {
+            let what = format!("the architecture '{name}' is of more than text");
+            Err(unsupported(file, what, "only models of text alone are supported"))
+        }
+        None => Err(unknown(file, name)),
     }
 }
 
 fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
-    match gguf.architecture()? {
-        "llama" => llama::from_gguf(gguf)?.check(gguf.name()),
-        other => Err(unknown(gguf.name(), other)),
+    let arch = gguf.architecture()?;
+    match FAMILIES.iter().find(|family| family.arch == arch) {
+        Some(family) => (family.from_gguf)(&GgufKeys { gguf, arch: family.arch })?.check(gguf.name()),
+        None => Err(unknown(gguf.name(), arch)),
     }
 }
 
 /// `config.json` for a model that came without, as transformers reads it.
 pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
-    match spec.family.as_str() {
-        "llama" => llama::to_config(spec, file),
-        other => Err(unknown(file, other)),
-    }
+    (spec.family.to_config)(spec, file)
 }
+
+/// Families whose keys in GGUF files are those of Llama under another name, and no more.
+const LIKE_LLAMA: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// The model's keys in a GGUF file, for a model that came without.
 pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<BTreeMap<String, gguf::Value>> {
-    match spec.family.as_str() {
-        "llama" => Ok(llama::to_gguf(spec)),
-        other => Err(unknown(file, other)),
+    if LIKE_LLAMA.contains(&spec.family.name) {
+        return Ok(llama::gguf_keys(spec));
     }
-}
-
-/// `general.architecture` of the family's GGUF files.
-pub fn gguf_architecture(spec: &ModelSpec) -> &str {
-    &spec.family
+    let what = format!("the GGUF metadata of {} are not written from a Hugging Face folder", spec.family);
+    let hint = "tune the model's GGUF file instead, or write a Hugging Face folder (--format hf) and convert that with llama.cpp";
+    Err(unsupported(file, what, hint))
 }
 
 fn unknown(file: &str, family: &str) -> Error {
-    Error::Unsupported {
-        file: file.into(),
-        what: format!("the architecture '{family}' is not supported"),
-        hint: format!("supported: {KNOWN}"),
-    }
-}
-
-/// Typed access to config.json with errors that name file and key.
-struct Keys<'a> {
-    config: &'a Value,
-    file: &'a str,
-}
-
-impl Keys<'_> {
-    fn bad(&self, key: &str, what: &str) -> Error {
-        Error::Malformed {
-            file: self.file.into(),
-            at: format!("config.json: \"{key}\""),
-            what: what.into(),
-            hint: "use the config.json that belongs to the weights".into(),
-        }
-    }
-
-    fn usize(&self, key: &str) -> Result<usize> {
-        self.optional_usize(key)?.ok_or_else(|| self.bad(key, "is missing"))
-    }
-
-    fn optional_usize(&self, key: &str) -> Result<Option<usize>> {
-        match &self.config[key] {
-            Value::Null => Ok(None),
-            value => match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
-                Some(v) => Ok(Some(v)),
-                None => Err(self.bad(key, &format!("is {value}, expected a whole number"))),
-            },
-        }
-    }
-
-    fn f64_or(&self, key: &str, default: f64) -> Result<f64> {
-        match &self.config[key] {
-            Value::Null => Ok(default),
-            value => value.as_f64().ok_or_else(|| self.bad(key, &format!("is {value}, expected a number"))),
-        }
-    }
-
-    fn str_or<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
-        match &self.config[key] {
-            Value::Null => Ok(default),
-            value => value.as_str().ok_or_else(|| self.bad(key, &format!("is {value}, expected text"))),
-        }
-    }
-
-    fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
-        match &self.config[key] {
-            Value::Null => Ok(default),
-            value => value.as_bool().ok_or_else(|| self.bad(key, &format!("is {value}, expected true or false"))),
-        }
-    }
+    let known: Vec<String> = FAMILIES.iter().map(|family| format!("{} ({})", family.name, family.about)).collect();
+    unsupported(
+        file,
+        format!("the architecture '{family}' is not supported"),
+        &format!("supported: {}", known.join(", ")),
+    )
 }

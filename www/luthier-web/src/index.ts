@@ -74,13 +74,15 @@ export const Luthier: LuthierStatic = {
 
 /** A run under way, from before its lock to after its last word. */
 interface Running {
-  job: Job;
+  wanted: Wanted;
   /** The step from which another worker would go on. */
   step: number;
   over: Promise<void>;
 }
 
-const unstopped = (): Wanted => ({ paused: false, stopped: false });
+/** A run as it is begun: what is wanted of it is asked while it goes on. */
+type Begun = Omit<Job, "wanted">;
+type Emit = (event: TrainEvent) => void;
 
 class Instance implements LuthierApi {
   #connection: Connection;
@@ -131,16 +133,19 @@ class Instance implements LuthierApi {
   async *train(data: DataText, run: RunOptions = {}): AsyncGenerator<TrainEvent> {
     const { options = {}, validation, probes = [], store, signal } = run;
     const every_seconds = store?.every_seconds ?? CHECKPOINT_SECONDS;
-    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, ...(validation && { validation }) };
-    yield* this.#follow({ ...job, ...(store && { store: { id: store.id, create: true } }) }, signal);
+    const stored = store && { store: { id: store.id, create: true } };
+    const job = { data, options, probes, every_seconds, ...(validation && { validation }), ...stored };
+    yield* this.#follow(async () => job, store?.id, signal);
   }
 
   async *resume(id: string, { signal }: { signal?: AbortSignal } = {}): AsyncGenerator<TrainEvent> {
-    const { record, data, validation } = await runs.load(id);
-    this.#checkBase(record);
-    const { options, probes, every_seconds } = record;
-    const job: Job = { wanted: unstopped(), data, options, probes, every_seconds, store: { id, create: false } };
-    yield* this.#follow({ ...job, ...(validation && { validation }) }, signal);
+    const load = async (): Promise<Begun> => {
+      const { record, data, validation } = await runs.load(id);
+      this.#checkBase(record);
+      const { options, probes, every_seconds } = record;
+      return { data, options, probes, every_seconds, store: { id, create: false }, ...(validation && { validation }) };
+    };
+    yield* this.#follow(load, id, signal);
   }
 
   /** The engine checks what its checkpoints say; a run may have none yet. */
@@ -176,8 +181,7 @@ class Instance implements LuthierApi {
   /** Told to the worker, if there is one that listens, and kept for those that take the run up after it. */
   async #want(wish: Partial<Wanted>): Promise<void> {
     if (!this.#run) return;
-    const { wanted } = this.#run.job;
-    await this.#tell(Object.assign(wanted, wish));
+    await this.#tell(Object.assign(this.#run.wanted, wish));
   }
 
   async #tell(control: Control): Promise<void> {
@@ -186,14 +190,16 @@ class Instance implements LuthierApi {
   }
 
   /** The events of a run, which goes on whether or not somebody takes them. */
-  async *#follow(job: Job, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
+  async *#follow(begin: () => Promise<Begun>, id?: string, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
     if (this.#run) {
       throw new LuthierError("setting", "A run is under way on this model.", "Stop it first, or open the model again.");
     }
     const queue = new Queue<TrainEvent>();
-    const run: Running = { job, step: 0, over: Promise.resolve() };
+    const run: Running = { wanted: { paused: false, stopped: false }, step: 0, over: Promise.resolve() };
+    // Before anything is waited for: what is asked from now on is asked of this run.
     this.#run = run;
-    run.over = this.#locked(run, (event) => queue.push(event)).then(() => queue.end(), (error) => queue.fail(error));
+    const over = this.#locked(run, begin, id, (event) => queue.push(event));
+    run.over = over.then(() => queue.end(), (error) => queue.fail(error));
     const stop = () => void this.stop();
     if (signal?.aborted) stop();
     signal?.addEventListener("abort", stop);
@@ -208,14 +214,14 @@ class Instance implements LuthierApi {
   }
 
   /** One run at a time here, and one tab a stored run. */
-  async #locked(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
-    const { store } = run.job;
+  async #locked(run: Running, begin: () => Promise<Begun>, id: string | undefined, emit: Emit): Promise<void> {
     let unlock = () => {};
     const unwatch = watchLeaving(() => void this.#tell("checkpoint"));
     try {
-      if (store) unlock = await runs.lock(store.id);
+      if (id !== undefined) unlock = await runs.lock(id);
+      const job: Job = { ...(await begin()), wanted: run.wanted };
       await this.#mending?.catch(() => {});
-      await this.#restarting(run, emit);
+      await this.#restarting(job, run, emit);
     } finally {
       unwatch();
       unlock();
@@ -224,13 +230,13 @@ class Instance implements LuthierApi {
   }
 
   /** Goes on from the last checkpoint when the worker or its device dies. */
-  async #restarting(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
-    const { store } = run.job;
+  async #restarting(job: Job, run: Running, emit: Emit): Promise<void> {
+    const { store } = job;
     const faults: number[] = [];
     for (;;) {
       try {
         if (this.#used || !this.#connection.alive) await this.#reopen();
-        return await this.#attempt(run, emit);
+        return await this.#attempt(job, run, emit);
       } catch (error) {
         if (!this.#isFault(error)) throw error;
         faults.push(performance.now());
@@ -243,9 +249,8 @@ class Instance implements LuthierApi {
     }
   }
 
-  /** One try. `run` learns from where another one would go on. */
-  async #attempt(run: Running, emit: (event: TrainEvent) => void): Promise<void> {
-    const { job } = run;
+  /** One try. `job` and `run` learn from where another one would go on. */
+  async #attempt(job: Job, run: Running, emit: Emit): Promise<void> {
     [this.#used, this.#tuned, this.#adapter] = [true, null, null];
     await this.#connection.call("train", job, (event) => {
       if (event.type === "kept") job.checkpoint = event.checkpoint;
@@ -365,7 +370,11 @@ class Instance implements LuthierApi {
     this.#used = false;
     this.#connection = take();
     if (this.#closed) this.#connection.close();
-    this.#opened = await openModel(this.#connection, this.options);
+    this.#opened = await openModel(this.#connection, this.options).catch((error) => {
+      // A worker without a model is of no use to the next one who asks.
+      this.#connection.close(error);
+      throw error;
+    });
     this.options.onReopen?.(this.device);
   }
 }

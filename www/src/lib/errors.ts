@@ -15,9 +15,9 @@ export const problem = (code: string, message: string, hint = ""): LuthierErrorD
 
 const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device" };
 
-/** The engine names settings as its command line does; here they are called as the page calls them. */
+/** The engine speaks as its command line does; here things are called as the page calls them. */
 export const inWords = (text: string): string =>
-  text.replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
+  text.replace("with `luthier inspect data`", "on the Data step").replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
     const title = NAMES[name.replaceAll("-", "_")];
     return title ? `“${title}”` : flag;
   });

@@ -8,6 +8,9 @@ export interface RegistryModel {
   repo: string;
 }
 
+/** What follows a colon says what to do on the command line. */
+export const aboutOf = ({ about }: { about: string }): string => about.split(":", 1)[0]!;
+
 export const registry: RegistryModel[] = Object.entries(table).flatMap(([id, entry]) =>
-  "repo" in entry ? [{ id, about: entry.about, repo: entry.repo }] : [],
+  "repo" in entry ? [{ id, about: aboutOf(entry), repo: entry.repo }] : [],
 );

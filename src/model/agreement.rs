@@ -8,30 +8,30 @@ use crate::plan::{Buf, Elem};
 use serde::Serialize;
 
 /// Inputs and output for texts of one length on a base.
-pub struct Probe {
+pub struct Logits {
     io: Inputs,
     logits: Buf,
     vocab: usize,
     padded: usize,
 }
 
-impl Probe {
-    pub fn new(base: &mut Base, tokens: usize) -> Probe {
+impl Logits {
+    pub fn new(base: &mut Base, tokens: usize) -> Logits {
         let Base { plan, decoder, .. } = base;
         let (vocab, padded) = (decoder.spec.vocab, decoder.spec.padded_vocab());
         let io = Inputs::declare(plan, &decoder.spec, tokens, tokens);
-        let logits = plan.persistent("probe logits", Elem::Float, tokens * padded);
-        Probe { io, logits, vocab, padded }
+        let logits = plan.persistent("all logits", Elem::Float, tokens * padded);
+        Logits { io, logits, vocab, padded }
     }
 
     /// [N, V] for the ids, with an adapter or without. Each call appends a sequence to the base's plan.
-    pub async fn logits(&self, base: &mut Base, patches: Option<&Patches>, ids: &[u32]) -> Result<Vec<f32>> {
+    pub async fn of(&self, base: &mut Base, patches: Option<&Patches>, ids: &[u32]) -> Result<Vec<f32>> {
         let before = virtual_tokens(patches);
         let all = [&virtual_ids(before), ids].concat();
         let n = all.len();
-        assert_eq!(n, self.io.n, "a probe for {} tokens", self.io.n);
+        assert_eq!(n, self.io.n, "inputs for {} tokens", self.io.n);
         let Base { plan, device, decoder, .. } = base;
-        let sequence = decoder.probe(plan, &self.io, patches, self.logits);
+        let sequence = decoder.all_logits(plan, &self.io, patches, self.logits);
         device.prepare(plan).await?;
         self.io.write_tables(device, &decoder.spec, n);
         let (ids, virtual_rows) = split_virtual(&all);

@@ -1,0 +1,225 @@
+//! What a short probe of some data says: whether this model can learn them, and what would help.
+//!
+//! A loss that falls proves little: every model learns what answers look like. So the same budget is also spent on a
+//! *control*, the same data with all meaning taken out: the answers dealt anew among the prompts (in texts without
+//! prompts, the characters of each text shuffled). What the tuned model has learned is what it does better than the
+//! control, on held-out items, with an interval that allows for the choice of the items and for the chance of a run
+//! (runs on parts of one size tell how far apart equal runs are).
+
+use super::curve::{Law, Point, gain_of_more, mean};
+use super::score::{self, Counts, Estimate, Figure, Rule};
+use serde::Serialize;
+
+/// Losses of the held-out items: (summed, tokens).
+pub type Losses = Vec<(f64, f64)>;
+
+/// What the probe's runs gave.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Held-out losses before any tuning.
+    pub base: Losses,
+    /// Tuned on nested parts of the data, at each run's best moment.
+    pub parts: Vec<Point>,
+    /// All of the data: the last of the parts.
+    pub control: Losses,
+    /// Mean held-out loss of the run on all data as it went on: (step, loss).
+    pub moments: Vec<(u64, f64)>,
+    /// Where a full pass over the data ends, in steps.
+    pub steps_an_epoch: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Potential {
+    Clear,
+    Some,
+    None,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub potential: Potential,
+    /// Held-out loss in nats a token: before tuning, tuned on all data, and tuned on the control.
+    pub base: f64,
+    pub tuned: f64,
+    pub control: f64,
+    /// How much of the control's loss the tuned model is without, in percent.
+    pub learned: Estimate,
+    /// How much of the base's loss, in percent.
+    pub gained: Estimate,
+    /// (examples, held-out loss) of the runs.
+    pub curve: Vec<(usize, f64)>,
+    pub law: [f64; 3],
+    /// How much lower the loss would be with twice the data, in percent.
+    pub twice_the_data: Estimate,
+    pub more_data: bool,
+    pub more_training: bool,
+    /// The step after which the held-out loss only rose.
+    pub stop_at: Option<u64>,
+    /// The verdict in plain words, a sentence a line.
+    pub words: Vec<String>,
+}
+
+/// Less of a gain than this, in percent of the loss, is none that matters.
+const MATTERS: f64 = 3.0;
+/// A gain that anyone would notice.
+const CLEAR: f64 = 15.0;
+
+/// Percent of `theirs` that `ours` is without, over the same items.
+fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
+    let counts = |l: &Losses| -> Vec<Counts> { l.iter().map(|(loss, n)| vec![(0, *loss), (1, *n)]).collect() };
+    let figure = [Figure { name: "loss", rule: Rule::Mean(0, 1) }];
+    let [ours, theirs] = [ours, theirs].map(|l| score::measure(&figure, 2, &counts(l), seed).remove(0));
+    let difference = score::difference(&theirs, &ours);
+    let percent = |x: f64| 100.0 * x / theirs.estimate.value;
+    Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
+}
+
+/// How far apart runs on equally much data are, in nats: 95 % of one run's chance, by Student's t, from the pairs of
+/// runs on parts of one size. 0 where there are none.
+fn chance(parts: &[Point]) -> f64 {
+    const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
+    let all = |p: &Point| mean(&p.losses, 0..p.losses.len());
+    let twin = |(i, p): (usize, &Point)| parts[..i].iter().find(|q| q.size == p.size).map(|q| all(p) - all(q));
+    let apart: Vec<f64> = parts.iter().enumerate().filter_map(twin).collect();
+    let variance = apart.iter().map(|d| d * d / 2.0).sum::<f64>() / apart.len().max(1) as f64;
+    T[apart.len().min(T.len() - 1)] * variance.sqrt()
+}
+
+/// An interval that also allows for chance, which is independent of the items.
+fn widened(e: Estimate, chance: f64) -> Estimate {
+    let side = |from: f64| ((e.value - from).powi(2) + chance * chance).sqrt();
+    Estimate { value: e.value, low: e.value - side(e.low), high: e.value + side(e.high) }
+}
+
+pub fn judge(seen: &Seen, seed: u64) -> Verdict {
+    let all = |losses: &Losses| mean(losses, 0..losses.len());
+    let full = seen.parts.iter().max_by_key(|p| p.size).expect("a run on all data");
+    let chance = 100.0 * chance(&seen.parts);
+    // Two runs are compared with each other, one run with none.
+    let learned = widened(saved(&full.losses, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
+    let gained = widened(saved(&full.losses, &seen.base, seed), chance / all(&seen.base));
+    let (Law { a, b, c }, twice) = gain_of_more(&seen.parts, 2.0, seed);
+    let potential = match (learned, gained) {
+        (l, g) if l.low <= 0.0 || l.value < MATTERS || g.low <= 0.0 || g.value < MATTERS => Potential::None,
+        (l, g) if l.value >= CLEAR && g.value >= CLEAR => Potential::Clear,
+        _ => Potential::Some,
+    };
+    let mut verdict = Verdict {
+        potential,
+        base: all(&seen.base),
+        tuned: all(&full.losses),
+        control: all(&seen.control),
+        learned,
+        gained,
+        curve: seen.parts.iter().map(|p| (p.size, all(&p.losses))).collect(),
+        law: [a, b, c],
+        twice_the_data: twice,
+        more_data: potential != Potential::None && twice.low > 0.0 && twice.value >= MATTERS,
+        more_training: potential != Potential::None && still_falling(&seen.moments),
+        stop_at: turning_point(&seen.moments),
+        words: Vec::new(),
+    };
+    verdict.words = words(&verdict, seen, full.size);
+    verdict
+}
+
+/// Whether the last stretch still bettered the loss by what matters.
+fn still_falling(moments: &[(u64, f64)]) -> bool {
+    let [.., (_, before), (_, last)] = moments else { return false };
+    100.0 * (before - last) / before >= MATTERS
+}
+
+/// The step of the lowest loss, where the loss has risen since by what matters.
+fn turning_point(moments: &[(u64, f64)]) -> Option<u64> {
+    let (step, lowest) = moments.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let (_, last) = moments.last()?;
+    (100.0 * (last - lowest) / lowest >= MATTERS).then_some(step)
+}
+
+fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
+    let held = seen.base.len();
+    let range = |e: &Estimate| format!("{:.0} % (95 %: {:.0} to {:.0})", e.value, e.low, e.high);
+    let mut words = Vec::new();
+    words.push(match v.potential {
+        Potential::Clear => format!(
+            "Learnable: on {held} held-out items the tuned model is without {} of the loss that the form of the answers \
+             alone would leave.",
+            range(&v.learned)
+        ),
+        Potential::Some => format!(
+            "Learnable in part: on {held} held-out items the tuned model is without {} of the loss that the form of the \
+             answers alone would leave.",
+            range(&v.learned)
+        ),
+        Potential::None if v.learned.low > 0.0 && v.learned.value >= MATTERS => format!(
+            "No potential shown: the untuned model does as well on the {held} held-out items; tuning saves {} of its loss.",
+            range(&v.gained)
+        ),
+        Potential::None => format!(
+            "No potential shown: on {held} held-out items the model does no better than one tuned on the same answers in \
+             the wrong places ({} less loss). What there is to learn does not follow from the prompts, or not for this model.",
+            range(&v.learned)
+        ),
+    });
+    words
+        .push(format!("Loss a token: {:.3} before, {:.3} tuned on {size}, {:.3} control.", v.base, v.tuned, v.control));
+    if v.potential == Potential::None {
+        words.push("More data of this kind or more training cannot be expected to help. Check the answers, or try a larger model.".into());
+        return words;
+    }
+    let twice = range(&v.twice_the_data);
+    words.push(match v.more_data {
+        true => format!("More data are worth it: twice as many should lower the loss by {twice}."),
+        // All parts had the same few steps: what ended is the training, not what the data can teach.
+        false if v.more_training => {
+            format!("More data: too short a probe to tell ({twice} for twice as many); give it more --minutes.")
+        }
+        false => format!("More data: no worthwhile gain shown; twice as many would lower the loss by {twice}."),
+    });
+    words.push(match (v.more_training, v.stop_at) {
+        (true, _) => "More training is worth it: the held-out loss was still falling when the probe ended.".into(),
+        (_, Some(step)) => format!(
+            "Stop early: the held-out loss was lowest after about {step} steps ({:.1} passes over the data) and rose since.",
+            step as f64 / seen.steps_an_epoch
+        ),
+        _ => "More training: the held-out loss had levelled off; stop when it no longer falls between evaluations.".into(),
+    });
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(tuned: f64, control: f64, base: f64) -> Seen {
+        let losses = |mean: f64, stream: u64| -> Losses {
+            (0..80).map(|i| (mean * 5.0 * (0.5 + crate::num::uniform(2, stream, i)), 5.0)).collect()
+        };
+        let part = |size: usize| Point { size, losses: losses(tuned * (200.0 / size as f64).powf(0.3), 1) };
+        Seen {
+            base: losses(base, 1),
+            parts: [25, 50, 100, 200].map(part).to_vec(),
+            control: losses(control, 1),
+            moments: vec![(10, 2.0), (20, 1.5), (40, 1.49)],
+            steps_an_epoch: 10.0,
+        }
+    }
+
+    #[test]
+    fn verdicts() {
+        let good = judge(&seen(1.0, 2.0, 3.0), 0);
+        assert_eq!((good.potential, good.more_data, good.more_training), (Potential::Clear, true, false), "{good:?}");
+        assert_eq!(judge(&seen(2.0, 2.0, 3.0), 0).potential, Potential::None, "no better than the control");
+        assert_eq!(judge(&seen(1.0, 2.0, 1.0), 0).potential, Potential::None, "no better than before");
+        assert_eq!(judge(&seen(1.8, 2.0, 3.0), 0).potential, Potential::Some);
+        // Runs on parts of one size that are far apart: the same gain may be chance.
+        let mut scattered = seen(1.8, 2.0, 3.0);
+        let again = |p: &Point| Point { size: p.size, losses: p.losses.iter().map(|(l, n)| (1.1 * l, *n)).collect() };
+        scattered.parts = scattered.parts.iter().take(3).map(again).chain(scattered.parts.clone()).collect();
+        assert_eq!(judge(&scattered, 0).potential, Potential::None);
+        let mut late = seen(1.0, 2.0, 3.0);
+        late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];
+        assert_eq!(judge(&late, 0).stop_at, Some(20));
+    }
+}

@@ -1,0 +1,29 @@
+//! Mistral: Llama whose layers may all see only the nearest positions (transformers `modeling_mistral.py`). llama.cpp
+//! knows it as Llama, without the window.
+
+use super::Family;
+use super::llama::{self, config, decoder, gguf_decoder};
+use crate::model::spec::{Local, ModelSpec};
+
+pub static FAMILY: Family = Family {
+    name: "mistral",
+    class: "MistralForCausalLM",
+    about: "Mistral 7B, Nemo and others of that architecture",
+    arch: "llama",
+    hf: llama::HF,
+    gguf: llama::GGUF,
+    interleaved: true,
+    norms_less_one: false,
+    from_config: |keys| {
+        let spec = decoder(keys, &FAMILY)?;
+        let window = keys.optional_usize("sliding_window")?;
+        let local = window.map(|window| Local { window, layers: vec![true; spec.layers], rope: None });
+        Ok(ModelSpec { local, ..spec })
+    },
+    from_gguf: |keys| gguf_decoder(keys, &FAMILY),
+    to_config: |spec, file| {
+        let mut config = config(spec, file)?;
+        config["sliding_window"] = spec.local.as_ref().map(|local| local.window).into();
+        Ok(config)
+    },
+};

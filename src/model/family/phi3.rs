@@ -1,0 +1,56 @@
+//! Phi-3: Llama whose q, k and v are one tensor, and whose gate and up are one; all layers may see only the nearest
+//! positions (transformers `modeling_phi3.py`, llama.cpp arch `phi3`). The variants with long contexts scale their
+//! rotary frequencies by length, which is not covered.
+
+use super::keys::unsupported;
+use super::llama::{self, config, decoder, gguf_decoder};
+use super::{Family, Names};
+use crate::model::spec::{Local, ModelSpec};
+
+pub static FAMILY: Family = Family {
+    name: "phi3",
+    class: "Phi3ForCausalLM",
+    about: "Phi-3 with 4k context",
+    arch: "phi3",
+    hf: Names {
+        modules: [
+            "self_attn.qkv_proj",
+            "self_attn.qkv_proj",
+            "self_attn.qkv_proj",
+            "self_attn.o_proj",
+            "mlp.gate_up_proj",
+            "mlp.gate_up_proj",
+            "mlp.down_proj",
+        ],
+        ..llama::HF
+    },
+    gguf: Names {
+        modules: ["attn_qkv", "attn_qkv", "attn_qkv", "attn_output", "ffn_up", "ffn_up", "ffn_down"],
+        ..llama::GGUF
+    },
+    interleaved: false,
+    norms_less_one: false,
+    from_config: |keys| {
+        let spec = decoder(keys, &FAMILY)?;
+        let window = keys.optional_usize("sliding_window")?;
+        Ok(ModelSpec { local: local(window, spec.layers), ..spec })
+    },
+    from_gguf: |keys| {
+        if keys.has("rope_factors_long.weight") {
+            let what = "rope scaling 'longrope' is not supported".into();
+            return Err(unsupported(keys.gguf.name(), what, "use the model's variant with 4k context"));
+        }
+        let spec = gguf_decoder(keys, &FAMILY)?;
+        let window = keys.optional_size("attention.sliding_window")?;
+        Ok(ModelSpec { local: local(window, spec.layers), ..spec })
+    },
+    to_config: |spec, file| {
+        let mut config = config(spec, file)?;
+        config["sliding_window"] = spec.local.as_ref().map(|local| local.window).into();
+        Ok(config)
+    },
+};
+
+fn local(window: Option<usize>, layers: usize) -> Option<Local> {
+    window.map(|window| Local { window, layers: vec![true; layers], rope: None })
+}

@@ -1,0 +1,211 @@
+//! Answers judged, data probed and runs handed over, as a user does it, with the model that comes with the sources.
+
+use luthier::data::{ReadOptions, Records, read};
+use luthier::device::DeviceChoice;
+use luthier::eval::{items, probe::Potential};
+use luthier::session::{Probe, ProbeOptions, Session};
+use luthier::train::TrainOptions;
+use luthier::weights::ModelFiles;
+use pollster::block_on;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::Command;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Temp(PathBuf);
+
+impl Temp {
+    fn new(name: &str) -> Temp {
+        let path = std::env::temp_dir().join(format!("luthier-eval-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Temp(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn lines(&self, name: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.0.join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn luthier(args: &[&str]) -> (bool, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_luthier")).args(args).current_dir(ROOT).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    (output.status.success(), stdout, stderr)
+}
+
+fn done(args: &[&str]) -> String {
+    let all = [args, &["--model", "models/nano"]].concat();
+    let (ok, stdout, stderr) = luthier(&all);
+    assert!(ok, "{all:?}: {stderr}");
+    stdout
+}
+
+fn session() -> Session {
+    let files = ModelFiles::open(PathBuf::from(ROOT).join("models/nano")).unwrap();
+    block_on(Session::open(&files, "nano", DeviceChoice::Cpu, |_, _| {})).unwrap()
+}
+
+const TRAIN: &str = "demo/gallery/sentiment_train.jsonl";
+const TEST: &str = "demo/gallery/sentiment_subjects.jsonl";
+
+fn figure(system: &Value, name: &str) -> f64 {
+    system["figures"][name]["value"].as_f64().unwrap()
+}
+
+#[test]
+fn a_tuned_classifier_beside_its_baselines_and_the_handoff() {
+    let temp = Temp::new("classify");
+    let (adapter, out, examples) = (temp.path("adapter"), temp.path("out.json"), temp.path("examples.jsonl"));
+    let quick = ["--steps", "40", "--lr", "0.005", "--warmup-steps", "5", "--seq-len", "128", "--device", "cpu"];
+    done(&[&["train", "--data", TRAIN, "--out", &adapter], &quick[..]].concat());
+    let asked = ["eval", "--task", "classification", "--data", TEST, "--train-data", TRAIN, "--adapter", &adapter];
+    let said = done(&[&asked[..], &["--device", "cpu", "--json", &out, "--per-example", &examples]].concat());
+    assert!(said.contains("95 % intervals") && said.contains("forgetting: loss on 60 plain sentences"), "{said}");
+
+    let report: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let systems = report["systems"].as_array().unwrap();
+    let names: Vec<&str> = systems.iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["tuned", "base", "base, 4-shot", "constant"]);
+    assert!((figure(&systems[3], "accuracy") - 100.0 / 3.0).abs() < 1e-9, "three labels, a third each");
+    assert!(figure(&systems[0], "accuracy") > 50.0, "{report}");
+    let against_base = &report["comparisons"][0];
+    assert_eq!((&against_base["with"], &against_base["verdict"]), (&json!("base"), &json!("better")));
+    assert!(report["forgetting"]["before"].as_f64() < report["forgetting"]["after"].as_f64(), "{report}");
+
+    // The file of examples says the same as the report, and serves as another model's predictions.
+    let lines = temp.lines("examples.jsonl");
+    let right = lines.iter().filter(|line| line["right"] == true).count();
+    assert_eq!(lines.len(), 60);
+    assert!((figure(&systems[0], "accuracy") - 100.0 * right as f64 / 60.0).abs() < 1e-9);
+    let again = ["--predictions", &examples, "--no-baselines", "--device", "cpu", "--json"];
+    let report: Value = serde_json::from_str(&done(&[&asked[..], &again].concat())).unwrap();
+    assert_eq!(report["comparisons"][0]["verdict"], "no difference shown");
+    assert_eq!(
+        report["comparisons"][0]["difference"].as_f64().or(report["comparisons"][0]["value"].as_f64()),
+        Some(0.0)
+    );
+
+    let folder = temp.path("handoff");
+    done(&["handoff", "--adapter", &adapter, "--data", TRAIN, "--eval-data", TEST, "--out", &folder]);
+    let config: Value = serde_json::from_slice(&std::fs::read(temp.0.join("handoff/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["sft"]["learning_rate"], &config["sft"]["max_steps"]), (&json!(0.005), &json!(40)));
+    assert_eq!(temp.lines("handoff/train.jsonl").len(), 360);
+    assert_eq!(temp.lines("handoff/eval.jsonl")[0]["completion"][0]["role"], "assistant");
+    for file in ["train.py", "requirements.txt", "README.md", "adapter/adapter_model.safetensors"] {
+        assert!(temp.0.join("handoff").join(file).exists(), "{file}");
+    }
+    let (ok, _, stderr) =
+        luthier(&["handoff", "--model", "models/nano", "--adapter", &adapter, "--data", TRAIN, "--out", &folder]);
+    assert!(!ok && stderr.contains("is not empty"), "{stderr}");
+}
+
+#[test]
+fn written_answers_are_judged() {
+    let of = |task: &str, data: &str| -> Value {
+        let args = ["eval", "--task", task, "--data", data, "--max-new-tokens", "4", "--device", "cpu", "--json"];
+        serde_json::from_str(&done(&args)).unwrap()
+    };
+    for (task, data, first) in [
+        ("facts", "demo/gallery/facts_heldout.jsonl", "exact_match"),
+        ("extraction", "demo/gallery/orders_heldout.jsonl", "exact_match"),
+        ("translation", "demo/gallery/german_heldout.jsonl", "chrf"),
+        ("commands", "demo/heldout_values.jsonl", "exact_match"),
+        ("text", "demo/gallery/german_heldout.jsonl", "loss"),
+    ] {
+        let report = of(task, data);
+        let figures = &report["systems"][0]["figures"][first];
+        let [low, value, high] = ["low", "value", "high"].map(|key| figures[key].as_f64().unwrap());
+        assert!(low <= value && value <= high, "{task}: {report}");
+        assert_eq!(report["systems"][0]["name"], "base");
+    }
+    let loss =
+        of("text", "demo/gallery/german_heldout.jsonl")["systems"][0]["figures"]["loss"]["value"].as_f64().unwrap();
+    let plain = done(&["eval", "--data", "demo/gallery/german_heldout.jsonl", "--device", "cpu", "--json"]);
+    let plain: Value = serde_json::from_str(&plain).unwrap();
+    assert!((loss - plain["loss"].as_f64().unwrap()).abs() < 1e-4, "{loss}: {plain}");
+}
+
+#[test]
+fn wrong_uses_say_what_to_do() {
+    let refused = |args: &[&str]| {
+        let (ok, _, stderr) = luthier(&[args, &["--model", "models/nano", "--device", "cpu"]].concat());
+        assert!(!ok, "{args:?}");
+        stderr
+    };
+    assert!(refused(&["eval", "--data", TEST, "--no-baselines"]).contains("--task: is missing"));
+    assert!(refused(&["eval", "--data", TEST, "--task", "extraction"]).contains("no JSON"));
+    assert!(refused(&["eval", "--data", TEST, "--task", "api-calls"]).contains("--apis"));
+    assert!(
+        refused(&["eval", "--data", TEST, "--task", "facts", "--predictions", TRAIN]).contains("no text called output")
+    );
+    let temp = Temp::new("few");
+    std::fs::write(temp.0.join("few.jsonl"), "{\"text\":\"one\"}\n").unwrap();
+    assert!(refused(&["probe", "--data", &temp.path("few.jsonl")]).contains("too few"));
+}
+
+/// Requests of a made-up tool, whose commands copy from them.
+fn requests() -> Vec<(String, String)> {
+    let goods = ["apples", "beans", "corn", "dates", "eggs", "figs", "grapes", "honey"];
+    let draw = |i: u64, k: u64, n: f64| (luthier::num::uniform(11, i, k) * n) as usize;
+    let one = |i: u64| {
+        let (count, what, shelf) = (2 + draw(i, 0, 90.0), goods[draw(i, 1, 8.0)], 1 + draw(i, 2, 40.0));
+        (format!("Put {count} {what} on shelf {shelf}"), format!("larder put {what} {count} {shelf}"))
+    };
+    (0..160).map(one).collect()
+}
+
+fn probed(pairs: &[(String, String)]) -> Probe {
+    let line = |(prompt, completion): &(String, String)| {
+        format!("{}\n", json!({ "prompt": prompt, "completion": completion }))
+    };
+    let text: String = pairs.iter().map(line).collect();
+    let records: Records = read("made.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
+    let all = items(&records, &text).unwrap();
+    let options = TrainOptions { lr: Some(1e-4), batch_size: 2, seq_len: 64, ..Default::default() };
+    let budget = ProbeOptions { minutes: 1.0, steps: Some(10) };
+    block_on(session().probe(&records, &all, Some(&all[..3]), &options, &budget, |_, _, _| {})).unwrap()
+}
+
+#[test]
+fn a_probe_tells_what_can_be_learned_from_what_cannot() {
+    let good = requests();
+    let probe = probed(&good);
+    assert_ne!(probe.verdict.potential, Potential::None, "{:?}", probe.verdict);
+    assert!(probe.verdict.tuned < probe.verdict.control && probe.verdict.control < probe.verdict.base);
+    let found = |kind: &str| probe.findings.iter().find(|f| f.kind == kind);
+    assert_eq!(found("leakage").map(|f| &f.lines[..]), Some(&[1, 2, 3][..]), "the test is a part of the data");
+    assert!(found("learning-rate").unwrap().what.contains("too low"), "{:?}", probe.findings);
+    assert!(probe.full_run.steps > 0 && probe.full_run.memory > 1 << 20);
+
+    // The same answers in the wrong places.
+    let turned: Vec<_> =
+        (0..good.len()).map(|i| (good[i].0.clone(), good[(i * 37 + 11) % good.len()].1.clone())).collect();
+    let probe = probed(&turned);
+    assert_eq!(probe.verdict.potential, Potential::None, "{:?}", probe.verdict);
+    assert!(probe.verdict.words[0].starts_with("No potential"), "{:?}", probe.verdict.words);
+}
+
+#[test]
+fn random_strings_have_no_potential() {
+    let letters = |i: u64, stream: u64, n: u64| -> String {
+        let one = |k: u64| (b'a' + (luthier::num::uniform(stream, i, k) * 26.0) as u8) as char;
+        (0..n).map(one).collect()
+    };
+    let pairs: Vec<_> = (0..160).map(|i| (letters(i, 21, 20), letters(i, 22, 8))).collect();
+    let probe = probed(&pairs);
+    assert_eq!(probe.verdict.potential, Potential::None, "{:?}", probe.verdict);
+}

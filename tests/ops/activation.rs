@@ -1,0 +1,74 @@
+use crate::common::tolerance::{EXP, Tolerance};
+use crate::harness::{Suite, gradcheck, random, with_outliers};
+use luthier::ops::activation::{self, Activation};
+
+const ALL: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+
+/// GELU's exponent is a polynomial of up to some 40, known to a few ulp of itself.
+const POLYNOMIAL: Tolerance = Tolerance { rel: 8.0 * EXP.rel, abs: EXP.abs };
+
+/// Without `up` there is no gate.
+fn forward(s: &mut Suite, f: Activation, gate: &[f64], up: Option<&[f64]>) {
+    let (g, u) = (s.floats("gate", gate), up.map(|up| s.floats("up", up)));
+    let y = s.output("y", gate.len());
+    activation::forward(&mut s.plan, "", f, gate.len(), g, u, y);
+}
+
+fn backward(s: &mut Suite, f: Activation, gate: &[f64], up: Option<&[f64]>, dy: &[f64]) {
+    let (dy, g, u) = (s.floats("dy", dy), s.in_out("gate", gate), up.map(|up| s.in_out("up", up)));
+    activation::backward(&mut s.plan, "", f, gate.len(), dy, g, u);
+}
+
+fn output(f: Activation, gate: &[f64], up: Option<&[f64]>) -> Vec<f64> {
+    let mut s = Suite::new(POLYNOMIAL);
+    forward(s.case("forward"), f, gate, up);
+    s.reference().remove(0)
+}
+
+#[test]
+fn twin_backward_matches_finite_differences() {
+    let (gate, up, dy) = (random(24, 1), random(24, 2), random(24, 3));
+    for f in ALL {
+        let mut s = Suite::new(POLYNOMIAL);
+        backward(s.case("gated"), f, &gate, Some(&up), &dy);
+        let grads = s.reference();
+        gradcheck("dgate", |gate| output(f, gate, Some(&up)), &gate, &dy, &grads[0]);
+        gradcheck("dup", |up| output(f, &gate, Some(up)), &up, &dy, &grads[1]);
+        let mut s = Suite::new(POLYNOMIAL);
+        backward(s.case("plain"), f, &gate, None, &dy);
+        gradcheck("dx", |x| output(f, x, None), &gate, &dy, &s.reference()[0]);
+    }
+}
+
+#[test]
+fn twin_forward_matches_the_textbook() {
+    let x = random(24, 1);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let gelu = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh());
+    for (f, want) in [(Activation::Silu, silu as fn(f64) -> f64), (Activation::GeluTanh, gelu)] {
+        for (got, x) in output(f, &x, None).iter().zip(&x) {
+            // The two constants are rounded to f32.
+            assert!((got - want(*x)).abs() < 1e-7, "{f:?} of {x} is {}, not {got}", want(*x));
+        }
+    }
+}
+
+#[test]
+fn executors_agree() {
+    let mut s = Suite::new(POLYNOMIAL);
+    for f in ALL {
+        for len in [4, 12, 127 * 4, 129 * 576] {
+            let (gate, up, dy) = (random(len, 4), random(len, 5), random(len, 6));
+            for up in [Some(&up[..]), None] {
+                let gated = up.is_some();
+                forward(s.case(format!("{f:?} forward {len}, gated: {gated}")), f, &gate, up);
+                backward(s.case(format!("{f:?} backward {len}, gated: {gated}")), f, &gate, up, &dy);
+            }
+        }
+        // Gates of ±800: exp overflows in f32, and f must be 0 or the gate itself, not NaN.
+        let (gate, up) = (with_outliers(132, 4, 7), random(132, 8));
+        forward(s.case(format!("{f:?} forward with outliers")), f, &gate, Some(&up));
+        backward(s.case(format!("{f:?} backward with outliers")), f, &gate, Some(&up), &random(132, 9));
+    }
+    s.check();
+}
