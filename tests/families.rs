@@ -26,7 +26,7 @@ struct Case {
     keys: &'static [&'static [(&'static str, &'static str)]],
     tensors: &'static [(&'static str, &'static str)],
     /// The converter's way with a tensor's shape and values.
-    change: fn(&str, &mut Vec<u64>, Vec<f32>) -> Vec<f32>,
+    change: fn(&str, &mut [u64], Vec<f32>) -> Vec<f32>,
 }
 
 const KEYS: &[(&str, &str)] = &[
@@ -132,23 +132,23 @@ const PHI3_TENSORS: &[(&str, &str)] = &[
     ("post_attention_layernorm", "ffn_norm"),
 ];
 
-fn as_they_are(_: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+fn as_they_are(_: &str, _: &mut [u64], values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-fn q_and_k_interleaved(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+fn q_and_k_interleaved(name: &str, shape: &mut [u64], values: Vec<f32>) -> Vec<f32> {
     if name.contains("q_proj") || name.contains("k_proj") {
         return interleaved(&values, shape[1] as usize, 12);
     }
     values
 }
 
-fn norms_plus_one(name: &str, _: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+fn norms_plus_one(name: &str, _: &mut [u64], values: Vec<f32>) -> Vec<f32> {
     let more = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
     values.into_iter().map(|w| w + more).collect()
 }
 
-fn linears_turned(name: &str, shape: &mut Vec<u64>, values: Vec<f32>) -> Vec<f32> {
+fn linears_turned(name: &str, shape: &mut [u64], values: Vec<f32>) -> Vec<f32> {
     if !["c_attn.weight", "c_proj.weight", "c_fc.weight"].iter().any(|end| name.ends_with(end)) {
         return values;
     }

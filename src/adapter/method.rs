@@ -186,20 +186,19 @@ impl Adapter {
         // Random parts are counted apart, so that their numbers do not depend on what lies between them.
         let mut stream = 0;
         for part in &self.parts {
-            let initial = self.method.initial(part.role, [part.rows, part.cols]);
-            let values = part.of_mut(&mut flat).iter_mut().enumerate();
-            match initial {
-                Initial::One => values.for_each(|(_, x)| *x = 1.0),
-                Initial::Uniform(bound) => {
-                    values.for_each(|(j, x)| *x = ((2.0 * uniform(seed, stream, j as u64) - 1.0) * bound) as f32);
-                    stream += 1;
+            let draw: &dyn Fn(u64, u64) -> f64 = match self.method.initial(part.role, [part.rows, part.cols]) {
+                Initial::One => {
+                    part.of_mut(&mut flat).fill(1.0);
+                    continue;
                 }
-                Initial::Normal(deviation) => {
-                    values.for_each(|(j, x)| *x = (normal(seed, stream, j as u64) * deviation) as f32);
-                    stream += 1;
-                }
-                _ => {}
+                Initial::Uniform(bound) => &move |stream, j| (2.0 * uniform(seed, stream, j) - 1.0) * bound,
+                Initial::Normal(deviation) => &move |stream, j| normal(seed, stream, j) * deviation,
+                _ => continue,
+            };
+            for (j, x) in part.of_mut(&mut flat).iter_mut().enumerate() {
+                *x = draw(stream, j as u64) as f32;
             }
+            stream += 1;
         }
         flat
     }
@@ -215,16 +214,15 @@ impl Adapter {
         for part in &self.parts {
             let (values, cols) = (part.of_mut(&mut flat), part.cols);
             match self.method.initial(part.role, [part.rows, part.cols]) {
-                Initial::Base(tensor) => {
-                    if opened.spec.tensors().iter().any(|(t, _)| *t == tensor) {
-                        let more = opened.spec.family.less(tensor);
-                        let read = async |row: usize, rows: Vec<f32>| {
-                            let out = values[row * cols..].iter_mut().zip(rows);
-                            out.for_each(|(out, w)| *out = w + more);
-                            Ok(())
-                        };
-                        opened.read(tensor, read).await?;
-                    }
+                // Where the base lacks the tensor (a bias), it starts at zero.
+                Initial::Base(tensor) if opened.spec.tensors().iter().any(|(t, _)| *t == tensor) => {
+                    let more = opened.spec.family.less(tensor);
+                    let read = async |row: usize, rows: Vec<f32>| {
+                        let out = values[row * cols..].iter_mut().zip(rows);
+                        out.for_each(|(out, w)| *out = w + more);
+                        Ok(())
+                    };
+                    opened.read(tensor, read).await?;
                 }
                 Initial::RowNorms(tensor) => {
                     let width = opened.spec.tensors().iter().find(|(t, _)| *t == tensor).map_or(1, |(_, s)| s[1]);

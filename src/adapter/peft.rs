@@ -84,12 +84,12 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
         };
         let size = |shape: &[u64]| shape.iter().product::<u64>() as usize;
         let mut piece = Piece { part: *part, at: 0, len: size(&shape), place };
-        match all.last_mut().filter(|last| last.name == name) {
+        match all.iter_mut().find(|stored| stored.name == name) {
             // Of linears fused into one: stacked by rows.
-            Some(last) => {
-                piece.at = size(&last.shape);
-                last.shape[0] += shape[0];
-                last.parts.push(piece);
+            Some(fused) => {
+                piece.at = size(&fused.shape);
+                fused.shape[0] += shape[0];
+                fused.parts.push(piece);
             }
             None => all.push(Stored { name, shape, parts: vec![piece] }),
         }

@@ -214,7 +214,9 @@ impl Rig {
         block_on(device.prepare(plan)).unwrap();
         io.write_tables(device, &decoder.spec, T);
         device.write_floats(patches.params, 0, &flat);
-        prologue.map(|sequence| device.run(plan, sequence, 0).unwrap());
+        if let Some(prologue) = prologue {
+            device.run(plan, prologue, 0).unwrap();
+        }
         Rig { base, lora, patches, io, sequences, plain }
     }
 

@@ -60,7 +60,8 @@ fn bfcl(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
         let file = format!("BFCL_v4_{name}.json");
         let answers = source.join("possible_answer").join(&file);
         let truths = if name == "irrelevance" { Vec::new() } else { json_lines(&answers)? };
-        let lines = json_lines(&source.join(&file))?.iter().enumerate().map(|(i, item)| {
+        let items = json_lines(&source.join(&file))?;
+        let lines = items.iter().enumerate().map(|(i, item)| {
             let truth = truths.get(i).map_or(json!([]), |t| t["ground_truth"].clone());
             let answer = truth[0].as_object().map_or("None of the functions fits.".into(), call);
             let system = format!(
@@ -78,13 +79,12 @@ fn bfcl(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
     Ok(files)
 }
 
-/// A ground truth as the call that uses the first of the allowed values each.
+/// A ground truth as the call that uses the first of the allowed values each; `""` allows to leave a parameter out.
 fn call(truth: &Map<String, Value>) -> String {
     let Some((name, arguments)) = truth.iter().next() else { return "[]".into() };
     let given = arguments.as_object().into_iter().flatten();
-    let given = given.filter_map(|(k, allowed)| Some((k, allowed.as_array()?.first()?)));
-    let given: Vec<String> =
-        given.filter(|(_, v)| **v != "").map(|(k, v)| format!("{k}={}", python(&first_allowed(v)))).collect();
+    let given = given.filter_map(|(k, allowed)| Some((k, allowed.as_array()?.iter().find(|v| **v != "")?)));
+    let given: Vec<String> = given.map(|(k, v)| format!("{k}={}", python(&first_allowed(v)))).collect();
     format!("[{name}({})]", given.join(", "))
 }
 
@@ -215,6 +215,6 @@ mod tests {
     #[test]
     fn a_truth_as_a_call() {
         let truth = json!({ "f.g": { "a": [1, 2], "b": ["", "x"], "c": [[{ "k": [true] }]], "d": ["it's"] } });
-        assert_eq!(call(truth.as_object().unwrap()), r#"[f.g(a=1, c=[{"k": True}], d="it's")]"#);
+        assert_eq!(call(truth.as_object().unwrap()), r#"[f.g(a=1, b="x", c=[{"k": True}], d="it's")]"#);
     }
 }
