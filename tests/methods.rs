@@ -7,7 +7,7 @@ mod common;
 mod tiny;
 
 use luthier::Error;
-use luthier::adapter::merge::{Dtype, merge};
+use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge};
 use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
@@ -185,7 +185,8 @@ fn merged(adapter: &Adapter, model: &str, flat: &[f32]) -> luthier::Result<Model
         folder.entry(name.into()).or_default().extend_from_slice(bytes);
         Ok(())
     };
-    block_on(merge(&tiny::files(model), adapter, flat, Dtype::F32, sink))?;
+    let target = Target::new(ModelFormat::Hf, Dtype::F32, "merged");
+    block_on(merge(&tiny::files(model), adapter, flat, &target, sink))?;
     let sources = folder.into_iter().map(|(name, bytes)| Source::bytes(name, bytes)).collect();
     Ok(block_on(ModelFiles::from_sources("merged", sources)).unwrap())
 }
