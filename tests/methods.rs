@@ -20,8 +20,18 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use tiny::{Rig, T};
 
-const KINDS: [Kind; 9] =
-    [Kind::Lora, Kind::Dora, Kind::Ia3, Kind::Prompt, Kind::Prefix, Kind::Norm, Kind::Bitfit, Kind::LastK, Kind::Full];
+const KINDS: [Kind; 10] = [
+    Kind::Lora,
+    Kind::Dora,
+    Kind::Ia3,
+    Kind::Prompt,
+    Kind::Prefix,
+    Kind::Norm,
+    Kind::Bitfit,
+    Kind::LastK,
+    Kind::Full,
+    Kind::Lisa,
+];
 /// A plain family, one with all kinds of norms, and two with fused or turned tensors.
 const MODELS: [&str; 4] = ["tiny_llama3", "tiny_gemma2", "tiny_gpt2", "tiny_phi3"];
 
@@ -47,6 +57,8 @@ fn settings() -> Settings {
         virtual_tokens: 3,
         prompt_init: "sample_vocab".into(),
         last_k: 1,
+        lisa_blocks: 1,
+        lisa_interval: 3,
         ..Default::default()
     }
 }
@@ -256,4 +268,46 @@ fn patterns_and_rates_are_those_asked_for() {
     settings.lora.rank_pattern.0 = vec![("proj".into(), 2)];
     let message = Kind::Lora.adapter(&spec, &settings).unwrap_err().to_string();
     assert!(message.contains("'proj' is the end of no adapted linear's path"), "{message}");
+}
+
+/// The parameters after so many steps.
+fn trained(kind: Kind, settings: &Settings, steps: u64) -> (Adapter, Vec<f32>, Vec<f32>) {
+    let files = tiny::files("tiny");
+    let opened = block_on(Opened::new(&files)).unwrap();
+    let adapter = kind.adapter(&opened.spec, settings).unwrap();
+    let start = block_on(adapter.start(0, &opened, |_| unreachable!("no text is asked for"))).unwrap();
+    let mut base = tiny::base("tiny", Device::cpu());
+    let options = luthier::train::TrainOptions { lr: Some(1e-3), weight_decay: 0.0, ..tiny::options(steps) };
+    let mut trainer = tiny::trainer(&mut base, (adapter.clone(), start.clone()), options);
+    while !trainer.done() {
+        block_on(trainer.step(&mut base)).unwrap();
+    }
+    let after = block_on(trainer.values(&mut base)).unwrap();
+    (adapter, start, after)
+}
+
+#[test]
+fn all_blocks_at_a_time_is_full_tuning() {
+    let mut settings = settings();
+    (settings.lisa_blocks, settings.lisa_interval) = (3, 100);
+    assert!(trained(Kind::Lisa, &settings, 4).2 == trained(Kind::Full, &settings, 4).2);
+}
+
+/// Within an interval one block of three moves, and all that is no block; over many, every block does.
+#[test]
+fn blocks_take_turns() {
+    let moved = |steps: u64| {
+        let (adapter, start, after) = trained(Kind::Lisa, &settings(), steps);
+        let moves = |part: &&luthier::adapter::Part| part.of(&start) != part.of(&after);
+        let moved: Vec<Role> = adapter.parts.iter().filter(moves).map(|part| part.role).collect();
+        let layer = |role: &Role| if let Role::Base(tensor) = role { tensor.layer() } else { None };
+        let rests = adapter.parts.iter().filter(|p| layer(&p.role).is_none()).all(|p| moved.contains(&p.role));
+        assert!(rests, "embedding, head and last norm are always trained");
+        let mut layers: Vec<usize> = moved.iter().filter_map(layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        layers
+    };
+    assert_eq!(moved(3).len(), 1);
+    assert_eq!(moved(30), [0, 1, 2]);
 }

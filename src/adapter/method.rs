@@ -88,6 +88,16 @@ pub trait Method: Debug + Send + Sync {
         1.0
     }
 
+    /// Steps after which other blocks are trained, where not all are at the same time.
+    fn interval(&self) -> Option<u64> {
+        None
+    }
+
+    /// The blocks of a drawing, in order; asked for only where there is an interval.
+    fn drawn(&self, _seed: u64, _drawing: u64) -> Vec<usize> {
+        Vec::new()
+    }
+
     /// Rows that stand before each text.
     fn virtual_tokens(&self) -> usize {
         0
@@ -304,7 +314,15 @@ impl Adapter {
             _ => None,
         });
         let squares = magnitudes.collect();
-        Patches { params, grads, sites: self.sites(), replaced: replaced.collect(), rows: self.rows(), squares }
+        Patches {
+            params,
+            grads,
+            sites: self.sites(),
+            replaced: replaced.collect(),
+            rows: self.rows(),
+            squares,
+            active: None,
+        }
     }
 
     /// Appends the steps to be run once before any other, where there are any: what is known of frozen weights.

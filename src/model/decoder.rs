@@ -332,7 +332,8 @@ impl Decoder {
         Build { plan, n, patches, control, none: self.none, zero: self.zero, units: [self.none; 2], dropout }
     }
 
-    fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
+    /// Appends a "train" sequence, with the activations of the upper `kept_blocks` blocks kept.
+    pub fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
         let sequence = plan.begin("train");
         let (spec, common) = (&self.spec, io.common());
         let lowest = patches.lowest_layer(self.blocks.len());

@@ -37,7 +37,7 @@ macro_rules! options {
 }
 
 options! {
-    /// What is trained: lora, dora, ia3, prompt, prefix, norm, bitfit, last-k (blocks) or full.
+    /// What is trained: lora, dora, ia3, prompt, prefix, norm, bitfit, last-k (blocks), full or lisa.
     method: Kind = Kind::Lora, [value_name = "NAME", value_enum, hide_possible_values = true];
     /// Rank of the low-rank update: more can learn more, and costs more.
     rank: usize = 8, [value_name = "N"];
@@ -63,6 +63,10 @@ options! {
     prompt_tuning_init_text: String = String::from("Answer the question as asked."), [value_name = "TEXT"];
     /// Blocks that last-k trains.
     last_k: usize = 2, [value_name = "N"];
+    /// Blocks that lisa trains at a time.
+    lisa_blocks: usize = 2, [value_name = "N"];
+    /// Steps after which lisa draws other blocks.
+    lisa_interval: u64 = 20, [value_name = "N"];
     /// Peak learning rate. Left out, the method's usual one: 5e-4 for LoRA.
     lr: Option<f64>, [value_name = "N"];
     /// How the learning rate goes down after the warm-up: constant, linear or cosine.
@@ -168,6 +172,8 @@ impl TrainOptions {
             prompt_init: self.prompt_tuning_init.clone(),
             prompt_text: self.prompt_tuning_init_text.clone(),
             last_k: self.last_k,
+            lisa_blocks: self.lisa_blocks,
+            lisa_interval: self.lisa_interval,
         })
     }
 
@@ -211,6 +217,10 @@ impl TrainOptions {
                 format!("is {}, expected 0 to 0.9", self.val_fraction),
                 "0.1 is the default",
             ));
+        }
+        if self.method == Kind::Lisa && self.weight_decay != 0.0 {
+            let what = format!("is {}, and lisa would shrink the blocks that rest", self.weight_decay);
+            return Err(Error::setting("weight-decay", what, "leave it out, or use full"));
         }
         not_negative("weight-decay", self.weight_decay as f64)?;
         not_negative("max-grad-norm", self.max_grad_norm as f64)
