@@ -7,7 +7,9 @@ mod common;
 mod tiny;
 
 use luthier::Error;
+use luthier::adapter::lora::Start;
 use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge};
+use luthier::adapter::method::Taken;
 use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
@@ -310,4 +312,50 @@ fn blocks_take_turns() {
     };
     assert_eq!(moved(3).len(), 1);
     assert_eq!(moved(30), [0, 1, 2]);
+}
+
+/// Factors that are a part of the weights change nothing at first, whatever linears a family fuses; only the first half of
+/// them moves, and what is written is plain LoRA of twice the rank with the same scale.
+#[test]
+fn factors_taken_from_the_weights_are_plain_lora() {
+    for (model, taken) in
+        [("tiny_llama3", Taken::Principal), ("tiny_gpt2", Taken::Principal), ("tiny_phi3", Taken::Leading)]
+    {
+        let files = tiny::files(model);
+        let opened = block_on(Opened::new(&files)).unwrap();
+        let mut settings = settings();
+        settings.lora.start = Start::Taken(taken);
+        let adapter = Kind::Lora.adapter(&opened.spec, &settings).unwrap();
+        let start = block_on(adapter.start(5, &opened, |_| unreachable!())).unwrap();
+        let batch = batch(&adapter);
+        let mut same = rig(&adapter, model, &start, Device::reference());
+        let off = apart(&same.logits(&batch), &same.plain_logits(&batch));
+        assert!(off < 1e-6 && start.iter().filter(|x| **x != 0.0).count() > start.len() / 2, "{model}: {off:.1e}");
+        let plain = Kind::Lora.adapter(&opened.spec, &self::settings()).unwrap();
+        assert_eq!(adapter.parameters(), plain.parameters(), "the frozen half is not trained");
+
+        let mut base = tiny::base(model, Device::cpu());
+        let options = luthier::train::TrainOptions { weight_decay: 0.1, ..tiny::options(3) };
+        let mut trainer = tiny::trainer(&mut base, (adapter.clone(), start.clone()), options);
+        while !trainer.done() {
+            block_on(trainer.step(&mut base)).unwrap();
+        }
+        let after = block_on(trainer.values(&mut base)).unwrap();
+        for part in &adapter.parts {
+            let half = part.len() / 2;
+            let (was, is) = (part.of(&start), part.of(&after));
+            assert!(was[..half] != is[..half] && was[half..] == is[half..], "{model}: {:?}", part.role);
+        }
+
+        let written = peft::files(&adapter, &after, model).unwrap();
+        let source = |name: &str| {
+            let (name, bytes) = written.iter().find(|(n, _)| n == name).unwrap();
+            Source::bytes(name.as_str(), bytes.as_slice())
+        };
+        let again = block_on(peft::read(&source(peft::CONFIG), source(peft::WEIGHTS), &opened.spec)).unwrap();
+        let mut one = rig(&adapter, model, &after, Device::reference());
+        let mut other = rig(&again.0, model, &again.1, Device::reference());
+        assert!(apart(&one.logits(&batch), &other.logits(&batch)) < 1e-9, "{model}");
+        assert_eq!(again.0.parameters(), 2 * adapter.parameters());
+    }
 }

@@ -2,6 +2,7 @@
 //! no chance. The result has alpha = rank, so that its scale is 1 and all weights and scales are in its factors.
 
 use super::factors::Factors;
+use super::linalg::{Columns, jacobi, orthogonal};
 use super::lora::{Lora, LoraConfig};
 use super::method::Adapter;
 use crate::error::{Error, Result};
@@ -108,8 +109,6 @@ fn cat(here: &[&Factors]) -> Factors {
     Factors { site: here[0].site, rank, scale: 1.0, a, b: (0..o).flat_map(row).collect() }
 }
 
-type Columns = Vec<Vec<f64>>;
-
 /// `B·A` at another rank, and the squared norms of what is kept and of the whole. B = Q·R and Aᵀ = P·S leave a core R·Sᵀ as small
 /// as the rank, whose singular values are those of the product: nothing as large as the weights is made.
 fn svd(product: &Factors, rank: usize) -> (Factors, (f64, f64)) {
@@ -132,68 +131,4 @@ fn svd(product: &Factors, rank: usize) -> (Factors, (f64, f64)) {
     let kept = order.iter().map(|&k| norm(&us[k])).sum();
     let small = Factors { site: product.site, rank: order.len(), scale: 1.0, a, b };
     (small.widened(rank), (kept, us.iter().map(|column| norm(column)).sum()))
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-/// X = Q·R by Gram and Schmidt, each column twice; what depends on the columns before it becomes zero. `R[k]` is column k.
-fn orthogonal(columns: Columns) -> (Columns, Columns) {
-    let (mut q, mut r): (Columns, Columns) = (Vec::new(), Vec::new());
-    for mut x in columns {
-        let before = dot(&x, &x).sqrt();
-        let mut column = vec![0.0; q.len() + 1];
-        for _ in 0..2 {
-            for (k, q) in q.iter().enumerate() {
-                let along = dot(q, &x);
-                column[k] += along;
-                x.iter_mut().zip(q).for_each(|(x, q)| *x -= along * q);
-            }
-        }
-        let left = dot(&x, &x).sqrt();
-        let length = if left > 1e-12 * before { left } else { 0.0 };
-        x.iter_mut().for_each(|x| *x = if length > 0.0 { *x / length } else { 0.0 });
-        column[q.len()] = length;
-        q.push(x);
-        r.push(column);
-    }
-    let n = r.len();
-    r.iter_mut().for_each(|column| column.resize(n, 0.0));
-    (q, r)
-}
-
-/// M·V with columns at right angles, U·S, by one-sided Jacobi rotations (Hestenes 1958); and V.
-fn jacobi(mut m: Columns) -> (Columns, Columns) {
-    let n = m.len();
-    let mut v: Columns = (0..n).map(|k| (0..n).map(|row| f64::from(row == k)).collect()).collect();
-    // It converges quadratically; sixty sweeps are far more than any matrix takes.
-    for _ in 0..60 {
-        let mut turned = false;
-        for j in 1..n {
-            for i in 0..j {
-                let (x, y, z) = (dot(&m[i], &m[i]), dot(&m[j], &m[j]), dot(&m[i], &m[j]));
-                if z.abs() <= 1e-15 * (x * y).sqrt() {
-                    continue;
-                }
-                turned = true;
-                let t = (y - x) / (2.0 * z);
-                let t = 1f64.copysign(t) / (t.abs() + (1.0 + t * t).sqrt());
-                let cos = 1.0 / (1.0 + t * t).sqrt();
-                rotate(&mut m, i, j, cos, cos * t);
-                rotate(&mut v, i, j, cos, cos * t);
-            }
-        }
-        if !turned {
-            break;
-        }
-    }
-    (m, v)
-}
-
-fn rotate(m: &mut Columns, i: usize, j: usize, cos: f64, sin: f64) {
-    let (low, high) = m.split_at_mut(j);
-    for (x, y) in low[i].iter_mut().zip(&mut high[0]) {
-        (*x, *y) = (cos * *x - sin * *y, sin * *x + cos * *y);
-    }
 }

@@ -9,6 +9,7 @@ pub mod gguf;
 mod gguf_model;
 mod hf;
 pub mod ia3;
+mod linalg;
 pub mod lisa;
 pub mod lora;
 pub mod merge;

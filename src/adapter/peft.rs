@@ -384,7 +384,7 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
         modules: modules(v, config)?,
         rank_pattern: pattern(v, config, "rank_pattern", |v| v.as_u64().map(|r| r as usize))?,
         alpha_pattern: pattern(v, config, "alpha_pattern", |v| v.as_f64().map(|a| a as f32))?,
-        ratio: 1.0,
+        ..Default::default()
     })
 }
 

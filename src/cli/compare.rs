@@ -88,6 +88,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
             peft::write(&out.join(kind.name()), &block_on(session.adapter_files())?)?;
         }
         let task = asked.as_ref().map(|asked| ask(&mut session, asked, args.options.seq_len, true)).transpose()?;
+        // A long comparison that is cut off has said what it found so far.
+        let loss = tried.best.as_ref().map_or("no validation".into(), |best| format!("val loss {:.4}", best.loss));
+        eprintln!("{}: {loss} after {:.0} s", kind.name(), tried.seconds);
         rows.push(Row { tried, task });
     }
     show(&args, &rows, untuned.as_ref());

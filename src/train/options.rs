@@ -1,7 +1,7 @@
 //! The options of a training run: one table for the command line (flags), JSON (snake_case keys) and the page's form.
 
 use super::schedule::Schedule;
-use crate::adapter::lora::Pattern;
+use crate::adapter::lora::{Pattern, Start};
 use crate::adapter::{Kind, LoraConfig, Settings};
 use crate::error::{Error, Result};
 use crate::plan::MAX_GROUPS;
@@ -55,6 +55,8 @@ options! {
     alpha_pattern: Option<String>, [value_name = "NAME=N"];
     /// LoRA+: how many times A's learning rate B learns with; the paper found 16 good.
     loraplus_lr_ratio: f32 = 1.0, [value_name = "N"];
+    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first columns).
+    init_lora_weights: String = String::from("kaiming"), [value_name = "KIND"];
     /// Virtual tokens of prompt and prefix tuning.
     num_virtual_tokens: usize = 16, [value_name = "N"];
     /// What a prompt starts as: text, sample_vocab or random.
@@ -163,6 +165,7 @@ impl TrainOptions {
             rank_pattern: Pattern::parse("rank-pattern", &text(&self.rank_pattern))?,
             alpha_pattern: Pattern::parse("alpha-pattern", &text(&self.alpha_pattern))?,
             ratio: self.loraplus_lr_ratio,
+            start: Start::parse(&self.init_lora_weights)?,
             ..Default::default()
         };
         Ok(Settings {
