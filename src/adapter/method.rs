@@ -15,7 +15,7 @@ use crate::num::{normal, uniform};
 use crate::ops::row_squares;
 use crate::plan::{Buf, Elem, Plan};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -192,13 +192,6 @@ impl Adapter {
     /// Numbers that are trained, without padding.
     pub fn parameters(&self) -> u64 {
         self.parts.iter().map(|part| (part.len() - self.frozen(part) * part.cols) as u64).sum()
-    }
-
-    /// Of these, the numbers that the base does not have: not those that take the place of a tensor of its own.
-    pub fn added(&self, base: &ModelSpec) -> u64 {
-        let own: BTreeSet<Tensor> = base.tensors().into_iter().map(|(tensor, _)| tensor).collect();
-        let takes_place = |part: &&Part| matches!(part.role, Role::Base(tensor) if own.contains(&tensor));
-        self.parameters() - self.parts.iter().filter(takes_place).map(|part| part.len() as u64).sum::<u64>()
     }
 
     /// The last rows of a part that are not trained.

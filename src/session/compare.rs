@@ -21,8 +21,7 @@ pub struct Tried {
     /// Tokens of the text that were trained on; virtual ones are not among them.
     pub tokens: u64,
     pub trainable_parameters: u64,
-    /// Of the base with what the method adds to it.
-    pub all_parameters: u64,
+    pub parameters: u64,
     /// Of the adapter's files.
     pub adapter_bytes: u64,
     /// What the run held on its device.
@@ -74,7 +73,7 @@ impl Session {
             steps: summary.steps,
             tokens: summary.steps * tokens_a_step,
             trainable_parameters: summary.trainable_parameters,
-            all_parameters: summary.all_parameters,
+            parameters: summary.parameters,
             adapter_bytes,
             memory_bytes: summary.memory.total,
             seconds,

@@ -32,17 +32,14 @@ pub struct Summary {
     pub rows: usize,
     pub steps: u64,
     pub trainable_parameters: u64,
-    /// Of the base.
     pub parameters: u64,
-    /// Of the base with what a method adds to it.
-    pub all_parameters: u64,
     pub memory: MemoryPlan,
 }
 
 impl Summary {
     /// The line PEFT prints.
     pub fn trainable(&self) -> String {
-        let all = self.all_parameters;
+        let all = self.parameters + self.trainable_parameters;
         let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
         format!(
             "trainable params: {} || all params: {} || trainable%: {percent:.4}",
@@ -198,7 +195,6 @@ impl Session {
             steps: trainer::total_steps(&start.batches, options),
             trainable_parameters: start.adapter.parameters(),
             parameters: self.spec().parameters(),
-            all_parameters: self.spec().parameters() + start.adapter.added(self.spec()),
             memory,
         }
     }
