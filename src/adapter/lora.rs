@@ -10,8 +10,8 @@ use super::peft;
 use crate::error::{Error, Result};
 use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -260,9 +260,9 @@ impl Method for Lora {
             true => targets(self.family, c.modules.iter().copied()).into_iter().map(String::from).collect(),
             false => self.linears().iter().map(|sites| self.path(sites[0])).collect(),
         };
-        let ranks: BTreeMap<&str, usize> = c.rank_pattern.0.iter().map(|(k, v)| (k.as_str(), *v)).collect();
-        let alphas: BTreeMap<&str, Value> =
-            c.alpha_pattern.0.iter().map(|(k, v)| (k.as_str(), peft::number(*v))).collect();
+        // In their order: the first that fits counts.
+        let ranks: Map<String, Value> = c.rank_pattern.0.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let alphas: Map<String, Value> = c.alpha_pattern.0.iter().map(|(k, v)| (k.clone(), peft::number(*v))).collect();
         json!({
             "peft_type": "LORA",
             "r": c.rank,

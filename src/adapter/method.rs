@@ -169,7 +169,23 @@ impl Adapter {
 
     /// Numbers that are trained, without padding.
     pub fn parameters(&self) -> u64 {
-        self.parts.iter().map(|part| (part.len() - self.frozen(part) * part.cols) as u64).sum()
+        self.parts.iter().map(|part| self.trained(part)).sum()
+    }
+
+    /// Of [`Adapter::parameters`], those that stand in place of none of the base's.
+    pub fn added(&self, spec: &ModelSpec) -> u64 {
+        let base: Vec<Tensor> = spec.tensors().into_iter().map(|(tensor, _)| tensor).collect();
+        let added = |part: &&Part| !matches!(part.role, Role::Base(tensor) if base.contains(&tensor));
+        self.parts.iter().filter(added).map(|part| self.trained(part)).sum()
+    }
+
+    fn trained(&self, part: &Part) -> u64 {
+        ((self.rows_of(part) - self.frozen(part)) * part.cols) as u64
+    }
+
+    /// The rows of a part that files have: padding is not among them.
+    pub fn rows_of(&self, part: &Part) -> usize {
+        if matches!(part.role, Role::Base(Tensor::Embed | Tensor::Head)) { self.vocab } else { part.rows }
     }
 
     /// The last rows of a part that are not trained.

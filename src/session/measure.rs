@@ -50,8 +50,8 @@ impl Session {
         progress: Progress<'_>,
     ) -> Result<Vec<ExampleLoss>> {
         let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        self.check_length(seq_len, before.len())?;
         let seq_len = seq_len + before.len();
-        self.check_length(seq_len)?;
         check_tokens(batch_size, seq_len)?;
         let pack = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
         let batches = Batches::new(&data.prefixed(&before), pack)?;
@@ -107,7 +107,7 @@ impl Session {
         let asked: Vec<Record> = items.iter().map(|item| self.shown(item, shots)).collect();
         let each = |record: &Record| judge.labels.iter().map(|label| with_answer(record, label)).collect::<Vec<_>>();
         let all: Vec<Record> = asked.iter().flat_map(each).collect();
-        let data = self.encode(&Records::of("labels", all), self.spec().context)?;
+        let data = self.encode(&Records::of("labels", all), self.room(adapted))?;
         let losses = self.losses_of(&data, adapted, progress).await?;
         let k = judge.labels.len();
         let chosen = |(i, item): (usize, &Item)| {
@@ -117,7 +117,7 @@ impl Session {
             let answer = best.map_or(String::new(), |label| judge.labels[label].clone());
             let mut mark = judge.mark(item, &answer);
             if cut {
-                mark.why = Some(self.too_long(data.examples[i * k].full_len));
+                mark.why = Some(self.too_long(data.examples[i * k].full_len, adapted));
             }
             Answered { answer, mark }
         };
@@ -127,12 +127,12 @@ impl Session {
     /// Rows as long as the longest example needs, and as many as make a good batch.
     async fn losses_of(&mut self, data: &Dataset, adapted: bool, progress: Progress<'_>) -> Result<Vec<ExampleLoss>> {
         let longest = data.examples.iter().map(|e| e.ids.len()).max().unwrap_or(2);
-        let seq_len = longest.next_multiple_of(64).min(self.spec().context);
+        let seq_len = longest.next_multiple_of(64).min(self.room(adapted));
         self.example_losses(data, (TOKENS / seq_len).max(1), seq_len, adapted, progress).await
     }
 
-    fn too_long(&self, tokens: usize) -> String {
-        format!("{tokens} tokens, and the model knows {} positions", self.spec().context)
+    fn too_long(&self, tokens: usize, adapted: bool) -> String {
+        format!("{tokens} tokens, and the model has room for {} with the answer", self.room(adapted))
     }
 
     fn shown(&self, item: &Item, shots: &[&Item]) -> Record {
@@ -175,10 +175,10 @@ impl Session {
         let prompts: Vec<Vec<u32>> =
             items.iter().map(|item| self.ids_before_answer(&self.shown(item, shots))).collect::<Result<_>>()?;
         // Prompts of like length are decoded together: a group lasts as long as its longest.
-        let mut order: Vec<usize> = (0..items.len()).filter(|i| prompts[*i].len() < self.spec().context).collect();
+        let mut order: Vec<usize> = (0..items.len()).filter(|i| prompts[*i].len() < self.room(adapted)).collect();
         order.sort_by_key(|i| prompts[*i].len());
         let nothing = |i: usize| {
-            let mark = Mark { why: Some(self.too_long(prompts[i].len())), ..judge.mark(&items[i], "") };
+            let mark = Mark { why: Some(self.too_long(prompts[i].len(), adapted)), ..judge.mark(&items[i], "") };
             Answered { answer: String::new(), mark }
         };
         let mut all: Vec<Answered> = (0..items.len()).map(nothing).collect();
@@ -261,7 +261,7 @@ impl Session {
     /// The loss on plain sentences before and after: what tuning cost. The adapter has to be on the model.
     pub async fn forgetting(&mut self, seed: u64) -> Result<Forgetting> {
         let texts = general::sentences().map(|s| Record::Text { text: s.into(), splits: false }).collect();
-        let data = self.encode(&Records::of("general sentences", texts), self.spec().context.min(128))?;
+        let data = self.encode(&Records::of("general sentences", texts), self.room(true).min(128))?;
         let before = self.losses_of(&data, false, &mut |_, _| {}).await?;
         let after = self.losses_of(&data, true, &mut |_, _| {}).await?;
         let counts = |all: &[ExampleLoss]| -> Vec<score::Counts> {

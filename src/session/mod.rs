@@ -206,13 +206,26 @@ impl Session {
         &self.base.sha256
     }
 
-    fn check_length(&self, seq_len: usize) -> Result<()> {
+    /// Refuses rows of so many tokens of text behind so many virtual ones, where the model knows fewer positions.
+    fn check_length(&self, seq_len: usize, virtual_tokens: usize) -> Result<()> {
         let context = self.spec().context;
-        if seq_len <= context {
+        if seq_len.saturating_add(virtual_tokens) <= context {
             return Ok(());
         }
-        let what = format!("is {seq_len}, the model knows {context} positions");
-        Err(Error::setting("seq-len", what, format!("use at most {context}")))
+        let before =
+            if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual tokens") } else { String::new() };
+        let what = format!("is {seq_len}{before}, the model knows {context} positions");
+        let hint = match context.saturating_sub(virtual_tokens) {
+            0 | 1 => "use fewer virtual tokens (--num-virtual-tokens)".into(),
+            room => format!("use at most {room}"),
+        };
+        Err(Error::setting("seq-len", what, hint))
+    }
+
+    /// Positions that the adapter's virtual tokens leave for text.
+    fn room(&self, adapted: bool) -> usize {
+        let before = if adapted { self.virtual_ids().len() } else { 0 };
+        self.spec().context.saturating_sub(before)
     }
 
     /// Ids of the rows that the adapter puts before each text.
@@ -257,8 +270,8 @@ impl Session {
         adapted: bool,
     ) -> Result<Evaluation> {
         let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        self.check_length(seq_len, before.len())?;
         let seq_len = seq_len + before.len();
-        self.check_length(seq_len)?;
         check_tokens(batch_size, seq_len)?;
         let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
         let batches = Batches::new(&data.prefixed(&before), options)?;
