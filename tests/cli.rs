@@ -199,7 +199,8 @@ fn an_adapter_of_any_method_can_be_trained_further() {
     let (data, a, b, log) = (temp.data(), temp.path("a"), temp.path("b"), temp.path("log.jsonl"));
     let said = train(&data, &a, &["--steps", "1", "--method", "full"]);
     assert!(said.contains("trainable%: 100.0000"), "{said}");
-    train(&data, &b, &["--steps", "2", "--schedule", "constant", "--init-adapter", &a, "--log-json", &log]);
+    let more = ["--steps", "2", "--schedule", "constant", "--init-adapter", &a, "--log-json", &log, "--device", "cpu"];
+    nano(&["train", "--data", &data, "--out", &b], &more);
     let record: Value = serde_json::from_str(&std::fs::read_to_string(temp.0.join("b/run.json")).unwrap()).unwrap();
     assert_eq!(record["options"]["method"], "full");
     let step = json_lines(&std::fs::read_to_string(&log).unwrap()).into_iter().find(|line| line["step"] == 1).unwrap();

@@ -207,7 +207,7 @@ fn a_probe_tells_what_can_be_learned_from_what_cannot() {
 /// The control, too, learns behind the virtual tokens.
 #[test]
 fn a_probe_of_prompt_tuning() {
-    let verdict = probed_by(&requests(), TrainOptions { method: Kind::Prompt, ..Default::default() }).verdict;
+    let verdict = probed_by(&requests()[..60], TrainOptions { method: Kind::Prompt, ..Default::default() }).verdict;
     assert!(verdict.control < 0.9 * verdict.base, "{verdict:?}");
 }
 
@@ -221,14 +221,14 @@ fn virtual_tokens_take_room_from_items() {
     done(&[&["train", "--data", TRAIN, "--out", &adapter], &quick[..], &prompt[..]].concat());
     let long = "The phone is like the others I know. ".repeat(28);
     let item = |prompt: &str| format!("{}\n", json!({ "prompt": prompt, "completion": "neutral" }));
-    std::fs::write(temp.0.join("test.jsonl"), [item("The lamp was fine."), item(&long)].concat()).unwrap();
+    std::fs::write(temp.0.join("test.jsonl"), [item("The lamp was fine.").repeat(5), item(&long)].concat()).unwrap();
     for task in ["classification", "facts"] {
         let (data, examples) = (temp.path("test.jsonl"), temp.path("examples.jsonl"));
         let asked = ["eval", "--task", task, "--data", &data, "--train-data", TRAIN, "--adapter", &adapter];
         let more = ["--max-new-tokens", "4", "--device", "cpu", "--per-example", &examples, "--json"];
         let report: Value = serde_json::from_str(&done(&[&asked[..], &more].concat())).unwrap();
         assert!(report["forgetting"]["after"].is_f64(), "{report}");
-        let line = &temp.lines("examples.jsonl")[1];
+        let line = &temp.lines("examples.jsonl")[5];
         let why = |name: &str| line["systems"][name]["why"].clone();
         assert!(why("tuned").as_str().unwrap().contains("has room for 312"), "{line}");
         assert!(why("base").is_null() || !why("base").as_str().unwrap().contains("room"), "{line}");
