@@ -341,14 +341,14 @@ fn copy(to: &mut [f32], from: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// The embeddings of tokens, one after the other.
+/// The embeddings of tokens as the model sees them, one after the other.
 async fn embeddings(opened: &Opened<'_>, ids: &[u32], out: &mut [f32]) -> Result<()> {
-    let c = opened.spec.hidden;
+    let (c, scale) = (opened.spec.hidden, opened.spec.embed_scale);
     opened
         .read(Tensor::Embed, async |row0, rows| {
             for (id, out) in ids.iter().zip(out.chunks_mut(c)) {
                 if let Some(row) = (*id as usize).checked_sub(row0).filter(|row| *row < rows.len() / c) {
-                    out.copy_from_slice(&rows[row * c..][..c]);
+                    out.iter_mut().zip(&rows[row * c..][..c]).for_each(|(out, w)| *out = scale * w);
                 }
             }
             Ok(())
