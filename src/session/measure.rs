@@ -49,19 +49,32 @@ impl Session {
         adapted: bool,
         progress: Progress<'_>,
     ) -> Result<Vec<ExampleLoss>> {
-        let before = if adapted { self.virtual_ids() } else { Vec::new() };
-        self.check_length(seq_len, before.len())?;
-        let seq_len = seq_len + before.len();
-        check_tokens(batch_size, seq_len)?;
-        let pack = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
-        let batches = Batches::new(&data.prefixed(&before), pack)?;
-        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
+        let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::example_losses(&mut self.base, io, *sequence, &batches, data.examples.len(), progress).await
     }
 
+    /// Rows of `seq_len` tokens of text, behind the adapter's virtual ones where it is asked for; what computes them is
+    /// ready.
+    pub(super) async fn evaluation_batches(
+        &mut self,
+        data: &Dataset,
+        batch_size: usize,
+        seq_len: usize,
+        adapted: bool,
+    ) -> Result<Batches> {
+        let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        self.check_length(seq_len, before.len())?;
+        let t = seq_len + before.len();
+        check_tokens(batch_size, t)?;
+        let options = PackOptions { b: batch_size, t, packing: true, shuffle: false, seed: 0 };
+        let batches = Batches::new(&data.prefixed(&before), options)?;
+        self.prepare_evaluation(batch_size, t, adapted).await?;
+        Ok(batches)
+    }
+
     /// Sequence and inputs of evaluation for a shape; those of the last shape are kept.
-    pub(super) async fn prepare_evaluation(&mut self, batch_size: usize, seq_len: usize, adapted: bool) -> Result<()> {
+    async fn prepare_evaluation(&mut self, batch_size: usize, seq_len: usize, adapted: bool) -> Result<()> {
         let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_some_and(|(.., s)| *s == shape) {
             return Ok(());

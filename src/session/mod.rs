@@ -269,13 +269,7 @@ impl Session {
         seq_len: usize,
         adapted: bool,
     ) -> Result<Evaluation> {
-        let before = if adapted { self.virtual_ids() } else { Vec::new() };
-        self.check_length(seq_len, before.len())?;
-        let seq_len = seq_len + before.len();
-        check_tokens(batch_size, seq_len)?;
-        let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
-        let batches = Batches::new(&data.prefixed(&before), options)?;
-        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
+        let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::evaluate(&mut self.base, io, *sequence, &batches).await
     }
