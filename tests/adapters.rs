@@ -6,7 +6,7 @@ mod common;
 mod tiny;
 
 use luthier::adapter::lora::{Pattern, all_sites};
-use luthier::adapter::{Adapter, Lora, LoraConfig, Role, peft};
+use luthier::adapter::{self, Adapter, Lora, LoraConfig, Role, peft};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::family::LLAMA;
 use luthier::model::{Module, Site};
@@ -189,9 +189,9 @@ fn an_adapter_knows_the_base_that_it_was_tuned_on() {
     let lora = Adapter::new(session.spec(), Lora::new(session.spec(), config).unwrap());
     let flat = lora.init(1);
     block_on(session.load_adapter(lora.clone(), &flat)).unwrap();
-    let tuned_on = |files: peft::Files| {
-        let (name, bytes) = files.into_iter().last().unwrap();
-        block_on(peft::base_sha256(Source::bytes(name, bytes))).unwrap()
+    let tuned_on = |files: adapter::Files| {
+        let files: Vec<Source> = files.into_iter().map(|(name, bytes)| Source::bytes(name, bytes)).collect();
+        block_on(adapter::base_sha256(&files)).unwrap()
     };
     let own = tuned_on(block_on(session.adapter_files()).unwrap());
     assert_eq!(own.as_deref(), Some(base.as_str()));
@@ -202,7 +202,7 @@ fn an_adapter_knows_the_base_that_it_was_tuned_on() {
     assert!(session.other_base(None).is_none(), "PEFT's own adapters do not say it");
 
     let another = "0".repeat(64);
-    let foreign = peft::BaseName { name: "nano", sha256: Some(&another) };
+    let foreign = adapter::BaseName { name: "nano", sha256: Some(&another) };
     let foreign = tuned_on(peft::files(&lora, &flat, foreign).unwrap());
     let said = session.other_base(foreign.as_deref()).expect("the name is the same, the weights are not").to_string();
     assert!(said.contains(&base[..12]) && said.contains(&another[..12]), "{said}");

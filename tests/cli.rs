@@ -431,6 +431,73 @@ fn an_interrupted_run_is_saved() {
 }
 
 #[test]
+fn adapters_and_merged_models_go_to_other_programs_and_come_back() {
+    let temp = Temp::new("exits");
+    let (data, out) = (temp.data(), temp.path("a"));
+    train(&data, &out, &["--steps", "20"]);
+    let adapted = loss(&data, &["--adapter", &out]);
+    for (format, name) in [("gguf", "a.gguf"), ("mlx", "mlx"), ("peft", "peft")] {
+        let to = temp.path(name);
+        let said = nano(&["export", "--format", format], &["--adapter", &out, "--out", &to, "--device", "cpu"]);
+        assert!(said.contains("the adapter (") && said.contains("checked     read back"), "{said}");
+        assert_eq!(loss(&data, &["--adapter", &to]), adapted, "{format}");
+    }
+    let gguf = temp.path("m.gguf");
+    let said = nano(&["merge"], &["--adapter", &out, "--out", &gguf, "--dtype", "q8_0", "--device", "cpu"]);
+    assert!(said.contains("q8_0") && said.contains("ollama create m -f"), "{said}");
+    let modelfile = std::fs::read_to_string(temp.path("m.Modelfile")).unwrap();
+    assert!(modelfile.starts_with("FROM ./m.gguf\n"), "{modelfile}");
+    let eval = luthier(&["eval", "--model", &gguf, "--data", &data, "--device", "cpu", "--json"]);
+    let alone = json_lines(&eval.stdout)[0]["loss"].as_f64().unwrap();
+    assert!((alone - adapted).abs() < 0.02, "{alone}, {adapted}");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&temp.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "a.gguf", "data.jsonl", "m.Modelfile", "m.gguf", "mlx", "peft"], "nothing else is left");
+
+    refused(&["merge", "--model", NANO, "--adapter", &out, "--out", &gguf], "is there already");
+    refused(&["export", "--model", NANO, "--adapter", &out, "--out", &temp.path("x"), "--format", "gguf"], "--out");
+    let folder = temp.path("no");
+    refused(&["merge", "--model", NANO, "--adapter", &out, "--out", &folder, "--dtype", "q4_0"], "--dtype: is q4_0");
+    assert!(!Path::new(&folder).exists());
+    refused(&["eval", "--model", NANO, "--adapter", &gguf, "--data", &data], "general.type is model");
+}
+
+#[test]
+fn four_bits_that_lose_the_adapter_are_spoken_of() {
+    let temp = Temp::new("drift");
+    let (data, out) = (temp.data(), temp.path("a"));
+    train(&data, &out, &["--steps", "2"]);
+    let merge = |dtype: &str| {
+        let to = temp.path(&format!("{dtype}.gguf"));
+        nano(&["merge"], &["--adapter", &out, "--out", &to, "--dtype", dtype, "--device", "cpu"])
+    };
+    assert!(merge("q4_0").contains("note        q4_0 rounds away a part of what was learned"));
+    assert!(!merge("f16").contains("note"));
+}
+
+#[test]
+fn adapters_are_merged_into_one() {
+    let temp = Temp::new("several");
+    let (data, a, b) = (temp.data(), temp.path("a"), temp.path("b"));
+    train(&data, &a, &["--steps", "20"]);
+    train(&data, &b, &["--steps", "10", "--seed", "5"]);
+    let merge = |more: &[&str]| {
+        let said = nano(&["merge-adapters", &a, &b], more);
+        (loss(&data, &["--adapter", more[1]]), said)
+    };
+    let (only, _) = merge(&["--out", &temp.path("first"), "--weights", "1,0", "--combination", "cat"]);
+    assert!((only - loss(&data, &["--adapter", &a])).abs() < 1e-5, "a weight of 0 takes an adapter out");
+    let (exact, said) = merge(&["--out", &temp.path("cat"), "--combination", "cat"]);
+    assert!(said.contains("one adapter of 2, of rank 16"), "{said}");
+    let (best, said) = merge(&["--out", &temp.path("svd"), "--rank", "16"]);
+    assert!(said.contains("keeps 100.00 %") && (best - exact).abs() < 1e-4, "{said} {best} {exact}");
+    let args = ["merge-adapters", &a, &b, "--model", NANO, "--out", &temp.path("no")];
+    refused(&[&args[..], &["--weights", "1"]].concat(), "--weights: are 1, the adapters 2");
+    refused(&[&args[..], &["--combination", "cat", "--rank", "4"]].concat(), "--rank: is 4");
+}
+
+#[test]
 fn a_merged_model_answers_as_the_adapted_one() {
     let temp = Temp::new("merge");
     let (data, out, merged) = (temp.data(), temp.path("a"), temp.path("merged"));

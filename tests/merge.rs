@@ -8,7 +8,7 @@ mod support;
 mod tiny;
 
 use luthier::Error;
-use luthier::adapter::merge::{Dtype, merge_sharded};
+use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge, size};
 use luthier::adapter::{Adapter, peft};
 use luthier::device::Device;
 use luthier::model::tensors::Tensor;
@@ -21,13 +21,21 @@ use tiny::Rig;
 
 type Folder = BTreeMap<String, Vec<u8>>;
 
-fn merged(files: &ModelFiles, (lora, flat): &(Adapter, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
+fn merged(files: &ModelFiles, adapter: &(Adapter, Vec<f32>), dtype: Dtype, shard: u64) -> luthier::Result<Folder> {
+    written(files, adapter, &Target { shard, ..Target::new(ModelFormat::Hf, dtype, "merged") })
+}
+
+/// The files of a merged model; as many bytes as were announced.
+fn written(files: &ModelFiles, (lora, flat): &(Adapter, Vec<f32>), target: &Target) -> luthier::Result<Folder> {
     let mut folder = Folder::new();
     let sink = async |name: &str, bytes: &[u8]| {
         folder.entry(name.into()).or_default().extend_from_slice(bytes);
         Ok(())
     };
-    block_on(merge_sharded(files, lora, flat, dtype, shard, sink)).map(|()| folder)
+    block_on(merge(files, lora, flat, target, sink))?;
+    let bytes: usize = folder.values().map(Vec::len).sum();
+    assert_eq!(block_on(size(files, lora, target)).unwrap(), bytes as u64, "{target:?}");
+    Ok(folder)
 }
 
 /// The folder read by our own reader; without a tokenizer it gets an empty one.

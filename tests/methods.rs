@@ -7,7 +7,9 @@ mod common;
 mod tiny;
 
 use luthier::Error;
-use luthier::adapter::merge::{Dtype, merge};
+use luthier::adapter::lora::Start;
+use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge};
+use luthier::adapter::method::Taken;
 use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
@@ -20,8 +22,18 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use tiny::{Rig, T};
 
-const KINDS: [Kind; 9] =
-    [Kind::Lora, Kind::Dora, Kind::Ia3, Kind::Prompt, Kind::Prefix, Kind::Norm, Kind::Bitfit, Kind::LastK, Kind::Full];
+const KINDS: [Kind; 10] = [
+    Kind::Lora,
+    Kind::Dora,
+    Kind::Ia3,
+    Kind::Prompt,
+    Kind::Prefix,
+    Kind::Norm,
+    Kind::Bitfit,
+    Kind::LastK,
+    Kind::Full,
+    Kind::Lisa,
+];
 /// A plain family, one with all kinds of norms, and two with fused or turned tensors.
 const MODELS: [&str; 4] = ["tiny_llama3", "tiny_gemma2", "tiny_gpt2", "tiny_phi3"];
 
@@ -47,6 +59,8 @@ fn settings() -> Settings {
         virtual_tokens: 3,
         prompt_init: "sample_vocab".into(),
         last_k: 1,
+        lisa_blocks: 1,
+        lisa_interval: 3,
         ..Default::default()
     }
 }
@@ -203,7 +217,8 @@ fn merged(adapter: &Adapter, model: &str, flat: &[f32]) -> luthier::Result<Model
         folder.entry(name.into()).or_default().extend_from_slice(bytes);
         Ok(())
     };
-    block_on(merge(&tiny::files(model), adapter, flat, Dtype::F32, sink))?;
+    let target = Target::new(ModelFormat::Hf, Dtype::F32, "merged");
+    block_on(merge(&tiny::files(model), adapter, flat, &target, sink))?;
     let sources = folder.into_iter().map(|(name, bytes)| Source::bytes(name, bytes)).collect();
     Ok(block_on(ModelFiles::from_sources("merged", sources)).unwrap())
 }
@@ -273,4 +288,92 @@ fn patterns_and_rates_are_those_asked_for() {
     settings.lora.rank_pattern.0 = vec![("proj".into(), 2)];
     let message = Kind::Lora.adapter(&spec, &settings).unwrap_err().to_string();
     assert!(message.contains("'proj' is the end of no adapted linear's path"), "{message}");
+}
+
+/// The parameters after so many steps.
+fn trained(kind: Kind, settings: &Settings, steps: u64) -> (Adapter, Vec<f32>, Vec<f32>) {
+    let files = tiny::files("tiny");
+    let opened = block_on(Opened::new(&files)).unwrap();
+    let adapter = kind.adapter(&opened.spec, settings).unwrap();
+    let start = block_on(adapter.start(0, &opened, |_| unreachable!("no text is asked for"))).unwrap();
+    let mut base = tiny::base("tiny", Device::cpu());
+    let options = luthier::train::TrainOptions { lr: Some(1e-3), weight_decay: 0.0, ..tiny::options(steps) };
+    let mut trainer = tiny::trainer(&mut base, (adapter.clone(), start.clone()), options);
+    while !trainer.done() {
+        block_on(trainer.step(&mut base)).unwrap();
+    }
+    let after = block_on(trainer.values(&mut base)).unwrap();
+    (adapter, start, after)
+}
+
+#[test]
+fn all_blocks_at_a_time_is_full_tuning() {
+    let mut settings = settings();
+    (settings.lisa_blocks, settings.lisa_interval) = (3, 100);
+    assert!(trained(Kind::Lisa, &settings, 4).2 == trained(Kind::Full, &settings, 4).2);
+}
+
+/// Within an interval one block of three moves, and all that is no block; over many, every block does.
+#[test]
+fn blocks_take_turns() {
+    let moved = |steps: u64| {
+        let (adapter, start, after) = trained(Kind::Lisa, &settings(), steps);
+        let moves = |part: &&luthier::adapter::Part| part.of(&start) != part.of(&after);
+        let moved: Vec<Role> = adapter.parts.iter().filter(moves).map(|part| part.role).collect();
+        let layer = |role: &Role| if let Role::Base(tensor) = role { tensor.layer() } else { None };
+        let rests = adapter.parts.iter().filter(|p| layer(&p.role).is_none()).all(|p| moved.contains(&p.role));
+        assert!(rests, "embedding, head and last norm are always trained");
+        let mut layers: Vec<usize> = moved.iter().filter_map(layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        layers
+    };
+    assert_eq!(moved(3).len(), 1);
+    assert_eq!(moved(30), [0, 1, 2]);
+}
+
+/// Factors that are a part of the weights change nothing at first, whatever linears a family fuses; only the first half of
+/// them moves, and what is written is plain LoRA of twice the rank with the same scale.
+#[test]
+fn factors_taken_from_the_weights_are_plain_lora() {
+    for (model, taken) in
+        [("tiny_llama3", Taken::Principal), ("tiny_gpt2", Taken::Principal), ("tiny_phi3", Taken::Leading)]
+    {
+        let files = tiny::files(model);
+        let opened = block_on(Opened::new(&files)).unwrap();
+        let mut settings = settings();
+        settings.lora.start = Start::Taken(taken);
+        let adapter = Kind::Lora.adapter(&opened.spec, &settings).unwrap();
+        let start = block_on(adapter.start(5, &opened, |_| unreachable!())).unwrap();
+        let batch = batch(&adapter);
+        let mut same = rig(&adapter, model, &start, Device::reference());
+        let off = apart(&same.logits(&batch), &same.plain_logits(&batch));
+        assert!(off < 1e-6 && start.iter().filter(|x| **x != 0.0).count() > start.len() / 2, "{model}: {off:.1e}");
+        let plain = Kind::Lora.adapter(&opened.spec, &self::settings()).unwrap();
+        assert_eq!(adapter.parameters(), plain.parameters(), "the frozen half is not trained");
+
+        let mut base = tiny::base(model, Device::cpu());
+        let options = luthier::train::TrainOptions { weight_decay: 0.1, ..tiny::options(3) };
+        let mut trainer = tiny::trainer(&mut base, (adapter.clone(), start.clone()), options);
+        while !trainer.done() {
+            block_on(trainer.step(&mut base)).unwrap();
+        }
+        let after = block_on(trainer.values(&mut base)).unwrap();
+        for part in &adapter.parts {
+            let half = part.len() / 2;
+            let (was, is) = (part.of(&start), part.of(&after));
+            assert!(was[..half] != is[..half] && was[half..] == is[half..], "{model}: {:?}", part.role);
+        }
+
+        let written = peft::files(&adapter, &after, model).unwrap();
+        let source = |name: &str| {
+            let (name, bytes) = written.iter().find(|(n, _)| n == name).unwrap();
+            Source::bytes(name.as_str(), bytes.as_slice())
+        };
+        let again = block_on(peft::read(&source(peft::CONFIG), source(peft::WEIGHTS), &opened.spec)).unwrap();
+        let mut one = rig(&adapter, model, &after, Device::reference());
+        let mut other = rig(&again.0, model, &again.1, Device::reference());
+        assert!(apart(&one.logits(&batch), &other.logits(&batch)) < 1e-9, "{model}");
+        assert_eq!(again.0.parameters(), 2 * adapter.parameters());
+    }
 }

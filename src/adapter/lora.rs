@@ -5,7 +5,7 @@
 //! fuses linears into one tensor (GPT-2's c_attn), they have one A and each its rows of B, as PEFT has them; only dropout
 //! draws a mask for each where PEFT draws one.
 
-use super::method::{Initial, LowRank, Method, Role};
+use super::method::{Initial, LowRank, Method, Role, Taken};
 use super::peft;
 use crate::error::{Error, Result};
 use crate::model::family::Family;
@@ -26,6 +26,38 @@ pub struct LoraConfig {
     pub alpha_pattern: Pattern<f32>,
     /// How many times A's learning rate B learns with.
     pub ratio: f32,
+    /// What A and B start as.
+    pub start: Start,
+}
+
+/// `--init-lora-weights`, by PEFT's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A uniform in ±1/√I, B zero.
+    #[default]
+    Kaiming,
+    /// A normal with deviation 1/r, B zero.
+    Gaussian,
+    /// The weight's principal part (PiSSA, Meng et al. 2024), or its first columns (OLoRA, Büyükakyüz 2024). The base stays
+    /// as it is: frozen factors take the part back, so what is trained is plain LoRA of twice the rank.
+    Taken(Taken),
+}
+
+impl Start {
+    pub const NAMES: [&'static str; 4] = ["kaiming", "gaussian", "pissa", "olora"];
+
+    pub fn parse(text: &str) -> Result<Start> {
+        Ok(match text {
+            "kaiming" => Start::Kaiming,
+            "gaussian" => Start::Gaussian,
+            "pissa" => Start::Taken(Taken::Principal),
+            "olora" => Start::Taken(Taken::Leading),
+            other => {
+                let what = format!("is '{other}', expected {}", Start::NAMES.join(", "));
+                return Err(Error::setting("init-lora-weights", what, "kaiming is LoRA's own"));
+            }
+        })
+    }
 }
 
 impl Default for LoraConfig {
@@ -40,6 +72,7 @@ impl Default for LoraConfig {
             rank_pattern: Pattern::default(),
             alpha_pattern: Pattern::default(),
             ratio: 1.0,
+            start: Start::Kaiming,
         }
     }
 }
@@ -210,6 +243,11 @@ impl Lora {
 }
 
 impl Lora {
+    /// Whether it starts as a part of the weights, and has frozen factors that take it back.
+    fn takes(&self) -> bool {
+        matches!(self.config.start, Start::Taken(_))
+    }
+
     /// The adapted linears as files have them: those of one name are one.
     fn linears(&self) -> Vec<Vec<Site>> {
         let sites: Vec<Site> = self.sites.iter().copied().collect();
@@ -231,7 +269,7 @@ impl Method for Lora {
         let mut parts = Vec::new();
         for linear in self.linears() {
             let (path, i) = (self.path(linear[0]), spec.linear_shape(linear[0].module).1);
-            let r = self.config.rank_at(&path);
+            let r = self.config.rank_at(&path) * if self.takes() { 2 } else { 1 };
             parts.push((Role::A(linear[0]), [r, i]));
             parts.extend(linear.iter().map(|site| (Role::B(*site), [r, spec.linear_shape(site.module).0])));
         }
@@ -241,13 +279,19 @@ impl Method for Lora {
     /// PEFT's initialisation: A uniform in ±1/√I (kaiming_uniform with a = √5), B zero.
     fn initial(&self, role: Role, [_, cols]: [usize; 2]) -> Initial {
         match role {
-            Role::A(_) => Initial::Uniform(1.0 / (cols as f64).sqrt()),
+            Role::A(site) => match self.config.start {
+                Start::Kaiming => Initial::Uniform(1.0 / (cols as f64).sqrt()),
+                Start::Gaussian => Initial::Normal(1.0 / self.config.rank_at(&self.path(site)) as f64),
+                Start::Taken(taken) => Initial::Factor(taken),
+            },
             _ => Initial::Zero,
         }
     }
 
     fn low_rank(&self, site: Site) -> LowRank {
-        LowRank { scale: self.config.scale_at(&self.path(site)), dropout: self.config.dropout, frozen: 0 }
+        let path = self.path(site);
+        let frozen = if self.takes() { self.config.rank_at(&path) } else { 0 };
+        LowRank { scale: self.config.scale_at(&path), dropout: self.config.dropout, frozen }
     }
 
     fn rate(&self, role: Role) -> f32 {
@@ -260,13 +304,17 @@ impl Method for Lora {
             true => targets(self.family, c.modules.iter().copied()).into_iter().map(String::from).collect(),
             false => self.linears().iter().map(|sites| self.path(sites[0])).collect(),
         };
+        // With the frozen factors the rank is twice as large; alpha grows so that the scale stays.
+        let times = if self.takes() { 2 } else { 1 };
+        let more = if c.rslora { (times as f32).sqrt() } else { times as f32 };
         // In their order: the first that fits counts.
-        let ranks: Map<String, Value> = c.rank_pattern.0.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        let alphas: Map<String, Value> = c.alpha_pattern.0.iter().map(|(k, v)| (k.clone(), peft::number(*v))).collect();
+        let ranks: Map<String, Value> = c.rank_pattern.0.iter().map(|(k, v)| (k.clone(), json!(times * v))).collect();
+        let alphas: Map<String, Value> =
+            c.alpha_pattern.0.iter().map(|(k, v)| (k.clone(), peft::number(more * v))).collect();
         json!({
             "peft_type": "LORA",
-            "r": c.rank,
-            "lora_alpha": peft::number(c.alpha),
+            "r": times * c.rank,
+            "lora_alpha": peft::number(more * c.alpha),
             "lora_dropout": peft::decimal(c.dropout),
             "use_rslora": c.rslora,
             "use_dora": false,

@@ -4,6 +4,7 @@
 //! All parts lie in one flat buffer, each at a multiple of 4 floats, in the order the method names them. Gradients and
 //! Adam's moments have the same layout.
 
+use super::linalg::Dense;
 use crate::error::Result;
 use crate::model::family::Family;
 use crate::model::load::Opened;
@@ -57,6 +58,17 @@ pub enum Initial {
     Text(String),
     /// The embeddings of tokens drawn from the vocabulary.
     Vocabulary,
+    /// A factor of a part of the linear's own weight, and then the same with the sign that takes it back, frozen.
+    Factor(Taken),
+}
+
+/// Which part of a weight low-rank factors start as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// That of the largest singular values.
+    Principal,
+    /// That of the first columns, by Q and R.
+    Leading,
 }
 
 /// A low-rank update's settings at a linear.
@@ -86,6 +98,16 @@ pub trait Method: Debug + Send + Sync {
     /// What the learning rate of a part is multiplied with.
     fn rate(&self, _role: Role) -> f32 {
         1.0
+    }
+
+    /// Steps after which other blocks are trained, where not all are at the same time.
+    fn interval(&self) -> Option<u64> {
+        None
+    }
+
+    /// The blocks of a drawing, in order; asked for only where there is an interval.
+    fn drawn(&self, _seed: u64, _drawing: u64) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Rows that stand before each text.
@@ -226,7 +248,7 @@ impl Adapter {
         opened: &Opened<'_>,
         encode: impl Fn(&str) -> Result<Vec<u32>>,
     ) -> Result<Vec<f32>> {
-        let mut flat = self.init(seed);
+        let (mut flat, mut factors) = (self.init(seed), Vec::new());
         for part in &self.parts {
             let (values, cols) = (part.of_mut(&mut flat), part.cols);
             match self.method.initial(part.role, [part.rows, part.cols]) {
@@ -246,6 +268,11 @@ impl Adapter {
                     let norms = |rows: Vec<f32>| rows.chunks(width as usize).map(norm).collect::<Vec<_>>();
                     opened.read(tensor, async |row, rows| copy(&mut values[row..], &norms(rows))).await?;
                 }
+                Initial::Factor(taken) => {
+                    if let Role::A(site) = part.role {
+                        factors.push((site, taken));
+                    }
+                }
                 Initial::Text(text) => {
                     let ids = encode(&text)?;
                     let ids: Vec<u32> = ids.into_iter().cycle().take(part.rows).collect();
@@ -259,7 +286,48 @@ impl Adapter {
                 _ => {}
             }
         }
+        for (site, taken) in factors {
+            self.start_factors(seed, opened, site, taken, &mut flat).await?;
+        }
         Ok(flat)
+    }
+
+    /// A and the Bs of a linear as a part of its weight `s·B·A`, followed by the frozen −B and A that take it back.
+    async fn start_factors(
+        &self,
+        seed: u64,
+        opened: &Opened<'_>,
+        site: Site,
+        taken: Taken,
+        flat: &mut [f32],
+    ) -> Result<()> {
+        let (mut w, path) = (Vec::new(), self.family.hf.path(site));
+        let fused = |part: &&Part| matches!(part.role, Role::B(b) if self.family.hf.path(b) == path);
+        for part in self.parts.iter().filter(fused) {
+            let Role::B(b) = part.role else { unreachable!() };
+            opened.read(Tensor::Weight(b), async |_, rows| Ok(w.extend(rows))).await?;
+        }
+        let a = self.part(Role::A(site)).expect("the linear has an A");
+        let (i, rank) = (a.cols, a.rows / 2);
+        let dense = Dense { w: &w, o: w.len() / i, i };
+        let (left, right) = match taken {
+            Taken::Principal => dense.principal(rank, seed),
+            Taken::Leading => dense.leading(rank),
+        };
+        let root = (self.method.low_rank(site).scale as f64).sqrt();
+        for (k, row) in a.of_mut(flat).chunks_mut(i).enumerate() {
+            row.iter_mut().zip(&right[k % rank]).for_each(|(x, a)| *x = (a / root) as f32);
+        }
+        let mut row0 = 0;
+        for part in self.parts.iter().filter(fused) {
+            for (k, row) in part.of_mut(flat).chunks_mut(part.cols).enumerate() {
+                let sign = if k < rank { 1.0 } else { -1.0 };
+                let b = left[k % rank][row0..].iter();
+                row.iter_mut().zip(b).for_each(|(x, b)| *x = (sign * b / root) as f32);
+            }
+            row0 += part.cols;
+        }
+        Ok(())
     }
 
     /// The factor of the learning rate for each float; none where all are 1.
@@ -320,7 +388,15 @@ impl Adapter {
             _ => None,
         });
         let squares = magnitudes.collect();
-        Patches { params, grads, sites: self.sites(), replaced: replaced.collect(), rows: self.rows(), squares }
+        Patches {
+            params,
+            grads,
+            sites: self.sites(),
+            replaced: replaced.collect(),
+            rows: self.rows(),
+            squares,
+            active: None,
+        }
     }
 
     /// Appends the steps to be run once before any other, where there are any: what is known of frozen weights.

@@ -3,6 +3,7 @@
 use super::base::{OfTheBase, Tensors};
 use super::dora::Dora;
 use super::ia3::{self, Ia3};
+use super::lisa::Lisa;
 use super::lora::{Lora, LoraConfig, target_modules};
 use super::method::{Adapter, Method};
 use super::prefix::Prefix;
@@ -35,6 +36,8 @@ pub enum Kind {
     LastK,
     /// Everything.
     Full,
+    /// Everything, a few blocks at a time.
+    Lisa,
 }
 
 /// A method's settings as they are typed; each method reads its own.
@@ -48,13 +51,15 @@ pub struct Settings {
     pub prompt_init: String,
     pub prompt_text: String,
     pub last_k: usize,
+    pub lisa_blocks: usize,
+    pub lisa_interval: u64,
 }
 
 impl Kind {
-    pub const NAMES: [&'static str; 9] =
-        ["lora", "dora", "ia3", "prompt", "prefix", "norm", "bitfit", "last-k", "full"];
+    pub const NAMES: [&'static str; 10] =
+        ["lora", "dora", "ia3", "prompt", "prefix", "norm", "bitfit", "last-k", "full", "lisa"];
 
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Lora,
         Kind::Dora,
         Kind::Ia3,
@@ -64,6 +69,7 @@ impl Kind {
         Kind::Bitfit,
         Kind::LastK,
         Kind::Full,
+        Kind::Lisa,
     ];
 
     pub fn name(self) -> &'static str {
@@ -85,7 +91,7 @@ impl Kind {
             Kind::Prefix => 3e-2,
             Kind::Norm | Kind::Bitfit => 5e-3,
             Kind::LastK => 2e-4,
-            Kind::Full => 1e-4,
+            Kind::Full | Kind::Lisa => 1e-4,
         }
     }
 
@@ -108,6 +114,7 @@ impl Kind {
             Kind::Bitfit => of_the_base(spec, Tensors::Biases)?,
             Kind::LastK => of_the_base(spec, Tensors::Last(last_k(settings, spec)?))?,
             Kind::Full => of_the_base(spec, Tensors::All)?,
+            Kind::Lisa => Adapter::new(spec, lisa(settings, spec)?),
         })
     }
 }
@@ -119,6 +126,18 @@ fn of_the_base(spec: &ModelSpec, which: Tensors) -> Result<Adapter> {
         return Err(Error::setting("method", what, "norm or ia3 train as little"));
     }
     Ok(adapter)
+}
+
+fn lisa(settings: &Settings, spec: &ModelSpec) -> Result<Lisa> {
+    let (blocks, interval, layers) = (settings.lisa_blocks, settings.lisa_interval, spec.layers);
+    if !(1..=layers).contains(&blocks) {
+        let what = format!("is {blocks}, the model has {layers} blocks");
+        return Err(Error::setting("lisa-blocks", what, "2 is what the paper used"));
+    }
+    if interval == 0 {
+        return Err(Error::setting("lisa-interval", "is 0, expected at least 1", "20 is a good start"));
+    }
+    Ok(Lisa { all: OfTheBase { which: Tensors::All, family: spec.family }, blocks, interval, layers })
 }
 
 fn virtual_tokens(settings: &Settings) -> Result<usize> {

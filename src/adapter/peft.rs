@@ -7,11 +7,13 @@
 
 use super::base::{OfTheBase, Tensors};
 use super::dora::Dora;
+use super::factors::transpose;
 use super::ia3::{self, Ia3};
 use super::lora::{Lora, LoraConfig, Pattern, all_sites};
 use super::method::{Adapter, Part, Role};
 use super::prefix::Prefix;
 use super::prompt::{Prompt, Start};
+use super::{BASE_SHA256, BaseName, Files};
 use crate::error::{Error, Result};
 use crate::model::tensors::{Names, Tensor};
 use crate::model::{ModelSpec, Module, Site};
@@ -21,9 +23,6 @@ use std::collections::BTreeSet;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// The files of an adapter folder: name and bytes.
-pub type Files = Vec<(String, Vec<u8>)>;
 
 const PREFIX: &str = "base_model.model.";
 const PLAIN: &str = "LoRA, DoRA, (IA)³, prompt, prefix and LN tuning of a language model's own layers are read";
@@ -146,35 +145,15 @@ impl Stored {
     }
 }
 
-/// The base model of an adapter: what it is called and, where that is known, its hash.
-#[derive(Clone, Copy)]
-pub struct BaseName<'a> {
-    pub name: &'a str,
-    pub sha256: Option<&'a str>,
-}
-
-impl<'a> From<&'a str> for BaseName<'a> {
-    fn from(name: &'a str) -> Self {
-        BaseName { name, sha256: None }
-    }
-}
-
-/// Where the weights' metadata hold the base's hash: PEFT has no place for it, and passes over metadata.
-const BASE_SHA256: &str = "base_sha256";
-
 /// The adapter as PEFT would write it.
 pub fn files<'a>(adapter: &Adapter, flat: &[f32], base: impl Into<BaseName<'a>>) -> Result<Files> {
     let BaseName { name: base, sha256 } = base.into();
     let tensors: Vec<_> =
         stored(adapter).into_iter().map(|s| (s.name.clone(), s.shape.clone(), s.gather(flat))).collect();
-    let base_sha256: Vec<_> = sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
-    let weights = safetensors::to_bytes(&tensors, &base_sha256)?;
+    let metadata: Vec<_> = sha256.map(|sha256| (BASE_SHA256, sha256)).into_iter().collect();
+    let weights = safetensors::to_bytes(&tensors, &metadata)?;
     let config = serde_json::to_vec_pretty(&config_json(adapter, base)).expect("plain JSON");
     Ok(vec![(CONFIG.into(), config), (WEIGHTS.into(), weights)])
-}
-
-fn transpose(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
 }
 
 /// The decimal that a person would write: 0.1 is not 0.10000000149011612.
@@ -243,11 +222,7 @@ fn laid_out(
 ) -> Result<Adapter> {
     let lora = |c: &LoraConfig| {
         let sites = sites(checkpoint, &c.modules, ".lora_A.weight", spec, base)?;
-        Lora::at(sites, spec, c.clone()).map_err(|e| match e {
-            // The file is wrong, not a setting of this run.
-            Error::Setting { what, .. } => malformed(config, what),
-            other => other,
-        })
+        Lora::at(sites, spec, c.clone()).map_err(|e| super::of_the_file(e, config, CONFIG))
     };
     // A text has two tokens at least: one to see, one to learn.
     if let Config::Prompt { tokens } | Config::Prefix { tokens } = settings
@@ -271,11 +246,6 @@ fn laid_out(
         Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
         Config::Base(which) => Adapter::new(spec, OfTheBase { which: *which, family: spec.family }),
     })
-}
-
-/// The hash of the base an adapter was tuned on, where its weights say it: those that Luthier wrote do.
-pub async fn base_sha256(weights: Source) -> Result<Option<String>> {
-    Ok(safetensors::open(vec![weights], None).await?.metadata.remove(BASE_SHA256))
 }
 
 /// `adapter_config.json` and the name of the base model it was trained on. Its modules are those that the file names
@@ -344,8 +314,7 @@ fn other_base(base: Option<&str>) -> String {
 }
 
 fn malformed(config: &Source, what: String) -> Error {
-    let hint = format!("use the {CONFIG} that belongs to the adapter");
-    Error::Malformed { file: config.name().into(), at: CONFIG.into(), what, hint }
+    super::malformed(config, CONFIG, what)
 }
 
 fn unsupported(config: &Source, what: String) -> Error {
@@ -425,7 +394,7 @@ fn lora_config(v: &Value, config: &Source) -> Result<LoraConfig> {
         modules: modules(v, config)?,
         rank_pattern: pattern(v, config, "rank_pattern", |v| v.as_u64().map(|r| r as usize))?,
         alpha_pattern: pattern(v, config, "alpha_pattern", |v| v.as_f64().map(|a| a as f32))?,
-        ratio: 1.0,
+        ..Default::default()
     })
 }
 

@@ -5,12 +5,16 @@
 //! 2 (clap's) where the command line itself cannot be read.
 
 mod checkpoints;
+mod compare;
 mod devices;
 mod eval;
+mod export;
 mod generate;
 mod handoff;
 mod inspect;
 mod merge;
+mod merge_adapters;
+mod out;
 mod probe;
 mod progress;
 mod recipe;
@@ -19,11 +23,11 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::adapter::{Adapter, peft};
+use luthier::adapter::{self, Adapter};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
-use luthier::weights::{ModelFiles, Source, hub};
+use luthier::weights::{ModelFiles, hub};
 use luthier::{Error, Result};
 use pollster::block_on;
 use serde_json::json;
@@ -49,10 +53,17 @@ enum Command {
     /// Find out in minutes whether a model can learn some data, and what would help.
     #[command(allow_negative_numbers = true)]
     Probe(Box<probe::Args>),
+    /// Tune with several methods on the same data and steps, and show what each brought and cost.
+    #[command(allow_negative_numbers = true)]
+    Compare(Box<compare::Args>),
     /// Let a model go on from prompts.
     Generate(generate::Args),
-    /// Write a model with an adapter added in, as a folder that needs neither.
+    /// Write a model with an adapter added in, as a Hugging Face folder or a GGUF file that needs neither.
     Merge(merge::Args),
+    /// Write an adapter in the files of PEFT, llama.cpp or mlx-lm.
+    Export(export::Args),
+    /// Make one adapter of several, weighted.
+    MergeAdapters(merge_adapters::Args),
     /// Make a folder in which TRL, PEFT and Accelerate go on from an adapter.
     Handoff(handoff::Args),
     /// Show data as the model sees it, or what a model or an adapter consists of.
@@ -67,8 +78,11 @@ pub fn run() -> ExitCode {
         Command::Train(args) => (false, train::run(*args)),
         Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
         Command::Probe(args) => (args.json, probe::run(*args)),
+        Command::Compare(args) => (false, compare::run(*args)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
+        Command::Export(args) => (false, export::run(args)),
+        Command::MergeAdapters(args) => (false, merge_adapters::run(args)),
         Command::Handoff(args) => (false, handoff::run(args)),
         Command::Inspect(args) => (args.json(), inspect::run(args)),
         Command::Devices(args) => (args.json, devices::run(args)),
@@ -135,8 +149,8 @@ impl ModelArg {
         }))?;
         bar.finish_and_clear();
         session.published = hub::published(&self.model);
-        if let Some(folder) = adapter {
-            let (lora, flat) = open_adapter(folder, &session)?;
+        if let Some(path) = adapter {
+            let (lora, flat) = open_adapter(path, &session)?;
             block_on(session.load_adapter(lora, &flat))?;
         }
         Ok(session)
@@ -144,9 +158,10 @@ impl ModelArg {
 }
 
 /// An adapter for the session's model; one that was tuned on another is taken, with a note.
-fn open_adapter(folder: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
-    let adapter = peft::open(folder, session.spec())?;
-    let tuned_on = block_on(peft::base_sha256(Source::file(folder.join(peft::WEIGHTS))?))?;
+fn open_adapter(path: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
+    let files = adapter::sources(path)?;
+    let adapter = block_on(adapter::read(&files, session.spec()))?;
+    let tuned_on = block_on(adapter::base_sha256(&files))?;
     if let Some(other) = session.other_base(tuned_on.as_deref()) {
         eprintln!("note: {other}; {}", other.hint());
     }
@@ -211,6 +226,17 @@ impl ColumnArgs {
 /// Prints a line of a result. False when nobody reads any more (`| head`), which is no error.
 fn say(line: impl std::fmt::Display) -> bool {
     writeln!(std::io::stdout(), "{line}").is_ok()
+}
+
+/// Prints rows of cells as columns, the first row as their heads.
+fn write_table(table: &[Vec<String>]) {
+    let columns = table.first().map_or(0, Vec::len);
+    let width = |c: usize| table.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    for row in table {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        say(cells.join("  ").trim_end());
+    }
 }
 
 /// Bytes as people read them.

@@ -1,9 +1,9 @@
 //! `luthier eval --task`: answers of the tuned model beside those of the untuned one, of a constant and of other models'
 //! files, with intervals; and what tuning cost on plain sentences.
 
-use super::{count, eval::Args, say};
+use super::{ColumnArgs, count, eval::Args, say, write_table};
 use indicatif::{ProgressBar, ProgressStyle};
-use luthier::eval::{Answered, Item, Judge, Report, System, Task, api, compare, example_json, items};
+use luthier::eval::{Answered, Estimate, Item, Judge, Report, System, Task, api, compare, example_json, items};
 use luthier::session::{Asking, Forgetting, Session, constant};
 use luthier::weights::atomic_write;
 use luthier::{Error, Result};
@@ -84,6 +84,28 @@ pub fn run(args: &Args, task: Task) -> Result<ExitCode> {
         show(&report, forgetting.as_ref());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A task's questions, for whoever asks several models.
+pub struct Asked {
+    judge: Judge,
+    items: Vec<Item>,
+}
+
+impl Asked {
+    pub fn new(task: Task, columns: &ColumnArgs, file: &Path) -> Result<Asked> {
+        let items = items(&columns.read(file)?, &read_text(file)?)?;
+        let judge = Judge::new(task, &file.display().to_string(), &items, &[], Vec::new())?;
+        Ok(Asked { judge, items })
+    }
+}
+
+/// The task's first figure of the model, with the adapter or without.
+pub fn ask(session: &mut Session, asked: &Asked, seq_len: usize, adapted: bool) -> Result<(&'static str, Estimate)> {
+    let asking = Asking { batch_size: 8, seq_len, max_new_tokens: None, seed: 0 };
+    let answers = block_on(session.answer(&asked.judge, &asked.items, &[], &asking, adapted, &mut |_, _| {}))?;
+    let systems = [System { name: String::new(), note: None, answers }];
+    Ok(compare(&asked.judge, &systems, 0).systems[0].figures[0])
 }
 
 fn read_text(file: &Path) -> Result<String> {
@@ -206,15 +228,8 @@ fn predictions(judge: &Judge, items: &[Item], file: &Path) -> Result<System> {
 }
 
 fn show(report: &Report, forgetting: Option<&Forgetting>) {
-    let table = report.table();
-    let columns = table.first().map_or(0, Vec::len);
-    let width = |c: usize| table.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
     say(format!("{}; 95 % intervals in brackets", count(report.items, "item")));
-    for row in &table {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
-        say(cells.join("  ").trim_end());
-    }
+    write_table(&report.table());
     for row in &report.systems {
         if let Some(note) = &row.note {
             say(format!("{}: {note}", row.name));

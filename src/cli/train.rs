@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Options that an adapter to go on from has decided.
-const OF_THE_ADAPTER: [&str; 13] = [
+const OF_THE_ADAPTER: [&str; 16] = [
     "method",
     "rank",
     "alpha",
@@ -27,10 +27,13 @@ const OF_THE_ADAPTER: [&str; 13] = [
     "rank_pattern",
     "alpha_pattern",
     "loraplus_lr_ratio",
+    "init_lora_weights",
     "num_virtual_tokens",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
     "last_k",
+    "lisa_blocks",
+    "lisa_interval",
 ];
 
 #[derive(clap::Args)]

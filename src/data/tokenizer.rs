@@ -56,6 +56,11 @@ impl Tokenizer {
         Ok([self.prefix.as_slice(), &ids].concat())
     }
 
+    /// The text of what `encode` puts in front; empty for a model that was trained without.
+    pub fn prefix(&self) -> String {
+        self.prefix.iter().filter_map(|id| self.token(*id)).collect()
+    }
+
     /// Every id has a row in the embedding: what is not there cannot be looked up.
     fn check(&self, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };

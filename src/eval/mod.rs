@@ -33,3 +33,4 @@ pub mod score;
 pub use item::{Item, items, with_answer, with_shots};
 pub use judge::{Judge, Mark, Task};
 pub use report::{Answered, Comparison, Report, Row, System, compare, example_json};
+pub use score::Estimate;

@@ -311,6 +311,16 @@ impl Decoder {
         LossSequences { train, evaluate }
     }
 
+    /// Appends the logits [N, padded vocab] of every position.
+    pub fn all_logits(&self, plan: &mut Plan, io: &Inputs, patches: Option<&Patches>, logits: Buf) -> SequenceId {
+        let sequence = plan.begin("all logits");
+        let mut cx = self.build(plan, io.n, patches, io.control, false);
+        let (x, _) = self.trunk(&mut cx, io, |_| false);
+        let hidden = self.norm.forward(&mut cx, io.n, x, None);
+        self.logits(&mut cx, io.n, hidden, logits);
+        sequence
+    }
+
     fn build<'a>(
         &self,
         plan: &'a mut Plan,
@@ -322,7 +332,8 @@ impl Decoder {
         Build { plan, n, patches, control, none: self.none, zero: self.zero, units: [self.none; 2], dropout }
     }
 
-    fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
+    /// Appends a "train" sequence, with the activations of the upper `kept_blocks` blocks kept.
+    pub fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
         let sequence = plan.begin("train");
         let (spec, common) = (&self.spec, io.common());
         let lowest = patches.lowest_layer(self.blocks.len());

@@ -32,6 +32,11 @@ impl<'a> Build<'a> {
         Some((patches, *patches.replaced.get(&tensor)?))
     }
 
+    /// [`Build::replaced`], where it is trained now.
+    pub fn active(&self, tensor: Tensor) -> Option<(&'a Patches, usize)> {
+        self.replaced(tensor).filter(|(patches, _)| patches.is_active(tensor))
+    }
+
     /// A vector of the base, or its trained copy as a buffer of its own.
     pub fn vector(&mut self, tensor: Tensor, base: Buf, len: usize) -> Buf {
         let Some((patches, at)) = self.replaced(tensor) else { return base };
@@ -50,14 +55,14 @@ impl<'a> Build<'a> {
 
     /// Adds `Σ_n p ∘ q` to the gradient of a trained vector.
     pub fn vector_grad(&mut self, tensor: Tensor, (n, c): (usize, usize), p: Buf, q: Option<Buf>) {
-        if let Some((patches, at)) = self.replaced(tensor) {
+        if let Some((patches, at)) = self.active(tensor) {
             column_sum::accumulate(self.plan, "vector grad", (n, c), p, q, patches.grad(at), true);
         }
     }
 
     /// Adds `pᵀ·q` to the gradient of a trained matrix [O, I]; p:[n, O], q:[n, I].
     pub fn matrix_grad(&mut self, tensor: Tensor, n: usize, (p, o): (Buf, usize), (q, i): (Buf, usize)) {
-        if let Some((patches, at)) = self.replaced(tensor) {
+        if let Some((patches, at)) = self.active(tensor) {
             lora_grad::accumulate(self.plan, "matrix grad", n, p, (o, o), q, i, 1.0, patches.grads, at);
         }
     }

@@ -229,7 +229,8 @@ impl<'a> Opened<'a> {
         if self.is_transposed(tensor) {
             return all.max(1);
         }
-        let unit = self.interleaved(tensor).unwrap_or(4);
+        // Also where the rows are in order: whoever reads may want them in the other.
+        let unit = interleaved(&self.spec, tensor).unwrap_or(4);
         (PIECE / (cols * 4) / unit * unit).max(unit)
     }
 
@@ -321,14 +322,28 @@ pub fn half_split<T: Copy>(rows: &[T], stride: usize, head_dim: usize) -> Vec<T>
     out
 }
 
+/// The inverse of [`half_split`].
+pub fn interleave<T: Copy>(rows: &[T], stride: usize, head_dim: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head_dim * stride) {
+        for i in 0..head_dim {
+            out.extend_from_slice(&head[(i / 2 + i % 2 * (head_dim / 2)) * stride..][..stride]);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
-    use super::half_split;
+    use super::{half_split, interleave};
 
     #[test]
     fn interleaved_rows_become_half_split() {
         // llama.cpp's converter writes hf rows 0..8 of one head in the order 0 4 1 5 2 6 3 7.
         assert_eq!(half_split(&[0, 4, 1, 5, 2, 6, 3, 7], 1, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(half_split(&[0, 0, 2, 2, 1, 1, 3, 3], 2, 4), [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(interleave(&[0, 1, 2, 3, 4, 5, 6, 7], 1, 8), [0, 4, 1, 5, 2, 6, 3, 7]);
+        let two_heads: Vec<usize> = (0..24).collect();
+        assert_eq!(half_split(&interleave(&two_heads, 2, 6), 2, 6), two_heads);
     }
 }

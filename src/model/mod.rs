@@ -1,6 +1,7 @@
 //! Models: what differs between families as data (`spec`, `family`), where adapters attach (`seam`), and the decoder
 //! built from linears and blocks as steps of a plan.
 
+pub mod agreement;
 pub mod block;
 pub mod decoder;
 pub mod family;

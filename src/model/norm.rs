@@ -37,9 +37,9 @@ impl Norm {
         y
     }
 
-    /// Whether the norm itself is trained.
+    /// Whether the norm itself is trained now.
     pub fn is_trained(&self, cx: &Build) -> bool {
-        cx.replaced(Tensor::Norm(self.at)).or(cx.replaced(Tensor::NormBias(self.at))).is_some()
+        cx.active(Tensor::Norm(self.at)).or(cx.active(Tensor::NormBias(self.at))).is_some()
     }
 
     /// `dx (+)=` the gradient of the norm's input `x`, where it is asked for; adds the gradients of what is trained:

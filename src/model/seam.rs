@@ -121,6 +121,8 @@ pub struct Patches {
     pub rows: Option<Virtual>,
     /// Σ W² by rows, where a gain needs it.
     pub squares: BTreeMap<Site, Buf>,
+    /// Blocks whose replaced tensors get gradients; without it all do.
+    pub active: Option<Vec<usize>>,
 }
 
 impl Patches {
@@ -130,6 +132,14 @@ impl Patches {
 
     pub fn grad(&self, off: usize) -> Vector {
         Vector { buf: self.grads, off }
+    }
+
+    /// Whether the trained copy of a tensor is trained now.
+    pub fn is_active(&self, tensor: Tensor) -> bool {
+        match (&self.active, tensor.layer()) {
+            (Some(active), Some(layer)) => active.contains(&layer),
+            _ => true,
+        }
     }
 
     /// Backward stops at this layer: nothing below it is trained. The number of layers, where none is.

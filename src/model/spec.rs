@@ -110,6 +110,19 @@ impl Rope {
         (divisors.len() == plain.len() && plain.iter().zip(&scaled).zip(divisors).all(close)).then_some(scaling)
     }
 
+    /// What llama.cpp divides the frequencies by, for scalings that it has no key for.
+    pub fn divisors(&self, head_dim: usize) -> Option<Vec<f32>> {
+        match &self.scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } => None,
+            RopeScaling::Divisors(divisors) => Some(divisors.clone()),
+            RopeScaling::Llama3 { .. } => {
+                let plain = Rope { scaling: RopeScaling::None, ..self.clone() }.frequencies(head_dim);
+                let divisors = plain.iter().zip(self.frequencies(head_dim)).map(|(plain, scaled)| plain / scaled);
+                Some(divisors.map(|d| d as f32).collect())
+            }
+        }
+    }
+
     /// (cos, sin) of every position and pair: [positions, D/2, 2].
     pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
         let frequencies = self.frequencies(head_dim);

@@ -1,32 +1,37 @@
 //! The façade that the command line and the page both drive: a model on a device, an adapter on the model, a run.
 
+mod compare;
+mod export;
 pub mod handoff;
 mod measure;
+mod modelfile;
 mod probe;
 mod prompt;
 mod record;
 mod run;
 mod text;
 
+pub use compare::Tried;
 pub use measure::{Asking, Forgetting, Progress, constant};
+pub use modelfile::modelfile;
 pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
 pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
-use crate::adapter::merge::{self, Dtype};
-use crate::adapter::peft::{self, BaseName, Files};
-use crate::adapter::{Adapter, lora};
-use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
+use crate::adapter::{Adapter, lora, peft};
+use crate::data::{Batches, Dataset, EncodeOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
 use crate::model::seam::virtual_ids;
 use crate::model::{Base, Inputs, ModelSpec, Patches};
-use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
+use crate::train::{Evaluation, Identity, Trainer, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub struct Session {
@@ -40,6 +45,10 @@ pub struct Session {
     files: ModelFiles,
     base: Base,
     adapter: Option<(Adapter, Patches)>,
+    /// Adapters that were put aside by name, to be used again.
+    shelf: BTreeMap<String, (Adapter, Patches)>,
+    /// What exports are compared with, by the number of tokens.
+    logits: BTreeMap<usize, Logits>,
     trainer: Option<Trainer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
@@ -100,6 +109,8 @@ impl Session {
             files: files.clone(),
             base,
             adapter: None,
+            shelf: BTreeMap::new(),
+            logits: BTreeMap::new(),
             trainer: None,
             run: None,
             validation: None,
@@ -148,6 +159,14 @@ impl Session {
     /// Puts an adapter on the model, for evaluation and generation; it takes the place of the one before, and a run
     /// that was under way is over.
     pub async fn load_adapter(&mut self, adapter: Adapter, flat: &[f32]) -> Result<()> {
+        let patches = self.laid_out(&adapter, flat).await?;
+        (self.trainer, self.validation) = (None, None);
+        self.set_adapter(adapter, patches);
+        Ok(())
+    }
+
+    /// An adapter's numbers on the device.
+    async fn laid_out(&mut self, adapter: &Adapter, flat: &[f32]) -> Result<Patches> {
         let Base { plan, device, decoder, .. } = &mut self.base;
         let patches = adapter.declare(plan, false);
         let prologue = adapter.prologue(plan, &patches, decoder);
@@ -156,9 +175,7 @@ impl Session {
         if let Some(prologue) = prologue {
             device.run(plan, prologue, 0)?;
         }
-        (self.trainer, self.validation) = (None, None);
-        self.set_adapter(adapter, patches);
-        Ok(())
+        Ok(patches)
     }
 
     /// What to say of an adapter that was tuned on another base, by its hash: it may fit all the same, by its shapes.
@@ -176,9 +193,37 @@ impl Session {
         Some(Error::Mismatch { file: peft::WEIGHTS.into(), problems: vec![what], hint: hint.into() })
     }
 
+    /// Keeps the adapter that is on the model under a name, in place of one that had it.
+    pub fn keep_adapter(&mut self, name: &str) -> Result<()> {
+        let Some(adapter) = self.adapter.clone() else {
+            return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
+        };
+        self.shelf.insert(name.into(), adapter);
+        Ok(())
+    }
+
+    /// Puts an adapter that was kept on the model, or takes off the one that is there: then the model is its base.
+    pub fn use_adapter(&mut self, name: Option<&str>) -> Result<()> {
+        let chosen = match name {
+            Some(name) => Some(self.shelf.get(name).cloned().ok_or_else(|| {
+                let known: Vec<&str> = self.shelf.keys().map(String::as_str).collect();
+                let hint = format!("kept are: {}", if known.is_empty() { "none".into() } else { known.join(", ") });
+                Error::setting("adapter", format!("no adapter is kept as '{name}'"), hint)
+            })?),
+            None => None,
+        };
+        (self.trainer, self.validation) = (None, None);
+        self.put(chosen);
+        Ok(())
+    }
+
     /// Sequences built for another adapter are not used again.
     fn set_adapter(&mut self, adapter: Adapter, patches: Patches) {
-        self.adapter = Some((adapter, patches));
+        self.put(Some((adapter, patches)));
+    }
+
+    fn put(&mut self, adapter: Option<(Adapter, Patches)>) {
+        self.adapter = adapter;
         self.evaluation = None;
         if let Some(generator) = &mut self.generator {
             generator.forget_adapter();
@@ -231,34 +276,6 @@ impl Session {
     /// Ids of the rows that the adapter puts before each text.
     fn virtual_ids(&self) -> Vec<u32> {
         virtual_ids(self.adapter.as_ref().map_or(0, |(adapter, _)| adapter.method.virtual_tokens()))
-    }
-
-    /// The adapter in PEFT's layout.
-    pub async fn adapter_files(&mut self) -> Result<Files> {
-        let flat = self.adapter_values().await?;
-        let (adapter, _) = self.adapter.as_ref().expect("it has values");
-        let base = BaseName { name: &self.published, sha256: Some(&self.base.sha256) };
-        peft::files(adapter, &flat, base)
-    }
-
-    /// The adapter's numbers; an error where there is none, or where they are none.
-    async fn adapter_values(&mut self) -> Result<Vec<f32>> {
-        let Some((adapter, patches)) = &self.adapter else {
-            return Err(Error::setting("adapter", "there is no adapter yet", "train one, or load one"));
-        };
-        let flat = self.base.device.read(patches.params, 0, adapter.len).await?;
-        if let Some(i) = flat.iter().position(|x| !x.is_finite()) {
-            let what = format!("number {i} of the adapter is {}", flat[i]);
-            return Err(Error::device(what, "this is a fault of the device or the program; nothing was written"));
-        }
-        Ok(flat)
-    }
-
-    /// The base with the adapter added in, as a Hugging Face folder: `sink` gets file names and their next bytes.
-    pub async fn merged(&mut self, dtype: Dtype, sink: impl AsyncFnMut(&str, &[u8]) -> Result<()>) -> Result<()> {
-        let flat = self.adapter_values().await?;
-        let (adapter, _) = self.adapter.as_ref().expect("it has values");
-        merge::merge(&self.files, adapter, &flat, dtype, sink).await
     }
 
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.

@@ -1,7 +1,7 @@
 //! The options of a training run: one table for the command line (flags), JSON (snake_case keys) and the page's form.
 
 use super::schedule::Schedule;
-use crate::adapter::lora::Pattern;
+use crate::adapter::lora::{Pattern, Start};
 use crate::adapter::{Kind, LoraConfig, Settings};
 use crate::error::{Error, Result};
 use crate::plan::MAX_GROUPS;
@@ -37,7 +37,7 @@ macro_rules! options {
 }
 
 options! {
-    /// What is trained: lora, dora, ia3, prompt, prefix, norm, bitfit, last-k (blocks) or full.
+    /// What is trained: lora, dora, ia3, prompt, prefix, norm, bitfit, last-k (blocks), full or lisa.
     method: Kind = Kind::Lora, [value_name = "NAME", value_enum, hide_possible_values = true];
     /// Rank of the low-rank update: more can learn more, and costs more.
     rank: usize = 8, [value_name = "N"];
@@ -55,6 +55,8 @@ options! {
     alpha_pattern: Option<String>, [value_name = "NAME=N"];
     /// LoRA+: how many times A's learning rate B learns with; the paper found 16 good.
     loraplus_lr_ratio: f32 = 1.0, [value_name = "N"];
+    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first columns).
+    init_lora_weights: String = String::from("kaiming"), [value_name = "KIND"];
     /// Virtual tokens of prompt and prefix tuning.
     num_virtual_tokens: usize = 16, [value_name = "N"];
     /// What a prompt starts as: text, sample_vocab or random.
@@ -63,6 +65,10 @@ options! {
     prompt_tuning_init_text: String = String::from("Answer the question as asked."), [value_name = "TEXT"];
     /// Blocks that last-k trains.
     last_k: usize = 2, [value_name = "N"];
+    /// Blocks that lisa trains at a time.
+    lisa_blocks: usize = 2, [value_name = "N"];
+    /// Steps after which lisa draws other blocks.
+    lisa_interval: u64 = 20, [value_name = "N"];
     /// Peak learning rate. Left out, the method's usual one: 5e-4 for LoRA.
     lr: Option<f64>, [value_name = "N"];
     /// How the learning rate goes down after the warm-up: constant, linear or cosine.
@@ -159,6 +165,7 @@ impl TrainOptions {
             rank_pattern: Pattern::parse("rank-pattern", &text(&self.rank_pattern))?,
             alpha_pattern: Pattern::parse("alpha-pattern", &text(&self.alpha_pattern))?,
             ratio: self.loraplus_lr_ratio,
+            start: Start::parse(&self.init_lora_weights)?,
             ..Default::default()
         };
         Ok(Settings {
@@ -168,6 +175,8 @@ impl TrainOptions {
             prompt_init: self.prompt_tuning_init.clone(),
             prompt_text: self.prompt_tuning_init_text.clone(),
             last_k: self.last_k,
+            lisa_blocks: self.lisa_blocks,
+            lisa_interval: self.lisa_interval,
         })
     }
 
@@ -212,6 +221,10 @@ impl TrainOptions {
                 format!("is {}, expected 0 to 0.9", self.val_fraction),
                 "0.1 is the default",
             ));
+        }
+        if self.method == Kind::Lisa && self.weight_decay != 0.0 {
+            let what = format!("is {}, and lisa would shrink the blocks that rest", self.weight_decay);
+            return Err(Error::setting("weight-decay", what, "leave it out, or use full"));
         }
         not_negative("weight-decay", self.weight_decay as f64)?;
         not_negative("max-grad-norm", self.max_grad_norm as f64)

@@ -20,6 +20,7 @@ use crate::ops::{cross_entropy, sum_squares};
 use crate::plan::memory::Memory;
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// One optimizer step, as `--log-json` writes it.
 #[derive(Clone, Debug, Serialize)]
@@ -117,6 +118,8 @@ pub struct Trainer {
     io: Inputs,
     sequences: LossSequences,
     update: SequenceId,
+    /// "train" of the blocks that were drawn, where not all are trained at the same time.
+    drawn: BTreeMap<Vec<usize>, SequenceId>,
     /// AdamW's first and second moment.
     moments: [Buf; 2],
     batches: Batches,
@@ -177,6 +180,7 @@ impl Trainer {
             io: parts.io,
             sequences: parts.sequences,
             update: parts.update,
+            drawn: BTreeMap::new(),
             moments: parts.moments,
             batches,
             step: 0,
@@ -215,12 +219,13 @@ impl Trainer {
         let supervised: u64 = window.iter().map(|b| b.supervised as u64).sum();
         let slot = (self.step % RING_SLOTS as u64) as u32;
         let mut control = self.control(slot, supervised);
+        let train = self.train_sequence(base).await?;
         for (i, batch) in window.iter().enumerate() {
             control.first = i == 0;
             control.rows = batch.supervised as u32;
             control.seed = hash(hash(self.options.seed as u32) ^ hash(first as u32 + i as u32));
             write_batch(base, &self.io, batch, &control);
-            base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
+            base.device.run(&base.plan, train, control.rows)?;
         }
         base.device.run(&base.plan, self.update, 0)?;
         let tokens = window.iter().map(|b| b.tokens as u64).sum();
@@ -232,9 +237,31 @@ impl Trainer {
         Ok(Vec::new())
     }
 
+    /// The sequence of the step to come. Where blocks take turns it is that of the blocks drawn for it, and with a
+    /// drawing the optimizer begins anew.
+    async fn train_sequence(&mut self, base: &mut Base) -> Result<SequenceId> {
+        let all = self.sequences.train.expect("a trainer trains");
+        let Some(interval) = self.adapter.method.interval() else { return Ok(all) };
+        if self.step.is_multiple_of(interval) {
+            let zeros = vec![0.0; self.adapter.len];
+            self.moments.iter().for_each(|moment| base.device.write_floats(*moment, 0, &zeros));
+        }
+        let layers = self.adapter.method.drawn(self.options.seed, self.step / interval);
+        if let Some(sequence) = self.drawn.get(&layers) {
+            return Ok(*sequence);
+        }
+        let patches = Patches { active: Some(layers.clone()), ..self.patches.clone() };
+        let kept = self.memory.kept_blocks;
+        let sequence = base.decoder.train_sequence(&mut base.plan, &self.io, &patches, kept);
+        base.device.prepare(&base.plan).await?;
+        self.drawn.insert(layers, sequence);
+        Ok(sequence)
+    }
+
     fn control(&self, ring: u32, supervised: u64) -> Control {
         let o = &self.options;
-        let t = self.step + 1;
+        // Where the optimizer begins anew with each drawing, so does its count.
+        let t = self.adapter.method.interval().map_or(self.step, |interval| self.step % interval) + 1;
         let bias = |beta: f32| (1.0 - (beta as f64).powi(t.min(i32::MAX as u64) as i32)) as f32;
         Control {
             inv_tokens: (1.0 / supervised.max(1) as f64) as f32,

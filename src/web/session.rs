@@ -1,15 +1,15 @@
 //! The session as the page's worker drives it. One call at a time: a promise has to settle before the next call.
 
 use super::js::{Outcome, blobs, bytes, json, named_bytes, parse, parse_object, thrown};
-use crate::adapter::merge::Dtype;
-use crate::adapter::peft;
+use crate::adapter::merge::{Dtype, ModelFormat, Target};
+use crate::adapter::{self, Format};
 use crate::data::{ColumnMap, ReadOptions, Records, read};
 use crate::device::DeviceChoice;
 use crate::error::Error;
 use crate::model::generate::Sampling;
 use crate::session::{self, Prompt};
 use crate::train::{Checkpoint, Evaluation, TrainOptions};
-use crate::weights::{ModelFiles, Source};
+use crate::weights::ModelFiles;
 use js_sys::{Array, Function, Promise, Uint8Array};
 use serde::Deserialize;
 use serde_json::json;
@@ -92,6 +92,21 @@ struct GenerateOptions {
 impl Default for GenerateOptions {
     fn default() -> Self {
         GenerateOptions { sampling: Sampling::default(), adapter: true, chat: true }
+    }
+}
+
+/// What a merged model is written as.
+#[derive(Deserialize)]
+struct MergeTarget {
+    format: ModelFormat,
+    dtype: Dtype,
+    name: String,
+}
+
+impl MergeTarget {
+    fn parse(object: &JsValue) -> Outcome<Target> {
+        let MergeTarget { format, dtype, name } = parse_object("target", object)?;
+        Ok(Target::new(format, dtype, &name))
     }
 }
 
@@ -250,10 +265,39 @@ impl Session {
         Ok(named_bytes(&self.0.adapter_files().await.map_err(thrown)?))
     }
 
-    /// The base with the adapter added in, as a Hugging Face folder. `sink(name, bytes)` gets the files' pieces, one file
-    /// after the other, and may return a promise. `dtype`: "f32", "f16" or "bf16".
-    pub async fn merged(&mut self, dtype: String, sink: Function) -> Outcome<()> {
-        let dtype: Dtype = parse("dtype", &json(&dtype))?;
+    /// The adapter's files in a format ("peft", "gguf" or "mlx"), `{ name, bytes }[]`; `tuned` is what it is called.
+    pub async fn exported(&mut self, format: String, tuned: String) -> Outcome<Array> {
+        let format: Format = parse("format", &json(&format))?;
+        Ok(named_bytes(&self.0.exported(format, &tuned).await.map_err(thrown)?))
+    }
+
+    /// `Agreement` of exported files, read back, with the adapter on the model; an error where they are another adapter.
+    pub async fn check_adapter(&mut self, files: Array) -> Outcome<String> {
+        Ok(json(&self.0.check_adapter(&bytes(&files)?).await.map_err(thrown)?))
+    }
+
+    /// Bytes of the merged model; `target`: `MergeTarget`.
+    pub async fn merged_size(&self, target: JsValue) -> Outcome<f64> {
+        let target = MergeTarget::parse(&target)?;
+        Ok(self.0.merged_size(&target).await.map_err(thrown)? as f64)
+    }
+
+    /// `Agreement` of a merged model's files, `{ name, blob }[]`, with the live model; `target`: `MergeTarget`. Loads it.
+    pub async fn check_merged(&mut self, files: Array, target: JsValue) -> Outcome<String> {
+        let target = MergeTarget::parse(&target)?;
+        let files = ModelFiles::from_sources("the merged model", blobs(&files)?).await.map_err(thrown)?;
+        Ok(json(&self.0.check_merged(&files, target.dtype).await.map_err(thrown)?))
+    }
+
+    /// What Ollama reads beside the merged model's GGUF file of this name.
+    pub fn modelfile(&self, gguf: String) -> String {
+        session::modelfile(&gguf, &self.0.tokenizer)
+    }
+
+    /// The base with the adapter added in; `target`: `MergeTarget`. `sink(name, bytes)` gets the files' pieces, one file
+    /// after the other, and may return a promise.
+    pub async fn merged(&mut self, target: JsValue, sink: Function) -> Outcome<()> {
+        let target = MergeTarget::parse(&target)?;
         let mut refused = None;
         let hand_over = async |name: &str, bytes: &[u8]| {
             let answer = sink.call2(&JsValue::NULL, &name.into(), &Uint8Array::from(bytes));
@@ -266,29 +310,18 @@ impl Session {
                 Error::Io { path: name.into(), what: "the receiver refused it".into(), hint: String::new() }
             })
         };
-        let merged = self.0.merged(dtype, hand_over).await;
+        let merged = self.0.merged(&target, hand_over).await;
         // What the receiver threw is thrown on as it is.
         merged.map_err(|error| refused.unwrap_or_else(|| thrown(error)))
     }
 
-    /// Puts an adapter in PEFT's layout, `{ name, bytes }[]`, on the model, in place of the one before. Returns what is to
-    /// be said of one that was tuned on another base, as errors are thrown; else null.
+    /// Puts an adapter, `{ name, bytes }[]` in the layout of PEFT, llama.cpp or mlx-lm, on the model, in place of the one
+    /// before. Returns what is to be said of one that was tuned on another base, as errors are thrown; else null.
     pub async fn load_adapter(&mut self, files: Array) -> Outcome<JsValue> {
         let files = bytes(&files)?;
-        let find = |name: &str| find(&files, name).map_err(thrown);
-        let (config, weights) = (find(peft::CONFIG)?, find(peft::WEIGHTS)?);
-        let tuned_on = peft::base_sha256(weights.clone()).await.map_err(thrown)?;
-        let (lora, flat) = peft::read(&config, weights, self.0.spec()).await.map_err(thrown)?;
+        let tuned_on = adapter::base_sha256(&files).await.map_err(thrown)?;
+        let (lora, flat) = adapter::read(&files, self.0.spec()).await.map_err(thrown)?;
         self.0.load_adapter(lora, &flat).await.map_err(thrown)?;
         Ok(self.0.other_base(tuned_on.as_deref()).map_or(JsValue::NULL, thrown))
     }
-}
-
-fn find(files: &[Source], name: &str) -> Result<Source, Error> {
-    let found = files.iter().find(|f| f.file_name() == name).cloned();
-    found.ok_or_else(|| Error::Unsupported {
-        file: "the adapter's files".into(),
-        what: format!("{name} is missing"),
-        hint: format!("an adapter is {} and {}", peft::CONFIG, peft::WEIGHTS),
-    })
 }

@@ -54,7 +54,7 @@ impl Kind {
     ];
 
     /// Bytes of a value; None for those that carry their own length.
-    fn size(self) -> Option<u64> {
+    pub(super) fn size(self) -> Option<u64> {
         match self {
             Kind::U8 | Kind::I8 | Kind::Bool => Some(1),
             Kind::U16 | Kind::I16 => Some(2),
@@ -484,6 +484,12 @@ fn ggml_type(kind: u32) -> Option<(&'static str, u64, u64, Option<StoredType>)> 
         40 => other("NVFP4", 64, 36),
         _ => None,
     }
+}
+
+/// The inverse: the number of a type that is read.
+pub(super) fn ggml_number(stored: StoredType) -> u32 {
+    let is = |kind: &u32| ggml_type(*kind).is_some_and(|(.., known)| known == Some(stored));
+    (0..64).find(is).expect("every type that is read has a number")
 }
 
 /// Gives every tensor its place; the data must follow one another, padded, exactly as llama.cpp demands.

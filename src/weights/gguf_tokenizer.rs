@@ -14,11 +14,13 @@ const MAX_VOCABULARY: usize = 1 << 20;
 /// A SentencePiece piece is cut at every place, which is quadratic in its length.
 const MAX_PIECE: usize = 512;
 
-/// `tokenizer.ggml.token_type`: 1 is an ordinary piece, 5 one that is never produced.
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const BYTE: i64 = 6;
+/// `tokenizer.ggml.token_type`; an unused one is never produced.
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 struct Vocabulary<'a> {
     tokens: &'a [String],
@@ -34,7 +36,10 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
             let split = split(gguf)?;
             (byte_level_model(gguf, &vocabulary, split)?, byte_level_rules(split), split == Split::Llama3)
         }
-        "llama" => (sentencepiece_model(gguf, &vocabulary)?, sentencepiece_rules(gguf)?, true),
+        "llama" => {
+            let prefix = gguf.optional("tokenizer.ggml.add_space_prefix", Gguf::bool)?.unwrap_or(true);
+            (sentencepiece_model(gguf, &vocabulary)?, sentencepiece_rules(prefix), true)
+        }
         other => {
             let what = format!("tokenizer '{other}' (tokenizer.ggml.model)");
             return Err(unsupported(
@@ -69,7 +74,7 @@ fn read_vocabulary(gguf: &Gguf) -> Result<Vocabulary<'_>> {
     if tokens.len() > MAX_VOCABULARY {
         return Err(bad(format!("{} tokens; at most {MAX_VOCABULARY} are allowed", tokens.len())));
     }
-    let types = gguf.optional("tokenizer.ggml.token_type", Gguf::ints)?.unwrap_or_else(|| vec![1; tokens.len()]);
+    let types = gguf.optional("tokenizer.ggml.token_type", Gguf::ints)?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
     if types.len() != tokens.len() {
         return Err(bad(format!("{} tokens, but {} token types", tokens.len(), types.len())));
     }
@@ -151,7 +156,7 @@ fn byte_level_model(gguf: &Gguf, vocabulary: &Vocabulary, split: Split) -> Resul
 
 /// How text is cut into words before BPE.
 #[derive(Clone, Copy, PartialEq)]
-enum Split {
+pub(super) enum Split {
     Gpt2,
     /// Single digits, then GPT-2's rule.
     Digits,
@@ -159,25 +164,35 @@ enum Split {
     Llama3,
 }
 
-fn split(gguf: &Gguf) -> Result<Split> {
-    match gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("missing") {
-        "gpt-2" => Ok(Split::Gpt2),
-        "smollm" | "starcoder" => Ok(Split::Digits),
-        "qwen2" => Ok(Split::Qwen2),
-        "llama-bpe" => Ok(Split::Llama3),
-        // "default", too: what a converter writes that does not know the rule, and llama.cpp's own is not GPT-2's.
-        other => {
-            let what = format!("pre-tokenizer '{other}' (tokenizer.ggml.pre)");
-            let hint =
-                "smollm, qwen2, llama-bpe and gpt-2 are read; use the safetensors model, which has its own rules";
-            Err(unsupported(gguf.name(), what, hint))
+impl Split {
+    pub(super) const ALL: [Split; 4] = [Split::Gpt2, Split::Digits, Split::Qwen2, Split::Llama3];
+
+    /// `tokenizer.ggml.pre`
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Split::Gpt2 => "gpt-2",
+            Split::Digits => "smollm",
+            Split::Qwen2 => "qwen2",
+            Split::Llama3 => "llama-bpe",
         }
     }
 }
 
-type Rules = [(&'static str, Value); 3];
+fn split(gguf: &Gguf) -> Result<Split> {
+    let name = gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("missing");
+    // Two names of one rule. "default" is none: what a converter writes that does not know the rule, and llama.cpp's own
+    // is not GPT-2's.
+    let known = if name == "starcoder" { "smollm" } else { name };
+    Split::ALL.into_iter().find(|split| split.name() == known).ok_or_else(|| {
+        let what = format!("pre-tokenizer '{name}' (tokenizer.ggml.pre)");
+        let hint = "smollm, qwen2, llama-bpe and gpt-2 are read; use the safetensors model, which has its own rules";
+        unsupported(gguf.name(), what, hint)
+    })
+}
 
-fn byte_level_rules(split: Split) -> Rules {
+pub(super) type Rules = [(&'static str, Value); 3];
+
+pub(super) fn byte_level_rules(split: Split) -> Rules {
     let bytes = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
     // The same expression but for how many digits make a word.
     let words = |digits: &str| {
@@ -217,6 +232,14 @@ fn sentencepiece_model(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Value> {
     Ok(bpe(vocabulary, merges, settings))
 }
 
+/// [`merges_from_scores`] of a vocabulary that is yet to be written.
+pub(super) fn merges_of(tokens: &[String], types: &[i64], scores: &[f32]) -> Vec<(String, String)> {
+    let ids = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+    let vocabulary = Vocabulary { tokens, types: types.to_vec(), ids };
+    let merges = merges_from_scores(&vocabulary, scores);
+    merges.into_iter().map(|(a, b)| (a.to_string(), b.to_string())).collect()
+}
+
 /// Every way to cut a piece in two pieces is a merge; better scores first, and ties as transformers' converter breaks
 /// them: longer halves first, then (the sort being stable) smaller ids.
 fn merges_from_scores<'a>(vocabulary: &Vocabulary<'a>, scores: &[f32]) -> Vec<(&'a str, &'a str)> {
@@ -237,8 +260,7 @@ fn merges_from_scores<'a>(vocabulary: &Vocabulary<'a>, scores: &[f32]) -> Vec<(&
     merges.into_iter().map(|(_, a, b)| (a, b)).collect()
 }
 
-fn sentencepiece_rules(gguf: &Gguf) -> Result<Rules> {
-    let prefix = gguf.optional("tokenizer.ggml.add_space_prefix", Gguf::bool)?.unwrap_or(true);
+pub(super) fn sentencepiece_rules(prefix: bool) -> Rules {
     let mut normalizers = vec![json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" })];
     let mut decoders = vec![
         json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
@@ -249,9 +271,9 @@ fn sentencepiece_rules(gguf: &Gguf) -> Result<Rules> {
         normalizers.insert(0, json!({ "type": "Prepend", "prepend": "▁" }));
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
-    Ok([
+    [
         ("normalizer", json!({ "type": "Sequence", "normalizers": normalizers })),
         ("pre_tokenizer", Value::Null),
         ("decoder", json!({ "type": "Sequence", "decoders": decoders })),
-    ])
+    ]
 }

@@ -91,6 +91,13 @@ pub fn published(name: &str) -> String {
     }
 }
 
+/// The model that a quantised one of the registry was made from.
+pub fn unquantised(name: &str) -> Option<String> {
+    let registry = registry();
+    let (base, kind) = name_of(name, &registry).rsplit_once('-').map(|(b, k)| (b.to_string(), k.to_string()))?;
+    (kind.starts_with('q') && registry.contains_key(&base)).then_some(base)
+}
+
 pub fn cache_dir() -> Result<PathBuf> {
     let set = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || set("HOME").or_else(|| set("USERPROFILE")).map(|home| home.join(".cache").join("luthier"));

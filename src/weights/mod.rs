@@ -15,6 +15,8 @@ mod checkpoint;
 pub mod files;
 pub mod gguf;
 pub mod gguf_tokenizer;
+pub mod gguf_vocabulary;
+pub mod gguf_write;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod hub;
 pub mod safetensors;
@@ -27,7 +29,7 @@ pub use gguf::Gguf;
 pub use source::Source;
 #[cfg(not(target_arch = "wasm32"))]
 pub use source::atomic_write;
-pub use stored::StoredType;
+pub use stored::{StoredType, encode};
 
 use crate::Error;
 

@@ -143,6 +143,30 @@ fn check_finite(stored: StoredType, bytes: &[u8]) -> Result<(), (u64, String)> {
     }
 }
 
+/// Values as a file stores them, in a type that shaders read. Err: the value that has no place there, and why.
+pub fn encode(stored: StoredType, values: &[f32]) -> Result<Vec<u8>, (u64, String)> {
+    let format = stored.kept_as().expect("a type that is written");
+    let top = largest(format);
+    if let Some(i) = values.iter().position(|v| !v.is_finite() || v.abs() > top) {
+        return Err((i as u64, format!("{} does not fit into {} (at most {top})", values[i], format.name())));
+    }
+    let words = match format {
+        // Vectors may have odd lengths, which fill no pairs of halves.
+        WeightFormat::F32 => return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        WeightFormat::F16 => return Ok(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
+        WeightFormat::BF16 => return Ok(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()),
+        _ => format::pack(format, values),
+    };
+    let block = format.words(format::BLOCK);
+    // The words that hold a scale alone lose their empty half: the inverse of `keep`.
+    let head = if format == WeightFormat::Q4_1 { 4 } else { 2 };
+    let bytes = |b: &[u32]| {
+        let (first, rest) = (b[0].to_le_bytes(), b[1..].iter().flat_map(|w| w.to_le_bytes()));
+        first.into_iter().take(head).chain(rest).collect::<Vec<u8>>()
+    };
+    Ok(words.chunks_exact(block).flat_map(bytes).collect())
+}
+
 /// The largest magnitude that stays finite in `format`: an f16 number or scale must not overflow.
 fn largest(format: WeightFormat) -> f32 {
     let f16_max = f16::MAX.to_f32();

@@ -61,6 +61,16 @@ test("three clicks train the bundled model; what it learnt can be compared, kept
   const measured = luthier("eval", "--model", nano, "--adapter", adapter, "--data", join(demo, "heldout_values.jsonl"), "--device", "cpu");
   assert.ok(Number(measured.match(/token accuracy\s+([\d.]+)/)[1]) > 90, measured);
 
+  await page.locator("[data-checked]").getByText("the same next token at 100 %").waitFor();
+  await page.locator("#adapter-format").selectOption("gguf");
+  const gguf = readFileSync(await download(page, "#download-peft"));
+  assert.equal(gguf.subarray(0, 4).toString(), "GGUF");
+  await page.locator("#merged-format").selectOption("gguf");
+  await page.locator("#merged-size").getByText("MiB").waitFor();
+  const merged = Object.entries(unzipSync(readFileSync(await download(page, "#download-merged"))));
+  assert.deepEqual(merged.map(([path]) => path.split(".").at(-1)).sort(), ["Modelfile", "gguf"]);
+  assert.match(await page.locator("#merged-title ~ * pre").last().textContent(), /ollama create .* -f .*\.Modelfile/);
+
   const run = JSON.parse(readFileSync(await download(page, "#download-run"), "utf8"));
   assert.equal(typeof run, "object");
   assert.deepEqual(page.problems, []);

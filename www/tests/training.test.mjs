@@ -44,8 +44,24 @@ test("the CPU back end learns the demo's task, and the command line reads the ad
   };
   const adapter = await save(page, "adapter", "exportPeft()");
   close(loss("--model", nano, "--adapter", adapter), here.loss, 1e-3, "loss with the adapter, natively and here");
-  const merged = await save(page, "merged", "exportMerged({ dtype: 'f32' })");
+  const merged = await save(page, "merged", "exportMerged({ dtype: 'f32' }).then(({ files }) => files)");
   close(loss("--model", merged), here.loss, 1e-3, "loss of the merged model, natively and here");
+  const target = "{ format: 'gguf', dtype: 'q8_0', name: 'tuned' }";
+  const gguf = await save(page, "gguf", `exportMerged(${target}).then((merged) => (globalThis.merged = merged).files)`);
+  close(loss("--model", join(gguf, "tuned.gguf")), here.loss, 0.02, "loss of the merged GGUF file");
+  assert.match(readFileSync(join(gguf, "tuned.Modelfile"), "utf8"), /^FROM \.\/tuned\.gguf\nTEMPLATE/);
+  const told = await page.evaluate(`(async () => ({
+    agreement: merged.agreement,
+    size: await tuner.mergedSize(${target}),
+    real: merged.files.find(({ name }) => name.endsWith(".gguf")).blob.size,
+  }))()`);
+  assert.equal(told.size, told.real);
+  assert.ok(told.agreement.kl < 0.05 * told.agreement.moved, JSON.stringify(told.agreement));
+  for (const format of ["gguf", "mlx"]) {
+    const other = await save(page, `as_${format}`, `exportAdapter("${format}", "tuned").then(({ files }) => files)`);
+    const path = format === "gguf" ? join(other, "tuned.gguf") : other;
+    close(loss("--model", nano, "--adapter", path), here.loss, 1e-3, `loss with the adapter as ${format}`);
+  }
   await page.context().close();
 });
 

@@ -4,8 +4,10 @@
 use super::keys::{GgufKeys, Keys, activation_name, decimal, rope_scaling};
 use super::{Family, Names};
 use crate::error::Result;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{ModelSpec, RopeScaling};
+use crate::weights::gguf;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub static FAMILY: Family = Family {
     name: "llama",
@@ -113,6 +115,30 @@ pub fn gguf_decoder(keys: &GgufKeys, family: &'static Family) -> Result<ModelSpe
         context: keys.optional_size("context_length")?.unwrap_or(2048),
         ..ModelSpec::plain(family)
     })
+}
+
+/// The inverse of [`gguf_decoder`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
+pub fn gguf_keys(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
+    let size = |n: usize| gguf::Value::from(n as u32);
+    let mut pairs = vec![
+        ("vocab_size", size(spec.vocab)),
+        ("context_length", size(spec.context)),
+        ("embedding_length", size(spec.hidden)),
+        ("block_count", size(spec.layers)),
+        ("feed_forward_length", size(spec.ffn)),
+        ("attention.head_count", size(spec.heads)),
+        ("attention.head_count_kv", size(spec.kv_heads)),
+        ("attention.key_length", size(spec.head_dim)),
+        ("attention.value_length", size(spec.head_dim)),
+        ("attention.layer_norm_rms_epsilon", spec.eps.into()),
+    ];
+    if let Some(rope) = &spec.rope {
+        pairs.extend([("rope.dimension_count", size(spec.head_dim)), ("rope.freq_base", (rope.theta as f32).into())]);
+        if let RopeScaling::Linear { factor } = rope.scaling {
+            pairs.extend([("rope.scaling.type", "linear".into()), ("rope.scaling.factor", (factor as f32).into())]);
+        }
+    }
+    pairs.into_iter().map(|(key, value)| (format!("{}.{key}", spec.family.arch), value)).collect()
 }
 
 /// The inverse of [`decoder`].

@@ -12,9 +12,10 @@ mod qwen;
 use super::spec::ModelSpec;
 use super::tensors::{Names, Tensor};
 use crate::error::{Error, Result};
-use crate::weights::{Gguf, ModelFiles};
+use crate::weights::{Gguf, ModelFiles, gguf};
 use keys::{GgufKeys, Keys, unsupported};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 pub use llama::FAMILY as LLAMA;
 
@@ -114,6 +115,19 @@ fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
 /// `config.json` for a model that came without, as transformers reads it.
 pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
     (spec.family.to_config)(spec, file)
+}
+
+/// Families whose keys in GGUF files are those of Llama under another name, and no more.
+const LIKE_LLAMA: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+/// The model's keys in a GGUF file, for a model that came without.
+pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<BTreeMap<String, gguf::Value>> {
+    if LIKE_LLAMA.contains(&spec.family.name) {
+        return Ok(llama::gguf_keys(spec));
+    }
+    let what = format!("the GGUF metadata of {} are not written from a Hugging Face folder", spec.family);
+    let hint = "tune the model's GGUF file instead, or write a Hugging Face folder (--format hf) and convert that with llama.cpp";
+    Err(unsupported(file, what, hint))
 }
 
 fn unknown(file: &str, family: &str) -> Error {

@@ -1,6 +1,6 @@
 /** The engine as wasm-bindgen exports it: JSON in and out, errors as plain `{ code, message, hint }`. */
 
-import type { LuthierErrorData, NamedBlob } from "./types.js";
+import type { AdapterFormat, LuthierErrorData, MergeTarget, NamedBlob } from "./types.js";
 
 export interface NamedBytes {
   name: string;
@@ -40,7 +40,12 @@ export interface Engine {
   evaluate(data: string, options: string): Promise<string>;
   adapter_files(): Promise<NamedBytes[]>;
   load_adapter(files: NamedBytes[]): Promise<LuthierErrorData | null>;
-  merged(dtype: string, sink: (name: string, chunk: Uint8Array<ArrayBuffer>) => void): Promise<void>;
+  exported(format: AdapterFormat, tuned: string): Promise<NamedBytes[]>;
+  check_adapter(files: NamedBytes[]): Promise<string>;
+  merged(target: MergeTarget, sink: (name: string, chunk: Uint8Array<ArrayBuffer>) => void): Promise<void>;
+  merged_size(target: MergeTarget): Promise<number>;
+  check_merged(files: NamedBlob[], target: MergeTarget): Promise<string>;
+  modelfile(gguf: string): string;
   run_json(): string;
 }
 

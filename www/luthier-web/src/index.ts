@@ -9,8 +9,8 @@ import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
-  AdapterChoice, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, ModelInfo, NamedBlob, OpenOptions,
-  OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
+  AdapterChoice, AdapterFormat, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo, NamedBlob,
+  OpenOptions,   OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
@@ -23,7 +23,6 @@ const RESTARTS = 3;
 const RESTART_WINDOW_MS = 10 * 60_000;
 /** Faults that a new worker may not have. */
 const RECOVERABLE = new Set(["device_lost", "out_of_memory", "internal"]);
-const BYTES_OF = { f32: 4, f16: 2, bf16: 2 };
 
 /** A worker that was started for a question without a model, kept for the model that is likely to be opened next. */
 let spare: Connection | null = null;
@@ -277,16 +276,21 @@ class Instance implements LuthierApi {
     return this.#ask("evaluate", { data, options });
   }
 
-  exportPeft() {
-    return this.#ask("exportPeft", null);
+  async exportPeft() {
+    return (await this.exportAdapter("peft", "adapter")).files;
   }
 
-  exportMerged(
-    { dtype = "bf16" }: { dtype?: "f32" | "f16" | "bf16" } = {},
-    onProgress?: (done: number, total: number) => void,
-  ) {
-    const bytes = this.model.parameters * BYTES_OF[dtype];
-    return this.#ask("exportMerged", { dtype, bytes }, (done) => onProgress?.(...done));
+  exportAdapter(format: AdapterFormat, name: string) {
+    return this.#ask("exportAdapter", { format, name });
+  }
+
+  exportMerged(target: Partial<MergeTarget> = {}, onProgress?: (done: number, total: number) => void) {
+    const whole: MergeTarget = { format: "hf", dtype: target.format === "gguf" ? "f16" : "bf16", name: "merged", ...target };
+    return this.#ask("exportMerged", whole, (bytes) => onProgress?.(...bytes));
+  }
+
+  mergedSize(target: MergeTarget) {
+    return this.#ask("mergedSize", target);
   }
 
   /** Of a run that has ended it is here: a worker that took its place knows of none. */

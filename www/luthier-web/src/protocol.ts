@@ -2,7 +2,8 @@
 
 import type { SeenRequest } from "./privacy.js";
 import type {
-  DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, ModelDownload, ModelFiles, ModelInfo,
+  AdapterFormat, Agreement, DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, Merged,
+  MergeTarget, ModelDownload, ModelFiles, ModelInfo,
   NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -59,8 +60,9 @@ export interface Calls {
   control: Call<Control, null>;
   generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
-  exportPeft: Call<null, NamedBlob[]>;
-  exportMerged: Call<{ dtype: string; bytes: number }, NamedBlob[], Bytes>;
+  exportAdapter: Call<{ format: AdapterFormat; name: string }, { files: NamedBlob[]; agreement: Agreement }>;
+  exportMerged: Call<MergeTarget, Merged, Bytes>;
+  mergedSize: Call<MergeTarget, number>;
   exportRun: Call<null, string>;
   importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;

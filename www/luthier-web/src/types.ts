@@ -348,6 +348,38 @@ export interface StoredModel {
   files: StoredFile[];
 }
 
+/** Whose adapter files: PEFT's folder, one GGUF file for llama.cpp and Ollama, mlx-lm's folder. */
+export type AdapterFormat = "peft" | "gguf" | "mlx";
+
+export type MergeDtype = "f32" | "f16" | "bf16" | "q8_0" | "q4_0" | "q4_1";
+
+/** What a merged model is written as: a Hugging Face folder (f32, f16, bf16), or one GGUF file of this name. */
+export interface MergeTarget {
+  format: "hf" | "gguf";
+  dtype: MergeDtype;
+  name: string;
+}
+
+/** How far an export, read back, is from the live model on a fixed text of so many tokens. */
+export interface Agreement {
+  tokens: number;
+  /** Mean Kullback–Leibler divergence of the next token, in nats. */
+  kl: number;
+  /** That of the base without the adapter: what `kl` is little or much of. */
+  moved: number;
+  /** Share of positions where both find the same token likeliest. */
+  same_choice: number;
+  loss: number;
+  other_loss: number;
+  logits_apart: number;
+}
+
+/** A merged model. `agreement` is null where the model is too large to be loaded a second time. */
+export interface Merged {
+  files: NamedBlob[];
+  agreement: Agreement | null;
+}
+
 /**
  * The façade (`index.ts` implements it; the application uses nothing else). One instance is one worker with one engine;
  * `train` on an instance that has trained before starts a fresh worker on the same model by itself. When the engine fails
@@ -382,11 +414,16 @@ export interface LuthierApi {
   evaluate(data: DataText, options?: { seq_len?: number; batch_size?: number; adapter?: boolean }): Promise<Evaluation>;
   /** adapter_config.json and adapter_model.safetensors, as PEFT reads them. */
   exportPeft(): Promise<NamedBlob[]>;
-  /** The base with the adapter added in, as a Hugging Face folder. */
-  exportMerged(options?: { dtype?: "f32" | "f16" | "bf16" }, onProgress?: (done: number, total: number) => void): Promise<NamedBlob[]>;
+  /** The adapter in a format, read back and compared; `name` is what it is called. */
+  exportAdapter(format: AdapterFormat, name: string): Promise<{ files: NamedBlob[]; agreement: Agreement }>;
+  /** The base with the adapter added in, read back and compared; a GGUF file brings Ollama's Modelfile. */
+  exportMerged(target?: Partial<MergeTarget>, onProgress?: (done: number, total: number) => void): Promise<Merged>;
+  /** Bytes that `exportMerged` will make; an error where the base cannot be written so. */
+  mergedSize(target: MergeTarget): Promise<number>;
   /** What `luthier train --from run.json` replays. */
   exportRun(): Promise<string>;
-  /** Puts an adapter on the model. What comes back is to be told to people: it was tuned on another base. */
+  /** Puts an adapter on the model: PEFT's files, or those of llama.cpp or mlx-lm. What comes back is to be told to people:
+   * it was tuned on another base. */
   importPeft(files: NamedBlob[]): Promise<LuthierErrorData | null>;
   close(): void;
 }

@@ -7,12 +7,15 @@ import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
-import type { ModelInfo, OptionRow } from "./types.js";
+import type { Agreement, ModelInfo, NamedBlob, OptionRow } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
 const module: EngineModule = engineModule;
 
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
+
+/** A merged model above this is not loaded a second time to be compared: wasm has 4 GiB in all. */
+const CHECKED_BYTES = 1 << 30;
 
 closeWaysOut();
 watchRequests((request) => reply({ request }));
@@ -121,21 +124,34 @@ const handlers: Handlers = {
     return JSON.parse(await turn(() => model().evaluate(JSON.stringify(data), JSON.stringify(options))));
   },
 
-  async exportPeft() {
-    const files = await turn(() => model().adapter_files());
-    return files.map(({ name, bytes }) => ({ name, blob: new Blob([bytes]) }));
+  async exportAdapter({ format, name }) {
+    const files = await turn(() => model().exported(format, name));
+    // Only what was read back and is the adapter on the model is given out.
+    const agreement: Agreement = JSON.parse(await turn(() => model().check_adapter(files)));
+    return { files: files.map(({ name, bytes }) => ({ name, blob: new Blob([bytes]) })), agreement };
   },
 
-  async exportMerged({ dtype, bytes }, { emit }) {
+  async mergedSize(target) {
+    return turn(() => model().merged_size(target));
+  },
+
+  async exportMerged(target, { emit }) {
     // Blobs are the browser's, which keeps large ones on disk: the model is never whole in memory.
     const parts = new Map<string, Blob[]>();
     let done = 0;
-    await turn(() => model().merged(dtype, (name, chunk) => {
+    const bytes = await turn(() => model().merged_size(target));
+    await turn(() => model().merged(target, (name, chunk) => {
       parts.set(name, [...(parts.get(name) ?? []), new Blob([chunk])]);
       done += chunk.byteLength;
-      emit([done, Math.max(done, bytes)]);
+      emit([done, bytes]);
     }));
-    return [...parts].map(([name, chunks]) => ({ name, blob: new Blob(chunks) }));
+    const files: NamedBlob[] = [...parts].map(([name, chunks]) => ({ name, blob: new Blob(chunks) }));
+    const agreement: Agreement | null =
+      bytes <= CHECKED_BYTES ? JSON.parse(await turn(() => model().check_merged(files, target))) : null;
+    if (target.format === "gguf") {
+      files.push({ name: `${target.name}.Modelfile`, blob: new Blob([model().modelfile(`${target.name}.gguf`)]) });
+    }
+    return { files, agreement };
   },
 
   async exportRun() {

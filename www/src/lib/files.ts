@@ -38,14 +38,18 @@ function nameOf(files: File[]): string {
 
 export const stem = (name: string): string => name.replace(/\.[^.]+$/, "");
 
-/** An adapter from its two files, or from the zip that this page writes. */
+const ADAPTER_FILE = /^(adapter_config\.json|adapter_model\.safetensors|adapters\.safetensors)$/;
+
+/** An adapter from its two files, from a zip that this page writes, or from llama.cpp's one file. */
 export async function adapterOf(files: File[]): Promise<NamedBlob[]> {
+  const gguf = files.find((file) => /\.gguf$/i.test(file.name));
+  if (gguf) return [{ name: gguf.name, blob: gguf }];
   const zip = files.find((file) => /\.zip$/i.test(file.name));
   const found = zip ? await unzip(zip) : files.map((file) => ({ name: file.name, blob: file as Blob }));
-  const adapter = found.filter(({ name }) => /^adapter_(config\.json|model\.safetensors)$/.test(name));
+  const adapter = found.filter(({ name }) => ADAPTER_FILE.test(name));
   if (adapter.length < 2) {
     throw problem("malformed", `An adapter is adapter_config.json and adapter_model.safetensors; found: ${found.map((f) => f.name).join(", ") || "nothing"}.`,
-      "Choose both files of the PEFT folder, or a zip of it.");
+      "Choose both files of the PEFT folder, a zip of it, or a .gguf adapter.");
   }
   return adapter;
 }

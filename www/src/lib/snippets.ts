@@ -1,22 +1,45 @@
 /** Lines to copy: how other tools open what is downloaded. */
 
-export function snippets(base: string, stem: string) {
+import type { AdapterFormat, MergeTarget } from "luthier-web";
+
+/** Names that transformers can download; others are names of ours. */
+const onHub = (base: string): boolean => /^[\w.-]+\/[\w.-]+$/.test(base);
+
+/** For a downloaded adapter. A base that nobody else can find by its name is best taken along, merged. */
+export function adapterSnippets(format: AdapterFormat, base: string, stem: string): [title: string, text: string][] {
   const lora = `${stem}-lora`;
-  return {
-    peft: `from transformers import AutoModelForCausalLM as Causal
+  switch (format) {
+    case "peft":
+      if (!onHub(base)) return [[`${base} is not on a hub: save the merged model, below`, transformers(stem)]];
+      return [["transformers and peft", `from transformers import AutoModelForCausalLM as Causal
 from peft import PeftModel
 
 base = Causal.from_pretrained("${base}")
-model = PeftModel.from_pretrained(base, "${lora}")`,
-    llamaLora: `python convert_lora_to_gguf.py ${lora} \\
-  --base BASE_FOLDER --outfile ${lora}.gguf
-llama-cli -m base.gguf --lora ${lora}.gguf`,
-    merged: `from transformers import pipeline
-
-ask = pipeline("text-generation", "${stem}")`,
-    llamaMerged: `python convert_hf_to_gguf.py ${stem} \\
-  --outfile ${stem}.gguf
-llama-cli -m ${stem}.gguf`,
-    cli: `luthier train --from run.json --data DATA --out ${lora}`,
-  };
+model = PeftModel.from_pretrained(base, "${lora}")`]];
+    case "gguf":
+      return [
+        ["llama.cpp, with the base as GGUF", `llama-cli -m BASE.gguf --lora ${lora}.gguf`],
+        ["Ollama: a Modelfile", `FROM ./BASE.gguf
+ADAPTER ./${lora}.gguf`],
+      ];
+    case "mlx":
+      return [["mlx-lm", `mlx_lm.generate --model ${onHub(base) ? base : "BASE_FOLDER"} \\
+  --adapter-path ${lora} --prompt "..."`]];
+  }
 }
+
+/** For a downloaded merged model. */
+export function mergedSnippets({ format, name }: MergeTarget): [title: string, text: string][] {
+  if (format === "hf") return [["transformers", transformers(name)]];
+  return [
+    ["llama.cpp", `llama-cli -m ${name}.gguf`],
+    ["Ollama", `ollama create ${name} -f ${name}.Modelfile
+ollama run ${name}`],
+  ];
+}
+
+const transformers = (folder: string): string => `from transformers import pipeline
+
+ask = pipeline("text-generation", "./${folder}")`;
+
+export const cliSnippet = (stem: string): string => `luthier train --from run.json --data DATA --out ${stem}-lora`;

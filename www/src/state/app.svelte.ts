@@ -1,7 +1,7 @@
 /** All that the page knows, in one place. Modules beside this one change it; components show it. */
 
 import type {
-  DataText, DeviceChoice, DeviceInfo, GeneratedText, LuthierApi, LuthierErrorData, ModelFiles, ModelInfo, OptionRow,
+  Agreement, DataText, DeviceChoice, DeviceInfo, GeneratedText, LuthierApi, LuthierErrorData, ModelFiles, ModelInfo, OptionRow,
   Preview, StoredModel, StoredRun, Summary, TrainOptions,
 } from "luthier-web";
 import { asError } from "../lib/errors";
@@ -115,6 +115,8 @@ class App {
   scores = $state.raw<Score[]>([]);
   comparing = $state.raw<Progress | null>(null);
   exporting = $state.raw<Progress | null>(null);
+  /** What was exported last and how it compares with the live model; null where it was too large to be loaded again. */
+  exported = $state.raw<{ what: string; agreement: Agreement | null } | null>(null);
 
   /** What went wrong, where it is shown. */
   errors = $state<Partial<Record<StepId | "settings" | "device" | "history", LuthierErrorData>>>({});

@@ -1,30 +1,38 @@
 /** What comes out: adapters, merged models, run files; and adapters that come back in. */
 
-import { type AdapterChoice, Luthier, type LuthierApi } from "luthier-web";
+import { type AdapterChoice, type AdapterFormat, type Agreement, Luthier, type LuthierApi, type MergeTarget } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { announce } from "./announce.svelte";
 import { type Tuned, app, guarded, unasked } from "./app.svelte";
 import { forgetRun, labelOf } from "./run.svelte";
 import { openNamed } from "./model";
 
-export type Dtype = "bf16" | "f16" | "f32";
-
 /** What files are called after: letters that every file system takes. */
 export const fileStem = (): string =>
   `${app.model?.name.split("/").pop() ?? "model"}-${app.tuned?.stem ?? "tuned"}`.toLowerCase().replace(/[^a-z0-9.-]+/g, "-");
 
-async function exported(what: string, work: (api: LuthierApi) => Promise<void>): Promise<void> {
+/** `work` answers how what was made compares with the live model, where that was measured. */
+async function exported(what: string, work: (api: LuthierApi) => Promise<Agreement | null | void>): Promise<void> {
   const { api } = app;
   if (!api) return;
   app.exporting = { what, done: 0, total: 0 };
-  if (await guarded("keep", () => work(api))) announce(`${what} is done.`);
+  app.exported = null;
+  const done = await guarded("keep", async () => {
+    const agreement = await work(api);
+    if (agreement !== undefined) app.exported = { what, agreement };
+  });
+  if (done) announce(`${what} is done.`);
   app.exporting = null;
 }
 
-export const downloadPeft = (): Promise<void> =>
+/** One file as it is, several as a zip. */
+export const downloadAdapter = (format: AdapterFormat): Promise<void> =>
   exported("The adapter", async (api) => {
     const name = `${fileStem()}-lora`;
-    download(`${name}.zip`, await zip(name, await api.exportPeft()));
+    const { files, agreement } = await api.exportAdapter(format, name);
+    if (files.length === 1) download(files[0]!.name, files[0]!.blob);
+    else download(`${name}.zip`, await zip(name, files));
+    return agreement;
   });
 
 export const downloadRun = (): Promise<void> =>
@@ -37,8 +45,8 @@ export const downloadRun = (): Promise<void> =>
 const ZIPPED = 512 << 20;
 
 /** A small one as a zip; a large one into a folder where the browser can write one, else file by file. */
-export async function downloadMerged(dtype: Dtype): Promise<void> {
-  const small = (app.model?.parameters ?? 0) * (dtype === "f32" ? 4 : 2) < ZIPPED;
+export async function downloadMerged(target: MergeTarget, size: number): Promise<void> {
+  const small = size < ZIPPED;
   // The picker must be asked for by the click itself, before anything is waited for.
   const picker = small ? null : folderPicker();
   let place: Awaited<ReturnType<NonNullable<typeof picker>>> | null = null;
@@ -49,10 +57,11 @@ export async function downloadMerged(dtype: Dtype): Promise<void> {
   }
   await exported("The merged model", async (api) => {
     const onProgress = (done: number, total: number) => (app.exporting = { what: "The merged model", done, total });
-    const files = await api.exportMerged({ dtype }, onProgress);
-    if (small) download(`${fileStem()}.zip`, await zip(fileStem(), files));
-    else if (place) await saveInto(place, fileStem(), files);
+    const { files, agreement } = await api.exportMerged(target, onProgress);
+    if (small) download(`${target.name}.zip`, await zip(target.name, files));
+    else if (place) await saveInto(place, target.name, files);
     else for (const { name, blob } of files) download(name, blob);
+    return agreement;
   });
 }
 
