@@ -305,7 +305,11 @@ impl Adapter {
         let fused = |part: &&Part| matches!(part.role, Role::B(b) if self.family.hf.path(b) == path);
         for part in self.parts.iter().filter(fused) {
             let Role::B(b) = part.role else { unreachable!() };
-            opened.read(Tensor::Weight(b), async |_, rows| Ok(w.extend(rows))).await?;
+            let append = async |_, rows: Vec<f32>| {
+                w.extend(rows);
+                Ok(())
+            };
+            opened.read(Tensor::Weight(b), append).await?;
         }
         let a = self.part(Role::A(site)).expect("the linear has an A");
         let (i, rank) = (a.cols, a.rows / 2);
