@@ -4,7 +4,7 @@
 // backward:  dx[n,c] (+)= s_n·(w[c]·dy[n,c] − x[n,c]·s_n²·Σ_j w[j]·dy[n,j]·x[n,j] / C)
 //
 // x, residual, y, dy, dx:[N,C]  w:[C], C a multiple of 4
-// Dispatch: one workgroup of 32 a row.
+// Dispatch: one workgroup of 32 a row, in strides: norms of heads have more rows than a dispatch has groups.
 // y is overwritten. accumulate: forward adds the residual, which is not read otherwise; backward adds to dx, which is
 // overwritten otherwise.
 
@@ -34,9 +34,16 @@ fn reduce(lane: u32) -> vec2<f32> {
 }
 
 @compute @workgroup_size(32)
-fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
+fn forward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    for (var row = group.x; row < p.n; row += groups.x) { forward_row(row * (p.c / 4u), id); }
+}
+
+fn forward_row(base: u32, id: vec3<u32>) {
     let c4 = p.c / 4u;
-    let base = group.x * c4;
     var s = 0.0;
     for (var c = id.x; c < c4; c += LANES) { s += dot(x[base + c], x[base + c]); }
     squares[id.x] = s;
@@ -50,9 +57,16 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
 }
 
 @compute @workgroup_size(32)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
+fn backward(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_id) id: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    for (var row = group.x; row < p.n; row += groups.x) { backward_row(row * (p.c / 4u), id); }
+}
+
+fn backward_row(base: u32, id: vec3<u32>) {
     let c4 = p.c / 4u;
-    let base = group.x * c4;
     var s = 0.0;
     var a = 0.0;
     for (var c = id.x; c < c4; c += LANES) {

@@ -5,7 +5,7 @@ mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use luthier::adapter::lora::all_sites;
+use luthier::adapter::lora::{Pattern, all_sites};
 use luthier::adapter::{self, Adapter, Lora, LoraConfig, Role, peft};
 use luthier::device::{Device, DeviceChoice};
 use luthier::model::family::LLAMA;
@@ -60,6 +60,35 @@ fn settings_of_the_wrong_kind_are_faults_of_the_file() {
         let message = read(&[(key, value)]).unwrap_err();
         assert!(message.starts_with("malformed: a/adapter_config.json"), "not a flag's fault: {message}");
     }
+}
+
+#[test]
+fn methods_that_do_not_fit_the_model_are_faults_of_the_file() {
+    for (config, part) in [
+        (json!({ "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 0 }), "expected 1 to 4096"),
+        (json!({ "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4000 }), "num_virtual_tokens is 4000, the model"),
+        (json!({ "peft_type": "PREFIX_TUNING", "num_virtual_tokens": "8" }), "num_virtual_tokens is \"8\""),
+        (json!({ "luthier_method": "last-k" }), "last_k is 0, the model has 3 blocks"),
+        (json!({ "luthier_method": "last-k", "last_k": u64::MAX }), "the model has 3 blocks"),
+        (json!({ "peft_type": "IA3", "feedforward_modules": 3 }), "ia3_l"),
+    ] {
+        let weights = std::fs::read(tiny::golden("tiny_lora").join(peft::WEIGHTS)).unwrap();
+        let message = open(&config, weights).unwrap_err();
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+/// The first name that fits counts, so a file must not sort them.
+#[test]
+fn patterns_keep_their_order() {
+    let spec = tiny::base("tiny", Device::cpu()).spec().clone();
+    let rank_pattern = Pattern(vec![("q_proj".into(), 3), ("layers.0.self_attn.q_proj".into(), 2)]);
+    let alpha_pattern = Pattern(vec![("up_proj".into(), 3.0), ("layers.0.mlp.up_proj".into(), 0.5)]);
+    let config = LoraConfig { rank: 4, rank_pattern, alpha_pattern, ..Default::default() };
+    let adapter = Adapter::new(&spec, Lora::new(&spec, config).unwrap());
+    let files = peft::files(&adapter, &adapter.init(0), "tiny").unwrap();
+    let read = open(&serde_json::from_slice(&files[0].1).unwrap(), files[1].1.clone()).unwrap().0;
+    assert_eq!((read.layout(), read.sites()), (adapter.layout(), adapter.sites()));
 }
 
 #[test]

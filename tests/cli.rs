@@ -192,6 +192,26 @@ fn an_adapter_can_be_trained_further() {
     assert!(loss(&held_out, &["--adapter", &b]) < after_a);
 }
 
+/// The method is the adapter's own, with the learning rate that is usual for it.
+#[test]
+fn an_adapter_of_any_method_can_be_trained_further() {
+    let temp = Temp::new("further-full");
+    let (data, a, b, log) = (temp.data(), temp.path("a"), temp.path("b"), temp.path("log.jsonl"));
+    let said = train(&data, &a, &["--steps", "1", "--method", "full"]);
+    assert!(said.contains("trainable%: 100.0000"), "{said}");
+    let more = ["--steps", "2", "--schedule", "constant", "--init-adapter", &a, "--log-json", &log, "--device", "cpu"];
+    nano(&["train", "--data", &data, "--out", &b], &more);
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(temp.0.join("b/run.json")).unwrap()).unwrap();
+    assert_eq!(record["options"]["method"], "full");
+    let step = json_lines(&std::fs::read_to_string(&log).unwrap()).into_iter().find(|line| line["step"] == 1).unwrap();
+    assert_eq!(step["lr"].as_f64().unwrap() as f32, 1e-4);
+    let both =
+        luthier(&["train", "--model", NANO, "--data", &data, "--out", "x", "--init-adapter", &a, "--last-k", "1"]);
+    assert!(both.code == Some(2) && both.stderr.contains("cannot be used with '--last-k"), "{}", both.stderr);
+    let out = temp.path("handoff");
+    refused(&["handoff", "--model", NANO, "--adapter", &a, "--data", &data, "--out", &out], "PEFT has no method full");
+}
+
 #[test]
 fn a_dry_run_and_a_diverged_run() {
     let temp = Temp::new("ends");
@@ -322,6 +342,8 @@ fn bad_settings() {
     bad(&["--grad-accum", "18446744073709551615"], "at most 4096");
     bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 0.10");
     bad(&["--seq-len", "100000"], "512 positions");
+    bad(&["--seq-len", "500", "--method", "prompt"], "behind 16 virtual tokens, the model knows 512 positions");
+    bad(&["--last-k", "7", "--method", "last-k"], "the model has 6 blocks");
     bad(&["--memory-gib", "0.001"], "--memory-gib");
     bad(&["--kept-blocks", "99"], "6 blocks");
     bad(&["--init-adapter", &temp.path("none")], "adapter_config.json");

@@ -1,5 +1,6 @@
 //! Answers judged, data probed and runs handed over, as a user does it, with the model that comes with the sources.
 
+use luthier::adapter::Kind;
 use luthier::data::{ReadOptions, Records, read};
 use luthier::device::DeviceChoice;
 use luthier::eval::{items, probe::Potential};
@@ -169,13 +170,17 @@ fn requests() -> Vec<(String, String)> {
 }
 
 fn probed(pairs: &[(String, String)]) -> Probe {
+    probed_by(pairs, TrainOptions { lr: Some(1e-4), ..Default::default() })
+}
+
+fn probed_by(pairs: &[(String, String)], options: TrainOptions) -> Probe {
     let line = |(prompt, completion): &(String, String)| {
         format!("{}\n", json!({ "prompt": prompt, "completion": completion }))
     };
     let text: String = pairs.iter().map(line).collect();
     let records: Records = read("made.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
     let all = items(&records, &text).unwrap();
-    let options = TrainOptions { lr: Some(1e-4), batch_size: 2, seq_len: 64, ..Default::default() };
+    let options = TrainOptions { batch_size: 2, seq_len: 64, ..options };
     let budget = ProbeOptions { minutes: 1.0, steps: Some(10) };
     block_on(session().probe(&records, &all, Some(&all[..3]), &options, &budget, |_, _, _| {})).unwrap()
 }
@@ -197,6 +202,40 @@ fn a_probe_tells_what_can_be_learned_from_what_cannot() {
     let probe = probed(&turned);
     assert_eq!(probe.verdict.potential, Potential::None, "{:?}", probe.verdict);
     assert!(probe.verdict.words[0].starts_with("No potential"), "{:?}", probe.verdict.words);
+}
+
+/// The control, too, learns behind the virtual tokens.
+#[test]
+fn a_probe_of_prompt_tuning() {
+    let verdict = probed_by(&requests()[..60], TrainOptions { method: Kind::Prompt, ..Default::default() }).verdict;
+    assert!(verdict.control < 0.9 * verdict.base, "{verdict:?}");
+}
+
+/// Items that fit the model, but not behind the adapter's virtual tokens, are wrong; the others are answered.
+#[test]
+fn virtual_tokens_take_room_from_items() {
+    let temp = Temp::new("room");
+    let adapter = temp.path("adapter");
+    let quick = ["--steps", "1", "--seq-len", "64", "--device", "cpu"];
+    let prompt = ["--method", "prompt", "--num-virtual-tokens", "200"];
+    done(&[&["train", "--data", TRAIN, "--out", &adapter], &quick[..], &prompt[..]].concat());
+    let long = "The phone is like the others I know. ".repeat(28);
+    let item = |prompt: &str| format!("{}\n", json!({ "prompt": prompt, "completion": "neutral" }));
+    std::fs::write(temp.0.join("test.jsonl"), [item("The lamp was fine.").repeat(5), item(&long)].concat()).unwrap();
+    for task in ["classification", "facts"] {
+        let (data, examples) = (temp.path("test.jsonl"), temp.path("examples.jsonl"));
+        let asked = ["eval", "--task", task, "--data", &data, "--train-data", TRAIN, "--adapter", &adapter];
+        let more = ["--max-new-tokens", "4", "--device", "cpu", "--per-example", &examples, "--json"];
+        let report: Value = serde_json::from_str(&done(&[&asked[..], &more].concat())).unwrap();
+        assert!(report["forgetting"]["after"].is_f64(), "{report}");
+        let line = &temp.lines("examples.jsonl")[5];
+        let why = |name: &str| line["systems"][name]["why"].clone();
+        assert!(why("tuned").as_str().unwrap().contains("has room for 312"), "{line}");
+        assert!(why("base").is_null() || !why("base").as_str().unwrap().contains("room"), "{line}");
+    }
+    let data = ["eval", "--data", TEST, "--adapter", &adapter, "--model", "models/nano", "--device", "cpu"];
+    let (ok, _, stderr) = luthier(&[&data[..], &["--seq-len", "400"]].concat());
+    assert!(!ok && stderr.contains("400 behind 200 virtual tokens") && stderr.contains("at most 312"), "{stderr}");
 }
 
 #[test]

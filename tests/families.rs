@@ -327,9 +327,17 @@ fn what_is_not_covered_is_refused_by_name() {
         ("tiny_gemma2", "attn_logit_softcapping", json!(-1.0), "attn_logit_softcapping is -1"),
         ("tiny_mistral", "sliding_window", json!(0), "sliding_window is 0"),
         ("tiny_qwen2", "use_sliding_window", json!(true), "\"use_sliding_window\" is true"),
+        ("tiny_mistral", "num_hidden_layers", json!(1u64 << 62), "num_hidden_layers is 4611686018427387904"),
+        ("tiny_phi3", "num_hidden_layers", json!(1u64 << 62), "num_hidden_layers is 4611686018427387904"),
+        ("tiny_gemma3", "layer_types", json!(null), "num_hidden_layers is 4611686018427387904"),
+        ("tiny_gpt2", "n_embd", json!(1u64 << 63), "hidden_size is 9223372036854775808"),
+        ("tiny_gpt2", "n_positions", json!(0), "max_position_embeddings is 0"),
     ] {
         let mut config = config(model);
         config[key] = value;
+        if words.starts_with("num_hidden_layers") {
+            config["num_hidden_layers"] = json!(1u64 << 62);
+        }
         let message = family::from_config(&config, model).unwrap_err().to_string();
         assert!(message.contains(words), "{message}");
     }

@@ -118,6 +118,24 @@ fn a_run_starts_as_the_base() {
 }
 
 #[test]
+fn a_prompt_that_starts_as_a_text_is_that_text() {
+    let text = [5, 90, 7];
+    for model in MODELS {
+        let files = tiny::files(model);
+        let opened = block_on(Opened::new(&files)).unwrap();
+        let settings = Settings { prompt_init: "text".into(), prompt_text: "as it is".into(), ..settings() };
+        let adapter = Kind::Prompt.adapter(&opened.spec, &settings).unwrap();
+        let start = block_on(adapter.start(0, &opened, |_| Ok(text.to_vec()))).unwrap();
+        let batch = batch(&adapter);
+        let mut plain = batch.clone();
+        plain.ids.iter_mut().for_each(|id| *id = virtual_ids(3).iter().position(|v| v == id).map_or(*id, |i| text[i]));
+        let mut rig = rig(&adapter, model, &start, Device::cpu());
+        let off = apart(&rig.logits(&batch), &rig.plain_logits(&plain));
+        assert!(off < 1e-5, "{model}: {off:.1e} off");
+    }
+}
+
+#[test]
 fn recomputed_blocks_are_kept_blocks() {
     everywhere(|kind, model| {
         let (adapter, _, noisy) = adapter(kind, model);

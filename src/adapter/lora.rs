@@ -10,8 +10,8 @@ use super::peft;
 use crate::error::{Error, Result};
 use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -307,9 +307,10 @@ impl Method for Lora {
         // With the frozen factors the rank is twice as large; alpha grows so that the scale stays.
         let times = if self.takes() { 2 } else { 1 };
         let more = if c.rslora { (times as f32).sqrt() } else { times as f32 };
-        let ranks: BTreeMap<&str, usize> = c.rank_pattern.0.iter().map(|(k, v)| (k.as_str(), times * v)).collect();
-        let alphas: BTreeMap<&str, Value> =
-            c.alpha_pattern.0.iter().map(|(k, v)| (k.as_str(), peft::number(more * v))).collect();
+        // In their order: the first that fits counts.
+        let ranks: Map<String, Value> = c.rank_pattern.0.iter().map(|(k, v)| (k.clone(), json!(times * v))).collect();
+        let alphas: Map<String, Value> =
+            c.alpha_pattern.0.iter().map(|(k, v)| (k.clone(), peft::number(more * v))).collect();
         json!({
             "peft_type": "LORA",
             "r": times * c.rank,

@@ -191,7 +191,23 @@ impl Adapter {
 
     /// Numbers that are trained, without padding.
     pub fn parameters(&self) -> u64 {
-        self.parts.iter().map(|part| (part.len() - self.frozen(part) * part.cols) as u64).sum()
+        self.parts.iter().map(|part| self.trained(part)).sum()
+    }
+
+    /// Of [`Adapter::parameters`], those that stand in place of none of the base's.
+    pub fn added(&self, spec: &ModelSpec) -> u64 {
+        let base: Vec<Tensor> = spec.tensors().into_iter().map(|(tensor, _)| tensor).collect();
+        let added = |part: &&Part| !matches!(part.role, Role::Base(tensor) if base.contains(&tensor));
+        self.parts.iter().filter(added).map(|part| self.trained(part)).sum()
+    }
+
+    fn trained(&self, part: &Part) -> u64 {
+        ((self.rows_of(part) - self.frozen(part)) * part.cols) as u64
+    }
+
+    /// The rows of a part that files have: padding is not among them.
+    pub fn rows_of(&self, part: &Part) -> usize {
+        if matches!(part.role, Role::Base(Tensor::Embed | Tensor::Head)) { self.vocab } else { part.rows }
     }
 
     /// The last rows of a part that are not trained.
@@ -405,14 +421,14 @@ fn copy(to: &mut [f32], from: &[f32]) -> Result<()> {
     Ok(())
 }
 
-/// The embeddings of tokens, one after the other.
+/// The embeddings of tokens as the model sees them, one after the other.
 async fn embeddings(opened: &Opened<'_>, ids: &[u32], out: &mut [f32]) -> Result<()> {
-    let c = opened.spec.hidden;
+    let (c, scale) = (opened.spec.hidden, opened.spec.embed_scale);
     opened
         .read(Tensor::Embed, async |row0, rows| {
             for (id, out) in ids.iter().zip(out.chunks_mut(c)) {
                 if let Some(row) = (*id as usize).checked_sub(row0).filter(|row| *row < rows.len() / c) {
-                    out.copy_from_slice(&rows[row * c..][..c]);
+                    out.iter_mut().zip(&rows[row * c..][..c]).for_each(|(out, w)| *out = scale * w);
                 }
             }
             Ok(())

@@ -5,7 +5,7 @@ use super::dora::Dora;
 use super::ia3::{self, Ia3};
 use super::lisa::Lisa;
 use super::lora::{Lora, LoraConfig, target_modules};
-use super::method::Adapter;
+use super::method::{Adapter, Method};
 use super::prefix::Prefix;
 use super::prompt::{Prompt, Start};
 use crate::error::{Error, Result};
@@ -59,8 +59,26 @@ impl Kind {
     pub const NAMES: [&'static str; 10] =
         ["lora", "dora", "ia3", "prompt", "prefix", "norm", "bitfit", "last-k", "full", "lisa"];
 
+    pub const ALL: [Kind; 10] = [
+        Kind::Lora,
+        Kind::Dora,
+        Kind::Ia3,
+        Kind::Prompt,
+        Kind::Prefix,
+        Kind::Norm,
+        Kind::Bitfit,
+        Kind::LastK,
+        Kind::Full,
+        Kind::Lisa,
+    ];
+
     pub fn name(self) -> &'static str {
         Kind::NAMES[self as usize]
+    }
+
+    /// The kind of a method by its name.
+    pub fn of(method: &dyn Method) -> Kind {
+        Kind::ALL.into_iter().find(|kind| kind.name() == method.name()).expect("every method is of a kind")
     }
 
     /// The learning rate to start from. Vectors and soft prompts want 10 to 60 times LoRA's (Liu et al. 2022: 3e-3 for

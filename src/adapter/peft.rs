@@ -57,7 +57,7 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
     let mut all = Vec::<Stored>::new();
     for part in &adapter.parts {
         let at = |site: &Site, what: &str| format!("{PREFIX}{}.{what}", adapter.family.hf.path(*site));
-        let (rows, cols) = (part.rows as u64, part.cols as u64);
+        let (rows, cols) = (adapter.rows_of(part) as u64, part.cols as u64);
         let (name, shape, place) = match &part.role {
             Role::A(site) => (at(site, "lora_A.weight"), vec![rows, cols], Place::Plain),
             Role::B(site) => (at(site, "lora_B.weight"), vec![cols, rows], Place::Transposed),
@@ -76,8 +76,6 @@ fn stored(adapter: &Adapter) -> Vec<Stored> {
                 ("prompt_embeddings".into(), vec![rows, cols], place)
             }
             Role::Base(tensor) => {
-                let embeds = matches!(tensor, Tensor::Embed | Tensor::Head);
-                let rows = if embeds { adapter.vocab as u64 } else { rows };
                 let shape = if rows == 1 { vec![cols] } else { vec![rows, cols] };
                 (tensor_name(adapter, *tensor), shape, Place::Less(adapter.family.less(*tensor)))
             }
@@ -226,6 +224,18 @@ fn laid_out(
         let sites = sites(checkpoint, &c.modules, ".lora_A.weight", spec, base)?;
         Lora::at(sites, spec, c.clone()).map_err(|e| super::of_the_file(e, config, CONFIG))
     };
+    // A text has two tokens at least: one to see, one to learn.
+    if let Config::Prompt { tokens } | Config::Prefix { tokens } = settings
+        && tokens + 2 > spec.context
+    {
+        let what = format!("num_virtual_tokens is {tokens}, the model knows {} positions", spec.context);
+        return Err(malformed(config, what));
+    }
+    if let Config::Base(Tensors::Last(k)) = settings
+        && !(1..=spec.layers).contains(k)
+    {
+        return Err(malformed(config, format!("last_k is {k}, the model has {} blocks", spec.layers)));
+    }
     Ok(match settings {
         Config::Lora { config, magnitude: false } => Adapter::new(spec, lora(config)?),
         Config::Lora { config, .. } => Adapter::new(spec, Dora(lora(config)?)),
@@ -328,8 +338,8 @@ fn method_config(v: &Value, config: &Source) -> Result<Config> {
         (None, Some("bitfit")) => Ok(Config::Base(Tensors::Biases)),
         (None, Some("full")) => Ok(Config::Base(Tensors::All)),
         (None, Some("last-k")) => {
-            let k = typed(v, config, "last_k", Value::as_u64)?.unwrap_or(0);
-            Ok(Config::Base(Tensors::Last(k as usize)))
+            let k = typed(v, config, "last_k", |v| usize::try_from(v.as_u64()?).ok())?.unwrap_or(0);
+            Ok(Config::Base(Tensors::Last(k)))
         }
         (None, Some(name)) => Err(unsupported(config, format!("luthier_method is {name}"))),
         (other, _) => Err(unsupported(config, format!("peft_type is {}", other.unwrap_or("missing")))),

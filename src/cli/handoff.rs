@@ -7,6 +7,7 @@ use luthier::session::{RunRecord, handoff};
 use luthier::train::TrainOptions;
 use luthier::weights::{atomic_write, hub};
 use luthier::{Error, Result};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -41,9 +42,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let chat = Tokenizer::new(args.model.open()?.tokenizer().clone())?.chat_template().is_some();
     let model = place_of(&args.model.model);
     let options = options(&args.adapter)?;
+    let adapter = adapter_config(&args.adapter, &model)?;
     let write = |name: &str, bytes: &[u8]| atomic_write(out.join(name), bytes);
     std::fs::create_dir_all(out.join("adapter")).map_err(|e| Error::io(out.display().to_string(), e))?;
-    copy(&args.adapter, &out.join("adapter"), &model)?;
+    write(&format!("adapter/{}", peft::CONFIG), adapter.as_bytes())?;
+    write(&format!("adapter/{}", peft::WEIGHTS), &bytes(&args.adapter, peft::WEIGHTS)?)?;
     write("train.jsonl", handoff::lines(&records, chat).as_bytes())?;
     if let Some(validation) = &validation {
         write("eval.jsonl", handoff::lines(validation, chat).as_bytes())?;
@@ -83,19 +86,24 @@ fn options(adapter: &Path) -> Result<TrainOptions> {
     }
 }
 
-/// The adapter, which then names its base as `train.py` finds it.
-fn copy(from: &Path, to: &Path, model: &str) -> Result<()> {
-    let bytes =
-        |name: &str| std::fs::read(from.join(name)).map_err(|e| Error::io(from.join(name).display().to_string(), e));
-    let config = bytes(peft::CONFIG)?;
-    let mut config: serde_json::Value = serde_json::from_slice(&config).map_err(|e| Error::Malformed {
-        file: from.join(peft::CONFIG).display().to_string(),
+fn bytes(folder: &Path, name: &str) -> Result<Vec<u8>> {
+    std::fs::read(folder.join(name)).map_err(|e| Error::io(folder.join(name).display().to_string(), e))
+}
+
+/// The adapter's configuration, which then names its base as `train.py` finds it; refused where PEFT would not read it.
+fn adapter_config(folder: &Path, model: &str) -> Result<String> {
+    let file = folder.join(peft::CONFIG).display().to_string();
+    let mut config: Value = serde_json::from_slice(&bytes(folder, peft::CONFIG)?).map_err(|e| Error::Malformed {
+        file: file.clone(),
         at: format!("line {}", e.line()),
         what: format!("not JSON: {e}"),
         hint: "name a folder with an adapter in PEFT's layout".into(),
     })?;
+    if config["peft_type"].is_null() {
+        let what = format!("PEFT has no method {}", config["luthier_method"].as_str().unwrap_or("of no name"));
+        let hint = "luthier merge makes a model of it that PyTorch reads".into();
+        return Err(Error::Unsupported { file, what, hint });
+    }
     config["base_model_name_or_path"] = model.into();
-    let config = serde_json::to_string_pretty(&config).expect("plain data") + "\n";
-    atomic_write(to.join(peft::CONFIG), config.as_bytes())?;
-    atomic_write(to.join(peft::WEIGHTS), &bytes(peft::WEIGHTS)?)
+    Ok(serde_json::to_string_pretty(&config).expect("plain data") + "\n")
 }

@@ -278,7 +278,7 @@ async fn factors(weights: Source) -> Result<Vec<Factor>> {
     }
     if factors.is_empty() {
         let (file, what) = (checkpoint.name().to_string(), "holds no tensor that can be read".to_string());
-        return Err(Error::Unsupported { file, what, hint: "an adapter holds lora_A and lora_B weights".into() });
+        return Err(Error::Unsupported { file, what, hint: "name a folder with an adapter in PEFT's layout".into() });
     }
     Ok(factors)
 }

@@ -16,6 +16,26 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Options that an adapter to go on from has decided.
+const OF_THE_ADAPTER: [&str; 16] = [
+    "method",
+    "rank",
+    "alpha",
+    "dropout",
+    "rslora",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "loraplus_lr_ratio",
+    "init_lora_weights",
+    "num_virtual_tokens",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "last_k",
+    "lisa_blocks",
+    "lisa_interval",
+];
+
 #[derive(clap::Args)]
 pub struct Args {
     /// A model's folder, a .gguf file, or a name (nano, smollm2-135m-instruct ...).
@@ -32,8 +52,8 @@ pub struct Args {
     /// Validation records; without them a part of the data is held out (--val-fraction).
     #[arg(long, value_name = "FILE")]
     pub(super) eval_data: Option<PathBuf>,
-    /// Go on from this adapter, with its rank, alpha and modules.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["rank", "alpha", "dropout", "rslora", "target_modules"])]
+    /// Go on from this adapter, with its method, rank, alpha, modules and whatever else it was made with.
+    #[arg(long, value_name = "DIR", conflicts_with_all = OF_THE_ADAPTER)]
     pub(super) init_adapter: Option<PathBuf>,
     /// Run again what this run.json says; --model and --data tell where its files are now.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["TrainOptions", "ColumnArgs"])]
@@ -136,7 +156,11 @@ fn describe(recipe: &Recipe, s: &Summary) -> String {
         lines.push(format!("            the learning rate rises for {} steps: it never gets to --lr", o.warmup_steps));
     }
     let micro = if o.grad_accum > 1 { format!(" x {} micro-batches", o.grad_accum) } else { String::new() };
-    lines.push(format!("steps       {} of {} x {} tokens{micro}", s.steps, o.batch_size, o.seq_len));
+    let before = match s.virtual_tokens {
+        0 => String::new(),
+        n => format!(" behind {n} virtual ones"),
+    };
+    lines.push(format!("steps       {} of {} x {} tokens{before}{micro}", s.steps, o.batch_size, o.seq_len));
     lines.push(format!("memory      {}", describe_memory(&s.memory)));
     lines.push(s.trainable());
     lines.join("\n")
@@ -276,7 +300,7 @@ impl Run {
         let what = match self.session.use_best() {
             Some(Best { loss, step: 0 }) => format!(
                 "nothing was gained: validation was best before training (loss {loss:.4}); lower --lr or give more data. \
-                 An adapter that changes nothing"
+                 The adapter as it was before the first step"
             ),
             Some(Best { loss, step }) if step < self.until => {
                 format!("the adapter of step {step}, the best by validation (loss {loss:.4}),")

@@ -461,8 +461,8 @@ fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) ->
     wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
-/// Workgroups that cover the grid. Kernels of one invocation an element stride over what exceeds the limit; those of a
-/// workgroup a row or tile do not, and no plan has so many rows.
+/// Workgroups that cover the grid. Kernels that know their number stride over what exceeds the limit; the others have a
+/// workgroup a tile, or a token, and no plan has so many.
 fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
     let grow = if shader.style == Style::Direct { step.workgroup } else { [1, 1] };
     let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];

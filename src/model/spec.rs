@@ -132,8 +132,9 @@ impl Rope {
 }
 
 /// Layers, heads or widths beyond these are a broken file, not a model.
-const MAX_LAYERS: usize = 1024;
+pub const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
+const MAX_CONTEXT: usize = 1 << 28;
 
 impl ModelSpec {
     /// Of no size yet, and with none of what not every family has.
@@ -237,6 +238,7 @@ impl ModelSpec {
             ("num_key_value_heads", self.kv_heads, MAX_LAYERS),
             ("head_dim", self.head_dim, 256),
             ("intermediate_size", self.ffn, MAX_WIDTH),
+            ("max_position_embeddings", self.context, MAX_CONTEXT),
         ] {
             need((1..=max).contains(&value), format!("{name} is {value}, expected 1 to {max}"));
         }

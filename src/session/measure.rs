@@ -49,19 +49,32 @@ impl Session {
         adapted: bool,
         progress: Progress<'_>,
     ) -> Result<Vec<ExampleLoss>> {
-        let before = if adapted { self.virtual_ids() } else { Vec::new() };
-        let seq_len = seq_len + before.len();
-        self.check_length(seq_len)?;
-        check_tokens(batch_size, seq_len)?;
-        let pack = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
-        let batches = Batches::new(&data.prefixed(&before), pack)?;
-        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
+        let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::example_losses(&mut self.base, io, *sequence, &batches, data.examples.len(), progress).await
     }
 
+    /// Rows of `seq_len` tokens of text, behind the adapter's virtual ones where it is asked for; what computes them is
+    /// ready.
+    pub(super) async fn evaluation_batches(
+        &mut self,
+        data: &Dataset,
+        batch_size: usize,
+        seq_len: usize,
+        adapted: bool,
+    ) -> Result<Batches> {
+        let before = if adapted { self.virtual_ids() } else { Vec::new() };
+        self.check_length(seq_len, before.len())?;
+        let t = seq_len + before.len();
+        check_tokens(batch_size, t)?;
+        let options = PackOptions { b: batch_size, t, packing: true, shuffle: false, seed: 0 };
+        let batches = Batches::new(&data.prefixed(&before), options)?;
+        self.prepare_evaluation(batch_size, t, adapted).await?;
+        Ok(batches)
+    }
+
     /// Sequence and inputs of evaluation for a shape; those of the last shape are kept.
-    pub(super) async fn prepare_evaluation(&mut self, batch_size: usize, seq_len: usize, adapted: bool) -> Result<()> {
+    async fn prepare_evaluation(&mut self, batch_size: usize, seq_len: usize, adapted: bool) -> Result<()> {
         let shape = (batch_size, seq_len, adapted);
         if self.evaluation.as_ref().is_some_and(|(.., s)| *s == shape) {
             return Ok(());
@@ -107,7 +120,7 @@ impl Session {
         let asked: Vec<Record> = items.iter().map(|item| self.shown(item, shots)).collect();
         let each = |record: &Record| judge.labels.iter().map(|label| with_answer(record, label)).collect::<Vec<_>>();
         let all: Vec<Record> = asked.iter().flat_map(each).collect();
-        let data = self.encode(&Records::of("labels", all), self.spec().context)?;
+        let data = self.encode(&Records::of("labels", all), self.room(adapted))?;
         let losses = self.losses_of(&data, adapted, progress).await?;
         let k = judge.labels.len();
         let chosen = |(i, item): (usize, &Item)| {
@@ -117,7 +130,7 @@ impl Session {
             let answer = best.map_or(String::new(), |label| judge.labels[label].clone());
             let mut mark = judge.mark(item, &answer);
             if cut {
-                mark.why = Some(self.too_long(data.examples[i * k].full_len));
+                mark.why = Some(self.too_long(data.examples[i * k].full_len, adapted));
             }
             Answered { answer, mark }
         };
@@ -127,12 +140,12 @@ impl Session {
     /// Rows as long as the longest example needs, and as many as make a good batch.
     async fn losses_of(&mut self, data: &Dataset, adapted: bool, progress: Progress<'_>) -> Result<Vec<ExampleLoss>> {
         let longest = data.examples.iter().map(|e| e.ids.len()).max().unwrap_or(2);
-        let seq_len = longest.next_multiple_of(64).min(self.spec().context);
+        let seq_len = longest.next_multiple_of(64).min(self.room(adapted));
         self.example_losses(data, (TOKENS / seq_len).max(1), seq_len, adapted, progress).await
     }
 
-    fn too_long(&self, tokens: usize) -> String {
-        format!("{tokens} tokens, and the model knows {} positions", self.spec().context)
+    fn too_long(&self, tokens: usize, adapted: bool) -> String {
+        format!("{tokens} tokens, and the model has room for {} with the answer", self.room(adapted))
     }
 
     fn shown(&self, item: &Item, shots: &[&Item]) -> Record {
@@ -175,10 +188,10 @@ impl Session {
         let prompts: Vec<Vec<u32>> =
             items.iter().map(|item| self.ids_before_answer(&self.shown(item, shots))).collect::<Result<_>>()?;
         // Prompts of like length are decoded together: a group lasts as long as its longest.
-        let mut order: Vec<usize> = (0..items.len()).filter(|i| prompts[*i].len() < self.spec().context).collect();
+        let mut order: Vec<usize> = (0..items.len()).filter(|i| prompts[*i].len() < self.room(adapted)).collect();
         order.sort_by_key(|i| prompts[*i].len());
         let nothing = |i: usize| {
-            let mark = Mark { why: Some(self.too_long(prompts[i].len())), ..judge.mark(&items[i], "") };
+            let mark = Mark { why: Some(self.too_long(prompts[i].len(), adapted)), ..judge.mark(&items[i], "") };
             Answered { answer: String::new(), mark }
         };
         let mut all: Vec<Answered> = (0..items.len()).map(nothing).collect();
@@ -261,7 +274,7 @@ impl Session {
     /// The loss on plain sentences before and after: what tuning cost. The adapter has to be on the model.
     pub async fn forgetting(&mut self, seed: u64) -> Result<Forgetting> {
         let texts = general::sentences().map(|s| Record::Text { text: s.into(), splits: false }).collect();
-        let data = self.encode(&Records::of("general sentences", texts), self.spec().context.min(128))?;
+        let data = self.encode(&Records::of("general sentences", texts), self.room(true).min(128))?;
         let before = self.losses_of(&data, false, &mut |_, _| {}).await?;
         let after = self.losses_of(&data, true, &mut |_, _| {}).await?;
         let counts = |all: &[ExampleLoss]| -> Vec<score::Counts> {

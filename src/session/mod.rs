@@ -21,14 +21,14 @@ pub use run::{Best, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
 use crate::adapter::{Adapter, lora, peft};
-use crate::data::{Batches, Dataset, EncodeOptions, PackOptions, Preview, ReadOptions, Records, Tokenizer, preview};
+use crate::data::{Batches, Dataset, EncodeOptions, Preview, ReadOptions, Records, Tokenizer, preview};
 use crate::device::{Device, DeviceChoice};
 use crate::error::{Error, Result};
 use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
 use crate::model::seam::virtual_ids;
 use crate::model::{Base, Inputs, ModelSpec, Patches};
-use crate::train::{Evaluation, Identity, Trainer, check_tokens, trainer};
+use crate::train::{Evaluation, Identity, Trainer, trainer};
 use crate::weights::ModelFiles;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -251,13 +251,26 @@ impl Session {
         &self.base.sha256
     }
 
-    fn check_length(&self, seq_len: usize) -> Result<()> {
+    /// Refuses rows of so many tokens of text behind so many virtual ones, where the model knows fewer positions.
+    fn check_length(&self, seq_len: usize, virtual_tokens: usize) -> Result<()> {
         let context = self.spec().context;
-        if seq_len <= context {
+        if seq_len.saturating_add(virtual_tokens) <= context {
             return Ok(());
         }
-        let what = format!("is {seq_len}, the model knows {context} positions");
-        Err(Error::setting("seq-len", what, format!("use at most {context}")))
+        let before =
+            if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual tokens") } else { String::new() };
+        let what = format!("is {seq_len}{before}, the model knows {context} positions");
+        let hint = match context.saturating_sub(virtual_tokens) {
+            0 | 1 => "use fewer virtual tokens (--num-virtual-tokens)".into(),
+            room => format!("use at most {room}"),
+        };
+        Err(Error::setting("seq-len", what, hint))
+    }
+
+    /// Positions that the adapter's virtual tokens leave for text.
+    fn room(&self, adapted: bool) -> usize {
+        let before = if adapted { self.virtual_ids().len() } else { 0 };
+        self.spec().context.saturating_sub(before)
     }
 
     /// Ids of the rows that the adapter puts before each text.
@@ -273,13 +286,7 @@ impl Session {
         seq_len: usize,
         adapted: bool,
     ) -> Result<Evaluation> {
-        let before = if adapted { self.virtual_ids() } else { Vec::new() };
-        let seq_len = seq_len + before.len();
-        self.check_length(seq_len)?;
-        check_tokens(batch_size, seq_len)?;
-        let options = PackOptions { b: batch_size, t: seq_len, packing: true, shuffle: false, seed: 0 };
-        let batches = Batches::new(&data.prefixed(&before), options)?;
-        self.prepare_evaluation(batch_size, seq_len, adapted).await?;
+        let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
         trainer::evaluate(&mut self.base, io, *sequence, &batches).await
     }

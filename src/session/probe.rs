@@ -368,7 +368,9 @@ impl<'a> Bench<'a> {
             return Err(data_error(&all.file, "no part of the data has anything to learn".into(), "see the findings"));
         }
         say("control", done, total);
-        let control = self.session.encode(control, self.options.seq_len)?;
+        let before = self.session.virtual_ids();
+        let text_len = self.options.seq_len - before.len();
+        let control = self.session.encode(control, text_len)?.prefixed(&before);
         let control = self.run(&control).await?.losses;
         self.restart(&all, self.steps).await?;
         self.advance(self.steps).await?;

@@ -38,7 +38,7 @@ impl Session {
 
     fn talk_ids(&self, messages: &[Message], answer: usize) -> Result<Vec<u32>> {
         check(messages)?;
-        let context = self.spec().context;
+        let context = self.room(true);
         // An answer may be allowed to be as long as the context: what was said before counts as much.
         let room = context - answer.min(context / 2);
         let mut talk = messages.to_vec();

@@ -1,7 +1,7 @@
 //! A training run of a session: what it would be, what it is, and where it stands.
 
 use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Kind};
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
 use crate::error::{Error, Result};
@@ -32,14 +32,19 @@ pub struct Summary {
     pub rows: usize,
     pub steps: u64,
     pub trainable_parameters: u64,
+    /// Of the trainable, those that stand in place of none of the base's.
+    pub added_parameters: u64,
+    /// Of the base.
     pub parameters: u64,
+    /// Before each text; the tokens of a row do not count them.
+    pub virtual_tokens: usize,
     pub memory: MemoryPlan,
 }
 
 impl Summary {
     /// The line PEFT prints.
     pub fn trainable(&self) -> String {
-        let all = self.parameters + self.trainable_parameters;
+        let all = self.parameters + self.added_parameters;
         let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
         format!(
             "trainable params: {} || all params: {} || trainable%: {percent:.4}",
@@ -82,6 +87,14 @@ pub fn flat_sha256(flat: &[f32]) -> String {
     sha256(bytemuck::cast_slice(flat))
 }
 
+/// The options of a run that goes on from an adapter: its method is the adapter's, and so is the usual learning rate.
+fn going_on(options: TrainOptions, initial: &Option<(Adapter, Vec<f32>)>) -> TrainOptions {
+    match initial {
+        Some((adapter, _)) => TrainOptions { method: Kind::of(&*adapter.method), ..options },
+        None => options,
+    }
+}
+
 fn no_run() -> Error {
     Error::setting("train", "no run was started", "start one first")
 }
@@ -95,6 +108,7 @@ impl Session {
         options: &TrainOptions,
         initial: Option<(Adapter, Vec<f32>)>,
     ) -> Result<Summary> {
+        let options = &going_on(options.clone(), &initial);
         let start = self.prepare_run(records, validation, options, initial)?;
         let planned = trainer::plan(&self.base, &start.adapter, options)?;
         Ok(self.summary(&start, options, planned.memory))
@@ -114,6 +128,7 @@ impl Session {
             let hint = "open the model anew for another run";
             return Err(Error::setting("train", "this session has trained already", hint));
         }
+        let options = going_on(options, &initial);
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, &options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
@@ -166,8 +181,8 @@ impl Session {
             None => (options.method.adapter(self.spec(), &options.settings()?)?, None),
         };
         let before = virtual_ids(adapter.method.virtual_tokens());
+        self.check_length(options.seq_len, before.len())?;
         let t = trainer::row_len(&adapter, options);
-        self.check_length(t)?;
         check_tokens(options.batch_size, t)?;
         let packed = |data: &Dataset, shuffle: bool| {
             let (b, packing) = (options.batch_size, !options.no_packing);
@@ -194,7 +209,9 @@ impl Session {
             rows: start.batches.rows(),
             steps: trainer::total_steps(&start.batches, options),
             trainable_parameters: start.adapter.parameters(),
+            added_parameters: start.adapter.added(self.spec()),
             parameters: self.spec().parameters(),
+            virtual_tokens: start.adapter.method.virtual_tokens(),
             memory,
         }
     }

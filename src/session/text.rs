@@ -34,7 +34,9 @@ impl Session {
         let prompts = self.prefixed(prompts, adapted);
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         if longest + 1 > self.spec().context {
-            let what = format!("has {longest} tokens, the model knows {} positions", self.spec().context);
+            let room = self.room(adapted);
+            let longest = longest + room - self.spec().context;
+            let what = format!("has {longest} tokens, the model has room for {room} with the answer");
             return Err(Error::setting("prompt", what, "shorten it"));
         }
         let need = longest.saturating_add(sampling.max_new_tokens).min(self.spec().context);

@@ -195,7 +195,8 @@ impl TrainOptions {
             true => Ok(()),
             false => Err(Error::setting(flag, format!("is {value}, expected 0 or more"), "")),
         };
-        positive("lr", self.peak_lr(), "5e-4 is a good start for LoRA")?;
+        let usual = format!("{:e} is a good start for {}", self.method.lr(), self.method.name());
+        positive("lr", self.peak_lr(), &usual)?;
         positive("batch-size", self.batch_size as f64, "4 is a good start")?;
         positive("grad-accum", self.grad_accum as f64, "1 means a step a batch")?;
         if self.grad_accum > GRAD_ACCUM_MAX {

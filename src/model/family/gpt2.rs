@@ -41,7 +41,7 @@ pub static FAMILY: Family = Family {
             heads,
             kv_heads: heads,
             head_dim: hidden / heads.max(1),
-            ffn: keys.optional_usize("n_inner")?.unwrap_or(4 * hidden),
+            ffn: keys.optional_usize("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
             eps: keys.f64_or("layer_norm_epsilon", 1e-5)? as f32,
             activation: keys.activation("activation_function", "gelu_new")?,
             tied: keys.bool_or("tie_word_embeddings", true)?,

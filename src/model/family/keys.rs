@@ -2,7 +2,7 @@
 //! ways files tell them.
 
 use crate::error::{Error, Result};
-use crate::model::spec::{Rope, RopeScaling};
+use crate::model::spec::{Local, MAX_LAYERS, Rope, RopeScaling};
 use crate::ops::activation::Activation;
 use crate::weights::Gguf;
 use serde_json::{Value, json};
@@ -147,9 +147,14 @@ impl Keys<'_> {
     }
 }
 
+/// All layers local, where there is a window.
+pub fn everywhere(window: Option<usize>, layers: usize) -> Option<Local> {
+    window.map(|window| Local { window, layers: vec![true; layers.min(MAX_LAYERS)], rope: None })
+}
+
 /// Local layers, and a global one after every `pattern - 1` of them.
 pub fn all_but_every(pattern: usize, layers: usize) -> Vec<bool> {
-    (1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect()
+    (1..=layers.min(MAX_LAYERS)).map(|layer| !layer.is_multiple_of(pattern)).collect()
 }
 
 /// `layer_types` of config.json.

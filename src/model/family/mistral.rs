@@ -2,8 +2,9 @@
 //! knows it as Llama, without the window.
 
 use super::Family;
+use super::keys::everywhere;
 use super::llama::{self, config, decoder, gguf_decoder};
-use crate::model::spec::{Local, ModelSpec};
+use crate::model::spec::ModelSpec;
 
 pub static FAMILY: Family = Family {
     name: "mistral",
@@ -17,8 +18,7 @@ pub static FAMILY: Family = Family {
     from_config: |keys| {
         let spec = decoder(keys, &FAMILY)?;
         let window = keys.optional_usize("sliding_window")?;
-        let local = window.map(|window| Local { window, layers: vec![true; spec.layers], rope: None });
-        Ok(ModelSpec { local, ..spec })
+        Ok(ModelSpec { local: everywhere(window, spec.layers), ..spec })
     },
     from_gguf: |keys| gguf_decoder(keys, &FAMILY),
     to_config: |spec, file| {

@@ -2,10 +2,10 @@
 //! positions (transformers `modeling_phi3.py`, llama.cpp arch `phi3`). The variants with long contexts scale their
 //! rotary frequencies by length, which is not covered.
 
-use super::keys::unsupported;
+use super::keys::{everywhere, unsupported};
 use super::llama::{self, config, decoder, gguf_decoder};
 use super::{Family, Names};
-use crate::model::spec::{Local, ModelSpec};
+use crate::model::spec::ModelSpec;
 
 pub static FAMILY: Family = Family {
     name: "phi3",
@@ -33,7 +33,7 @@ pub static FAMILY: Family = Family {
     from_config: |keys| {
         let spec = decoder(keys, &FAMILY)?;
         let window = keys.optional_usize("sliding_window")?;
-        Ok(ModelSpec { local: local(window, spec.layers), ..spec })
+        Ok(ModelSpec { local: everywhere(window, spec.layers), ..spec })
     },
     from_gguf: |keys| {
         if keys.has("rope_factors_long.weight") {
@@ -42,7 +42,7 @@ pub static FAMILY: Family = Family {
         }
         let spec = gguf_decoder(keys, &FAMILY)?;
         let window = keys.optional_size("attention.sliding_window")?;
-        Ok(ModelSpec { local: local(window, spec.layers), ..spec })
+        Ok(ModelSpec { local: everywhere(window, spec.layers), ..spec })
     },
     to_config: |spec, file| {
         let mut config = config(spec, file)?;
@@ -50,7 +50,3 @@ pub static FAMILY: Family = Family {
         Ok(config)
     },
 };
-
-fn local(window: Option<usize>, layers: usize) -> Option<Local> {
-    window.map(|window| Local { window, layers: vec![true; layers], rope: None })
-}
