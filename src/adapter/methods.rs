@@ -54,6 +54,18 @@ impl Kind {
     pub const NAMES: [&'static str; 9] =
         ["lora", "dora", "ia3", "prompt", "prefix", "norm", "bitfit", "last-k", "full"];
 
+    pub const ALL: [Kind; 9] = [
+        Kind::Lora,
+        Kind::Dora,
+        Kind::Ia3,
+        Kind::Prompt,
+        Kind::Prefix,
+        Kind::Norm,
+        Kind::Bitfit,
+        Kind::LastK,
+        Kind::Full,
+    ];
+
     pub fn name(self) -> &'static str {
         Kind::NAMES[self as usize]
     }
@@ -70,6 +82,38 @@ impl Kind {
             Kind::LastK => 2e-4,
             Kind::Full => 1e-4,
         }
+    }
+
+    /// The settings that it alone or with a few others reads, as the table of options calls them.
+    pub fn options(self) -> &'static [&'static str] {
+        const LOW_RANK: &[&str] = &[
+            "rank",
+            "alpha",
+            "dropout",
+            "rslora",
+            "target_modules",
+            "rank_pattern",
+            "alpha_pattern",
+            "loraplus_lr_ratio",
+        ];
+        match self {
+            Kind::Lora | Kind::Dora => LOW_RANK,
+            Kind::Ia3 => &["target_modules"],
+            Kind::Prompt => &["num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"],
+            Kind::Prefix => &["num_virtual_tokens"],
+            Kind::LastK => &["last_k"],
+            Kind::Norm | Kind::Bitfit | Kind::Full => &[],
+        }
+    }
+
+    /// PEFT has the method, and opens its adapter.
+    pub fn in_peft(self) -> bool {
+        !matches!(self, Kind::Bitfit | Kind::LastK | Kind::Full)
+    }
+
+    /// What it trains can be folded into the weights.
+    pub fn merges(self) -> bool {
+        !matches!(self, Kind::Prompt | Kind::Prefix)
     }
 
     /// The method laid out for a model.

@@ -220,6 +220,11 @@ impl Session {
         virtual_ids(self.adapter.as_ref().map_or(0, |(adapter, _)| adapter.method.virtual_tokens()))
     }
 
+    /// The method of the adapter on the model.
+    pub fn method(&self) -> Option<&'static str> {
+        self.adapter.as_ref().map(|(adapter, _)| adapter.method.name())
+    }
+
     /// The adapter in PEFT's layout.
     pub async fn adapter_files(&mut self) -> Result<Files> {
         let flat = self.adapter_values().await?;
