@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("adapter", &["error", "model", "num", "ops", "plan", "weights"]),
     ("train", &["adapter", "clock", "data", "device", "digest", "error", "model", "ops", "plan", "weights"]),
     ("eval", &["data", "error", "num"]),
-    ("web", &["adapter", "benchmark", "data", "device", "error", "model", "session", "train", "weights"]),
+    ("web", &["adapter", "benchmark", "data", "device", "error", "eval", "model", "session", "train", "weights"]),
 ];
 
 /// Rooms that may import every other: the façade and what stands on it.

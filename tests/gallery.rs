@@ -1,6 +1,7 @@
 //! The page's samples as the page takes them: their options are options of a run, and no example is cut.
 
 use luthier::data::{Dataset, EncodeOptions, ReadOptions, read_file};
+use luthier::eval::{Task, items};
 use luthier::train::TrainOptions;
 use luthier::weights::ModelFiles;
 use serde_json::Value;
@@ -60,6 +61,18 @@ fn probes_are_held_out_prompts() {
             files(&sample)[1..].iter().map(|file| std::fs::read_to_string(demo().join(file)).unwrap()).collect();
         for probe in sample["probes"].as_array().unwrap() {
             assert!(heldout.contains(&format!("{{\"prompt\":{probe},")), "{probe}");
+        }
+    }
+}
+
+#[test]
+fn tasks_are_guessed_from_the_data() {
+    for sample in index() {
+        for file in files(&sample) {
+            let path = demo().join(file);
+            let records = read_file(&path, &ReadOptions::default()).unwrap();
+            let all = items(&records, &std::fs::read_to_string(&path).unwrap()).unwrap();
+            assert_eq!(serde_json::json!(Task::guess(&all)), sample["task"], "{file}");
         }
     }
 }

@@ -22,18 +22,6 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use tiny::{Rig, T};
 
-const KINDS: [Kind; 10] = [
-    Kind::Lora,
-    Kind::Dora,
-    Kind::Ia3,
-    Kind::Prompt,
-    Kind::Prefix,
-    Kind::Norm,
-    Kind::Bitfit,
-    Kind::LastK,
-    Kind::Full,
-    Kind::Lisa,
-];
 /// A plain family, one with all kinds of norms, and two with fused or turned tensors.
 const MODELS: [&str; 4] = ["tiny_llama3", "tiny_gemma2", "tiny_gpt2", "tiny_phi3"];
 
@@ -41,7 +29,7 @@ const MODELS: [&str; 4] = ["tiny_llama3", "tiny_gemma2", "tiny_gpt2", "tiny_phi3
 fn everywhere(law: impl Fn(Kind, &str)) {
     for model in MODELS {
         let spec = tiny::base(model, Device::cpu()).spec().clone();
-        for kind in KINDS {
+        for kind in Kind::ALL {
             match kind.adapter(&spec, &settings()) {
                 Ok(_) => law(kind, model),
                 Err(error) => {
@@ -114,6 +102,19 @@ fn a_run_starts_as_the_base() {
         assert!(off <= if kind == Kind::Dora { 1e-5 } else { 0.0 }, "{model}, {}: {off:.1e} off", kind.name());
         let mut other = rig(&adapter, model, &noisy, Device::cpu());
         assert!(apart(&other.logits(&batch), &other.plain_logits(&batch)) > 1e-3, "{} changes nothing", kind.name());
+    });
+}
+
+/// What forms and help say of a method is what it does.
+#[test]
+fn what_is_said_of_a_method_holds() {
+    assert_eq!(Kind::ALL.map(Kind::name), Kind::NAMES);
+    everywhere(|kind, model| {
+        let spec = tiny::base(model, Device::cpu()).spec().clone();
+        let (adapter, ..) = adapter(kind, model);
+        assert_eq!(adapter.method.name(), kind.name());
+        assert_eq!(adapter.folded_spec(&spec).is_ok(), kind.merges(), "{model}, {}", kind.name());
+        assert_eq!(adapter.method.config()["peft_type"].is_string(), kind.in_peft(), "{model}, {}", kind.name());
     });
 }
 

@@ -95,6 +95,40 @@ impl Kind {
         }
     }
 
+    /// The settings that it alone or with a few others reads, as the table of options calls them.
+    pub fn options(self) -> &'static [&'static str] {
+        const LOW_RANK: &[&str] = &[
+            "rank",
+            "alpha",
+            "dropout",
+            "rslora",
+            "target_modules",
+            "rank_pattern",
+            "alpha_pattern",
+            "loraplus_lr_ratio",
+            "init_lora_weights",
+        ];
+        match self {
+            Kind::Lora | Kind::Dora => LOW_RANK,
+            Kind::Ia3 => &["target_modules"],
+            Kind::Prompt => &["num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"],
+            Kind::Prefix => &["num_virtual_tokens"],
+            Kind::LastK => &["last_k"],
+            Kind::Lisa => &["lisa_blocks", "lisa_interval"],
+            Kind::Norm | Kind::Bitfit | Kind::Full => &[],
+        }
+    }
+
+    /// PEFT has the method, and opens its adapter.
+    pub fn in_peft(self) -> bool {
+        !matches!(self, Kind::Bitfit | Kind::LastK | Kind::Full | Kind::Lisa)
+    }
+
+    /// What it trains can be folded into the weights.
+    pub fn merges(self) -> bool {
+        !matches!(self, Kind::Prompt | Kind::Prefix)
+    }
+
     /// The method laid out for a model.
     pub fn adapter(self, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
         let lora = || {

@@ -7,6 +7,7 @@ use super::{bleu, call, chrf, command, facts, fields, labels};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What kind of answers a data set asks for, and so how they are obtained and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,43 @@ pub enum Task {
     Bfcl,
     /// Any text: its loss.
     Text,
+}
+
+impl Task {
+    /// What the data look like. A guess: people know better.
+    pub fn guess(items: &[Item]) -> Task {
+        let most = |is: &dyn Fn(&Item) -> bool| items.iter().filter(|i| is(i)).count() * 10 >= items.len() * 8;
+        let is_object = |i: &Item| serde_json::from_str::<Value>(i.expected.trim()).is_ok_and(|v| v.is_object());
+        match () {
+            () if most(&|i| i.input.is_empty()) => Task::Text,
+            () if most(&|i| i.fields["functions"].is_array()) => Task::Bfcl,
+            () if most(&is_object) => Task::Extraction,
+            () if are_labels(items) => Task::Classification,
+            () if are_commands(items) => Task::Commands,
+            () if most(&|i| is_sentence(&i.input) && is_sentence(&i.expected)) => Task::Translation,
+            () => Task::Facts,
+        }
+    }
+}
+
+/// A few short answers that come again and again.
+fn are_labels(items: &[Item]) -> bool {
+    let answers: BTreeSet<&str> = items.iter().map(|item| item.expected.trim()).collect();
+    let few = if answers.len() <= 10 { 5 } else { 30 };
+    answers.len() * few <= items.len() && answers.iter().all(|a| a.split_whitespace().count() <= 5)
+}
+
+/// Answers of one line whose first words come again and again, and of which many have flags.
+fn are_commands(items: &[Item]) -> bool {
+    let programs: BTreeSet<&str> = items.iter().filter_map(|i| i.expected.split_whitespace().next()).collect();
+    let flag = |word: &str| word.trim_start_matches('-').len() < word.len() && word.len() > 1;
+    let flagged = |i: &&Item| !i.expected.trim().contains('\n') && i.expected.split_whitespace().skip(1).any(flag);
+    programs.len() * 2 <= items.len() && items.iter().filter(flagged).count() * 4 >= items.len()
+}
+
+/// Words with a full stop or the like behind them.
+fn is_sentence(text: &str) -> bool {
+    text.split_whitespace().count() >= 2 && text.trim_end().ends_with(['.', '!', '?', '。', '…', '"', '“', '”'])
 }
 
 /// How answers are measured.

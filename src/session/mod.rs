@@ -278,6 +278,11 @@ impl Session {
         virtual_ids(self.adapter.as_ref().map_or(0, |(adapter, _)| adapter.method.virtual_tokens()))
     }
 
+    /// The method of the adapter on the model.
+    pub fn method(&self) -> Option<&'static str> {
+        self.adapter.as_ref().map(|(adapter, _)| adapter.method.name())
+    }
+
     /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
     pub async fn evaluate(
         &mut self,

@@ -6,6 +6,6 @@ pub mod schedule;
 pub mod trainer;
 
 pub use checkpoint::{Checkpoint, Identity};
-pub use options::{TrainOptions, check_tokens, option_table};
+pub use options::{TrainOptions, check_tokens, method_table, option_table};
 pub use schedule::Schedule;
 pub use trainer::{Evaluation, ExampleLoss, MemoryPlan, State, StepReport, Trainer};

@@ -139,6 +139,33 @@ pub fn option_table() -> Vec<OptionRow> {
     ROWS.iter().map(row).collect()
 }
 
+/// A method as a form offers it.
+#[derive(Clone, Debug, Serialize)]
+pub struct MethodRow {
+    /// What the option `method` calls it.
+    pub name: &'static str,
+    /// The learning rate to start from.
+    pub lr: f64,
+    /// Rows of the option table that it reads; those that no method names here are read by all.
+    pub options: &'static [&'static str],
+    /// PEFT opens its adapter.
+    pub in_peft: bool,
+    /// It can be folded into the weights.
+    pub merges: bool,
+}
+
+/// All methods, in the order of `luthier train --help`.
+pub fn method_table() -> Vec<MethodRow> {
+    let row = |kind: Kind| MethodRow {
+        name: kind.name(),
+        lr: kind.lr(),
+        options: kind.options(),
+        in_peft: kind.in_peft(),
+        merges: kind.merges(),
+    };
+    Kind::ALL.map(row).to_vec()
+}
+
 /// Micro-batches of a step are put together before it starts.
 const GRAD_ACCUM_MAX: usize = 4096;
 
@@ -243,6 +270,15 @@ mod tests {
         let flags = TrainOptions::from_arg_matches(&matches).unwrap();
         let json: TrainOptions = serde_json::from_str("{}").unwrap();
         assert_eq!(flags, json);
+    }
+
+    #[test]
+    fn methods_name_rows() {
+        let rows = super::option_table();
+        for method in super::method_table() {
+            let unknown: Vec<_> = method.options.iter().filter(|name| !rows.iter().any(|r| r.name == **name)).collect();
+            assert!(unknown.is_empty(), "{}: {unknown:?}", method.name);
+        }
     }
 
     #[test]

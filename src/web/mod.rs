@@ -2,6 +2,7 @@
 //! the JSON are in `www/luthier-web/src/types.ts`.
 
 mod js;
+mod measure;
 mod session;
 
 use crate::benchmark;
@@ -20,6 +21,12 @@ pub fn start() {
 #[wasm_bindgen]
 pub fn option_table() -> String {
     json(&train::option_table())
+}
+
+/// What `method` may be, and what goes with each: `MethodRow[]`.
+#[wasm_bindgen]
+pub fn method_table() -> String {
+    json(&train::method_table())
 }
 
 /// `{ device, gflops }` of "auto", "webgpu" or "cpu"; takes about two seconds.

@@ -12,12 +12,12 @@ use crate::train::{Checkpoint, Evaluation, TrainOptions};
 use crate::weights::ModelFiles;
 use js_sys::{Array, Function, Promise, Uint8Array};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
 #[wasm_bindgen]
-pub struct Session(session::Session);
+pub struct Session(pub(super) session::Session);
 
 #[derive(Deserialize)]
 struct CreateOptions {
@@ -33,9 +33,9 @@ fn unnamed() -> String {
 
 /// `DataText`
 #[derive(Deserialize)]
-struct DataText {
-    name: String,
-    text: String,
+pub(super) struct DataText {
+    pub(super) name: String,
+    pub(super) text: String,
     #[serde(default)]
     columns: Option<ColumnMap>,
     #[serde(default)]
@@ -43,7 +43,7 @@ struct DataText {
 }
 
 impl DataText {
-    fn read(&self) -> Outcome<Records> {
+    pub(super) fn read(&self) -> Outcome<Records> {
         let columns = self.columns.clone().unwrap_or_default();
         let options = ReadOptions { columns, skip_bad: self.skip_bad, ..Default::default() };
         read(&self.name, self.text.as_bytes(), &options).map_err(thrown)
@@ -110,6 +110,13 @@ impl MergeTarget {
     }
 }
 
+/// `Summary`
+fn summary(summary: &session::Summary) -> Value {
+    let mut out = serde_json::to_value(summary).expect("plain data");
+    out["trainable"] = summary.trainable().into();
+    out
+}
+
 impl Session {
     /// `Evaluation` of `step` with `best`, or null.
     fn validation(&self, evaluation: Option<Evaluation>, step: u64) -> String {
@@ -166,7 +173,7 @@ impl Session {
         let records = DataText { name, text, columns, skip_bad: true }.read()?;
         let usable = |v: DataText| DataText { skip_bad: true, ..v }.read();
         let validation = validation.map(|v| usable(parse("validation", &v)?)).transpose()?;
-        Ok(json(&self.0.estimate(&records, validation.as_ref(), &options, None).map_err(thrown)?))
+        Ok(summary(&self.0.estimate(&records, validation.as_ref(), &options, None).map_err(thrown)?).to_string())
     }
 
     /// `Summary` and `step`, the steps done already. `data`, `validation`: `DataText`; `options`: `TrainOptions`.
@@ -185,8 +192,7 @@ impl Session {
             None => None,
         };
         let started = self.0.start_training(&records, validation.as_ref(), options, None, checkpoint);
-        let summary = started.await.map_err(thrown)?;
-        let mut out = serde_json::to_value(&summary).expect("plain data");
+        let mut out = summary(&started.await.map_err(thrown)?);
         out["step"] = self.0.step_number().into();
         Ok(out.to_string())
     }
@@ -258,6 +264,11 @@ impl Session {
         let EvaluateOptions { seq_len, batch_size, adapter } = parse("options", &options)?;
         let data = self.0.encode(&records, seq_len).map_err(thrown)?;
         Ok(json(&self.0.evaluate(&data, batch_size, seq_len, adapter).await.map_err(thrown)?))
+    }
+
+    /// `Method` of the adapter on the model.
+    pub fn method(&self) -> Option<String> {
+        self.0.method().map(String::from)
     }
 
     /// The adapter in PEFT's layout: `{ name, bytes }[]`.

@@ -89,6 +89,56 @@ test("a run on its way, every dialog, and a run to be continued", async () => {
   await context.close();
 });
 
+test("the probe, methods, and answers judged", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const page = await openApp(context, server, settings({ steps: 40, warmup_steps: 4, eval_every: 0, seq_len: 64 }));
+  const problems = [];
+  await ready(page, "sentiment");
+  await goTo(page, "try");
+  await page.locator("#probe-minutes").selectOption("0.5");
+  await page.locator("#probe").click();
+  await page.locator("[data-probing] progress[value]").waitFor();
+  await page.locator("#probe-title").scrollIntoViewIfNeeded();
+  await look(page, "probing", problems);
+  await page.locator("[data-found-potential]").waitFor({ timeout: 180_000 });
+  await page.getByText("The numbers as a table").click();
+  await page.locator("#probe-title").evaluate((title) => title.scrollIntoView());
+  await look(page, "probed", problems);
+  await goTo(page, "train");
+  for (const method of ["Prompt", "DoRA"]) {
+    await page.getByLabel(method, { exact: true }).check();
+    await page.getByText(/^trainable params/).waitFor();
+    await look(page, `method-${method}`, problems);
+  }
+  await page.locator("#train-start").click();
+  await phase(page, "ended");
+  await goTo(page, "compare");
+  await page.locator("#score:enabled").click();
+  await page.locator("[data-forgetting]").waitFor({ timeout: 120_000 });
+  await look(page, "scores", problems);
+  await page.getByText("All figures").first().click();
+  await page.getByText("Every answer").first().click();
+  await look(page, "answers", problems);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(page.problems, []);
+  await context.close();
+});
+
+test("what a prefix and all weights leave to keep", async () => {
+  const problems = [];
+  for (const method of ["prefix", "full"]) {
+    const context = await browser.newContext({ serviceWorkers: "block" });
+    const page = await openApp(context, server, settings({ method, steps: 4, warmup_steps: 0, eval_every: 0, seq_len: 64, batch_size: 2 }));
+    await ready(page);
+    await page.locator("#train-now").click();
+    await phase(page, "ended");
+    await goTo(page, "keep");
+    await look(page, `keep-${method}`, problems);
+    await context.close();
+  }
+  assert.deepEqual(problems, []);
+});
+
 test("a run that failed", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
   const diverging = { steps: 50, warmup_steps: 0, lr: 1e30, max_grad_norm: 0, eval_every: 0, seq_len: 64, batch_size: 1 };

@@ -38,6 +38,16 @@ export interface Engine {
     on_text: (prompt: number, piece: string) => boolean | undefined,
   ): Promise<string>;
   evaluate(data: string, options: string): Promise<string>;
+  probe(
+    data: string,
+    test: string | undefined,
+    options: string,
+    budget: string,
+    progress: (what: string, done: number, total: number) => void,
+  ): Promise<string>;
+  assess(data: string, options: string, progress: (what: string, done: number, total: number) => void): Promise<string>;
+  forgetting(): Promise<string>;
+  method(): string | undefined;
   adapter_files(): Promise<NamedBytes[]>;
   load_adapter(files: NamedBytes[]): Promise<LuthierErrorData | null>;
   exported(format: AdapterFormat, tuned: string): Promise<NamedBytes[]>;
@@ -52,6 +62,8 @@ export interface Engine {
 export interface EngineModule {
   default(wasm: { module_or_path: string }): Promise<unknown>;
   option_table(): string;
+  method_table(): string;
+  guess_task(data: string): string;
   benchmark(device: string): Promise<string>;
   Session: {
     create(

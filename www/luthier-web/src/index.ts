@@ -9,8 +9,8 @@ import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
-  AdapterChoice, AdapterFormat, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo, NamedBlob,
-  OpenOptions,   OptionRow, Prompt, RunOptions, SamplingOptions, TrainEvent, TrainOptions,
+  AdapterChoice, AdapterFormat, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo,
+  NamedBlob, OnProgress, OpenOptions, OptionRow, ProbeBudget, Prompt, RunOptions, SamplingOptions, TaskOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
@@ -38,18 +38,22 @@ function take(): Connection {
   return connection;
 }
 
-let optionRows: Promise<OptionRow[]> | null = null;
+let tables: Promise<Calls["options"]["answer"]> | null = null;
+
+/** What may be set, asked once of an engine without a model. */
+function asked(): Promise<Calls["options"]["answer"]> {
+  tables ??= idle().call("options", null).catch((error) => {
+    tables = null;
+    throw error;
+  });
+  return tables;
+}
 
 export const Luthier: LuthierStatic = {
   open: (options) => Instance.open(options),
   benchmark: (device = "auto") => idle().call("benchmark", device),
-  options() {
-    optionRows ??= idle().call("options", null).catch((error) => {
-      optionRows = null;
-      throw error;
-    });
-    return optionRows;
-  },
+  options: async () => (await asked()).options,
+  methods: async () => (await asked()).methods,
   canStore: available,
   onRequest,
   runs: runs.list,
@@ -94,7 +98,8 @@ class Instance implements LuthierApi {
   #tuned: Tuned | null = null;
   /** The adapter on the model, to be put on again in another worker. */
   #adapter: NamedBlob[] | null = null;
-  /** Under way after a fault outside a run. */
+  #probing = false;
+  /** Under way after a fault outside a run, or after a probe. */
   #mending: Promise<void> | null = null;
   #closed = false;
 
@@ -191,9 +196,7 @@ class Instance implements LuthierApi {
 
   /** The events of a run, which goes on whether or not somebody takes them. */
   async *#follow(begin: () => Promise<Begun>, id?: string, signal?: AbortSignal): AsyncGenerator<TrainEvent> {
-    if (this.#run) {
-      throw new LuthierError("setting", "A run is under way on this model.", "Stop it first, or open the model again.");
-    }
+    this.#checkFree();
     const queue = new Queue<TrainEvent>();
     const run: Running = { wanted: { paused: false, stopped: false }, step: 0, over: Promise.resolve() };
     // Before anything is waited for: what is asked from now on is asked of this run.
@@ -261,6 +264,12 @@ class Instance implements LuthierApi {
     });
   }
 
+  #checkFree(): void {
+    if (!this.#run && !this.#probing) return;
+    const what = this.#run ? "A run" : "A probe";
+    throw new LuthierError("setting", `${what} is under way on this model.`, "Stop it first, or open the model again.");
+  }
+
   // ---- use
 
   generate(
@@ -274,6 +283,47 @@ class Instance implements LuthierApi {
 
   evaluate(data: DataText, options: { seq_len?: number; batch_size?: number; adapter?: boolean } = {}) {
     return this.#ask("evaluate", { data, options });
+  }
+
+  /** It uses up the one run of a worker, so it gets a fresh one, and leaves a fresh one. */
+  async probe(
+    data: DataText,
+    { options = {}, budget = {}, test }: { options?: TrainOptions; budget?: ProbeBudget; test?: DataText } = {},
+    onProgress?: OnProgress,
+    signal?: AbortSignal,
+  ): Promise<DataProbe> {
+    this.#checkFree();
+    this.#probing = true;
+    // A worker that computes hears nothing.
+    const stop = () => this.#mend(new LuthierError("cancelled", "The probe was stopped."));
+    try {
+      await this.#mending?.catch(() => {});
+      if (this.#used) await this.#reopen();
+      if (signal?.aborted) throw new LuthierError("cancelled", "The probe was stopped.");
+      signal?.addEventListener("abort", stop);
+      this.#used = true;
+      return await this.#ask("probe", { data, options, budget, ...(test && { test }) }, (said) => onProgress?.(...said));
+    } finally {
+      signal?.removeEventListener("abort", stop);
+      if (!this.#closed) this.#mend();
+      this.#probing = false;
+    }
+  }
+
+  guessTask(data: DataText) {
+    return this.#ask("guessTask", data);
+  }
+
+  assess(data: DataText, options: TaskOptions = {}, onProgress?: OnProgress) {
+    return this.#ask("assess", { data, options }, (said) => onProgress?.(...said));
+  }
+
+  forgetting() {
+    return this.#ask("forgetting", null);
+  }
+
+  adapterMethod() {
+    return this.#ask("adapterMethod", null);
   }
 
   async exportPeft() {

@@ -2,9 +2,9 @@
 
 import type { SeenRequest } from "./privacy.js";
 import type {
-  AdapterFormat, Agreement, DataText, DeviceChoice, DeviceInfo, Evaluation, GeneratedText, LuthierErrorData, Merged,
-  MergeTarget, ModelDownload, ModelFiles, ModelInfo,
-  NamedBlob, OptionRow, Preview, Prompt, SamplingOptions, Summary, TrainEvent, TrainOptions,
+  AdapterFormat, Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Evaluation, Forgetting, GeneratedText, LuthierErrorData,
+  Merged, MergeTarget, Method, MethodRow, ModelDownload, ModelFiles, ModelInfo, NamedBlob, OptionRow, Preview, ProbeBudget, Prompt,
+  SamplingOptions, Summary, Task, TaskOptions, TaskReport, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export interface Opened {
@@ -48,18 +48,24 @@ export type Kept = { type: "kept"; checkpoint: Uint8Array } | { type: "tuned"; t
 export type Control = Wanted | "checkpoint";
 
 type Bytes = [done: number, total: number];
+type Said = [what: string, done: number, total: number];
 type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
 
 export interface Calls {
   open: Call<{ model: ModelFiles; device: DeviceChoice }, Opened, Bytes>;
   benchmark: Call<DeviceChoice, { device: DeviceInfo; gflops: number }>;
-  options: Call<null, OptionRow[]>;
+  options: Call<null, { options: OptionRow[]; methods: MethodRow[] }>;
   preview: Call<{ data: DataText; options: { seq_len?: number; limit?: number } }, Preview>;
   estimate: Call<{ data: DataText; validation?: DataText; options: TrainOptions }, Summary>;
   train: Call<Job, null, TrainEvent | Kept>;
   control: Call<Control, null>;
   generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
+  probe: Call<{ data: DataText; test?: DataText; options: TrainOptions; budget: ProbeBudget }, DataProbe, Said>;
+  guessTask: Call<DataText, Task>;
+  assess: Call<{ data: DataText; options: TaskOptions }, TaskReport, Said>;
+  forgetting: Call<null, Forgetting>;
+  adapterMethod: Call<null, Method | null>;
   exportAdapter: Call<{ format: AdapterFormat; name: string }, { files: NamedBlob[]; agreement: Agreement }>;
   exportMerged: Call<MergeTarget, Merged, Bytes>;
   mergedSize: Call<MergeTarget, number>;

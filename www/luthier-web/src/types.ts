@@ -141,17 +141,47 @@ export interface Summary {
   steps: number;
   trainable_parameters: number;
   parameters: number;
+  /** The line that PEFT prints. */
+  trainable: string;
   memory: MemoryPlan;
+}
+
+/** What is trained. */
+export type Method = "lora" | "dora" | "ia3" | "prompt" | "prefix" | "norm" | "bitfit" | "last-k" | "full" | "lisa";
+
+/** A method as a form offers it. */
+export interface MethodRow {
+  name: Method;
+  /** The learning rate to start from. */
+  lr: number;
+  /** Options that it reads; those that no method names are read by all. */
+  options: (keyof TrainOptions)[];
+  /** PEFT opens its adapter. */
+  in_peft: boolean;
+  /** It can be folded into the weights: {@link LuthierApi.exportMerged}. */
+  merges: boolean;
 }
 
 /** Flags of `luthier train` in snake_case; see {@link OptionRow} for the table they come from. */
 export type TrainOptions = Partial<{
+  method: Method;
   rank: number;
   alpha: number;
   dropout: number;
   rslora: boolean;
-  target_modules: string;
-  lr: number;
+  /** Null is the method's own, as with `lr`. */
+  target_modules: string | null;
+  rank_pattern: string | null;
+  alpha_pattern: string | null;
+  loraplus_lr_ratio: number;
+  init_lora_weights: "kaiming" | "gaussian" | "pissa" | "olora";
+  num_virtual_tokens: number;
+  prompt_tuning_init: string;
+  prompt_tuning_init_text: string;
+  last_k: number;
+  lisa_blocks: number;
+  lisa_interval: number;
+  lr: number | null;
   schedule: "constant" | "linear" | "cosine";
   warmup_steps: number;
   weight_decay: number;
@@ -200,6 +230,111 @@ export interface Evaluation {
   supervised_tokens: number;
   tokens: number;
 }
+
+/** A figure with the interval that holds it in 95 of 100 draws; null is none that can be told. */
+export interface Estimate {
+  value: number | null;
+  low: number | null;
+  high: number | null;
+}
+
+/** How long a probe may take. */
+export interface ProbeBudget {
+  /** Default 2. */
+  minutes?: number;
+  /** Steps of each short run, instead of as many as fit the minutes. */
+  steps?: number | null;
+}
+
+/** What ruins runs, with the lines of the data that it is about. */
+export interface Finding {
+  kind:
+    | "leakage" | "contradiction" | "label-noise" | "no-target" | "truncation" | "no-end" | "imbalance" | "learning-rate"
+    | "repetition";
+  what: string;
+  lines: number[];
+}
+
+/** What short runs on parts of the data say: can this model learn them, and what would help. */
+export interface DataProbe {
+  verdict: {
+    potential: "clear" | "some" | "none";
+    /** Held-out loss in nats a token: untuned, tuned on all data, and tuned on the same data with the answers mixed up. */
+    base: number;
+    tuned: number;
+    control: number;
+    /** Percent of the control's loss, and of the base's, that the tuned model is without. */
+    learned: Estimate;
+    gained: Estimate;
+    /** (examples, held-out loss) of each short run. */
+    curve: [examples: number, loss: number][];
+    /** a, b, c of the law a + b·n^-c through them. */
+    law: [a: number, b: number, c: number];
+    /** How much lower the loss would be with twice the data, in percent. */
+    twice_the_data: Estimate;
+    more_data: boolean;
+    more_training: boolean;
+    stop_at: number | null;
+    /** The verdict in plain words, a sentence each. */
+    words: string[];
+  };
+  findings: Finding[];
+  examples: number;
+  held_out: number;
+  steps: number;
+  /** The learning rate that learned fastest. */
+  lr: number;
+  rates: [rate: number, loss: number | null][];
+  /** What the whole run would take here; memory in bytes. */
+  full_run: { steps: number; minutes: number; memory: number };
+  seconds: number;
+}
+
+/** What kind of answers data ask for, and so how they are measured. */
+export type Task = "classification" | "extraction" | "translation" | "facts" | "commands" | "bfcl" | "text";
+
+export interface TaskOptions {
+  /** Left out, it is guessed from the data. */
+  task?: Task;
+  /** What the model was tuned on: labels that the test lacks, and the constant answer to compare with. */
+  known?: DataText;
+  seq_len?: number;
+  batch_size?: number;
+  seed?: number;
+}
+
+/** What an answer is worth. */
+export interface Marked {
+  output: string;
+  right: boolean;
+  /** Why not, where the task can tell. */
+  why?: string;
+}
+
+export type SystemName = "tuned" | "base" | "constant";
+
+/** Answers of the tuned model, of the base and of a constant to the same items. */
+export interface TaskReport {
+  task: Task;
+  items: number;
+  /** Figures by name, the one that matters most first; "constant" is missing where there is none. */
+  systems: { name: SystemName; note?: string; figures: Record<string, Estimate> }[];
+  comparisons: ({ figure: string; of: SystemName; with: SystemName; verdict: "better" | "worse" | "no difference shown" } & Estimate)[];
+  examples: ({ line: number; input: string; expected: string; systems: Partial<Record<SystemName, Marked>> } & Marked)[];
+}
+
+/** What tuning cost: the loss on plain sentences, before and after. */
+export interface Forgetting {
+  sentences: number;
+  before: number;
+  after: number;
+  /** Nats a token; above 0 the model has become worse. */
+  change: Estimate;
+  verdict: "no difference shown" | "worse: it has forgotten" | "better";
+}
+
+/** What was done, how much of it there is, in all. */
+export type OnProgress = (what: string, done: number, total: number) => void;
 
 /** What comes out of a run, in order. */
 export type TrainEvent =
@@ -412,6 +547,23 @@ export interface LuthierApi {
     signal?: AbortSignal,
   ): Promise<GeneratedText[]>;
   evaluate(data: DataText, options?: { seq_len?: number; batch_size?: number; adapter?: boolean }): Promise<Evaluation>;
+  /**
+   * Short runs on parts of the data, before a long one. Nothing is left of them: the model is opened again, with the
+   * adapter it had, as it is when the probe is aborted.
+   */
+  probe(
+    data: DataText,
+    ask?: { options?: TrainOptions; budget?: ProbeBudget; test?: DataText },
+    onProgress?: OnProgress,
+    signal?: AbortSignal,
+  ): Promise<DataProbe>;
+  guessTask(data: DataText): Promise<Task>;
+  /** Asks the tuned model and the base everything in the data, and judges the answers. */
+  assess(data: DataText, options?: TaskOptions, onProgress?: OnProgress): Promise<TaskReport>;
+  /** What the adapter on the model cost. */
+  forgetting(): Promise<Forgetting>;
+  /** Of the adapter on the model. */
+  adapterMethod(): Promise<Method | null>;
   /** adapter_config.json and adapter_model.safetensors, as PEFT reads them. */
   exportPeft(): Promise<NamedBlob[]>;
   /** The adapter in a format, read back and compared; `name` is what it is called. */
@@ -434,6 +586,7 @@ export interface LuthierStatic {
   /** Multiply-adds a second of a product the size of this engine's, ×2, in GFLOP/s; takes about two seconds. */
   benchmark(device?: DeviceChoice): Promise<{ device: DeviceInfo; gflops: number }>;
   options(): Promise<OptionRow[]>;
+  methods(): Promise<MethodRow[]>;
   /** Whether runs and models can be kept in this browser: not over plain http, nor in some private windows. */
   canStore(): Promise<boolean>;
   /** Tells of every request that the engine's workers make or are refused, until the returned function is called. */

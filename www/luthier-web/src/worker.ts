@@ -7,7 +7,7 @@ import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
-import type { Agreement, ModelInfo, NamedBlob, OptionRow } from "./types.js";
+import type { Agreement, Method, ModelInfo, NamedBlob, OptionRow } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
 const module: EngineModule = engineModule;
@@ -82,7 +82,8 @@ const handlers: Handlers = {
   },
 
   async options() {
-    return JSON.parse((await engine()).option_table());
+    const { option_table, method_table } = await engine();
+    return { options: JSON.parse(option_table()), methods: JSON.parse(method_table()) };
   },
 
   async preview({ data, options }) {
@@ -122,6 +123,29 @@ const handlers: Handlers = {
 
   async evaluate({ data, options }) {
     return JSON.parse(await turn(() => model().evaluate(JSON.stringify(data), JSON.stringify(options))));
+  },
+
+  async probe({ data, test, options, budget }, { emit }) {
+    const others = test && JSON.stringify(test);
+    const say = (...said: [string, number, number]) => emit(said);
+    return JSON.parse(await turn(() => model().probe(JSON.stringify(data), others, JSON.stringify(options), JSON.stringify(budget), say)));
+  },
+
+  async guessTask(data) {
+    return JSON.parse((await engine()).guess_task(JSON.stringify(data)));
+  },
+
+  async assess({ data, options }, { emit }) {
+    const say = (...said: [string, number, number]) => emit(said);
+    return JSON.parse(await turn(() => model().assess(JSON.stringify(data), JSON.stringify(options), say)));
+  },
+
+  async forgetting() {
+    return JSON.parse(await turn(() => model().forgetting()));
+  },
+
+  async adapterMethod() {
+    return (await turn(() => model().method() as Method | undefined)) ?? null;
   },
 
   async exportAdapter({ format, name }) {

@@ -13,7 +13,7 @@ export function asError(error: unknown): LuthierErrorData {
 
 export const problem = (code: string, message: string, hint = ""): LuthierErrorData => ({ code, message, hint });
 
-const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device" };
+const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device", minutes: "Time" };
 
 /** The engine speaks as its command line does; here things are called as the page calls them. */
 export const inWords = (text: string): string =>

@@ -20,8 +20,11 @@ export interface Exchange {
   expected: string;
 }
 
+/** Examples that are kept from training. */
 export interface HeldOut {
   title: string;
+  data: DataText;
+  examples: number;
   exchanges: Exchange[];
 }
 
@@ -37,7 +40,11 @@ export async function sampleData(sample: Sample): Promise<DataText> {
 
 export async function sampleHeldOut(sample: Sample): Promise<HeldOut[]> {
   return Promise.all(
-    sample.heldout.map(async ({ title, file }) => ({ title, exchanges: exchanges(await (await get(`demo/${file}`)).text()) })),
+    sample.heldout.map(async ({ title, file }) => {
+      const text = await (await get(`demo/${file}`)).text();
+      const known = exchanges(text);
+      return { title, data: { name: file, text }, examples: known.length, exchanges: known };
+    }),
   );
 }
 

@@ -3,10 +3,18 @@
 import type { MemoryPlan, ModelInfo, OptionRow, Preview, Summary, TrainOptions } from "luthier-web";
 
 /** Shown at once; all others wait behind “All settings”. Any row of the engine's table that is not named here is in “Other”. */
-export const BASIC: (keyof TrainOptions)[] = ["steps", "lr", "rank", "batch_size", "seq_len", "eval_every"];
+export const BASIC: (keyof TrainOptions)[] = [
+  "method", "steps", "lr", "rank", "num_virtual_tokens", "last_k", "lisa_blocks", "batch_size", "seq_len", "eval_every",
+];
 
 export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
-  { title: "Adapter", names: ["alpha", "rslora", "dropout", "target_modules"] },
+  {
+    title: "Adapter",
+    names: [
+      "alpha", "rslora", "dropout", "target_modules", "rank_pattern", "alpha_pattern", "loraplus_lr_ratio", "init_lora_weights", "lisa_interval", "prompt_tuning_init",
+      "prompt_tuning_init_text",
+    ],
+  },
   { title: "Schedule", names: ["epochs", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "grad_accum"] },
   { title: "Data", names: ["val_fraction", "no_shuffle", "no_packing", "seed"] },
   { title: "Memory", names: ["memory_gib", "kept_blocks"] },
@@ -14,6 +22,9 @@ export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
 
 /** What people call them; the engine's own name stands beside it. */
 export const TITLES: Partial<Record<keyof TrainOptions, string>> = {
+  method: "Method", rank_pattern: "Other ranks", alpha_pattern: "Other alphas", loraplus_lr_ratio: "LoRA+ ratio",
+  num_virtual_tokens: "Virtual tokens", prompt_tuning_init: "Prompt begins as", prompt_tuning_init_text: "Its first words", last_k: "Blocks", lisa_blocks: "Blocks at a time",
+  lisa_interval: "Steps a turn", init_lora_weights: "Factors begin as",
   steps: "Steps", epochs: "Epochs", lr: "Learning rate", schedule: "Schedule", warmup_steps: "Warm-up", rank: "Rank", alpha: "Alpha",
   dropout: "Dropout", rslora: "Rank-stabilised", target_modules: "Adapted parts", batch_size: "Batch", seq_len: "Row length",
   grad_accum: "Micro-batches", weight_decay: "Weight decay", max_grad_norm: "Gradient clip", seed: "Seed", no_shuffle: "Keep the order",
@@ -69,14 +80,15 @@ export function fit(total: number, limit: number): Fit {
 export function whatToLower(memory: MemoryPlan): string {
   const { weights, adapter, activations } = memory;
   if (activations >= weights && activations >= adapter) return "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks.";
-  if (adapter > weights) return "Lower rank, or name fewer target_modules.";
+  if (adapter > weights) return "Choose a method that learns fewer numbers, or lower rank.";
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
 
-/** Products of a training step: 4 per parameter and token with LoRA, 2 more in blocks that are computed again. */
+/** Products of a training step: 4 per parameter and token, 2 more if it is learned itself or in a block computed again. */
 export function secondsOfRun(summary: Summary, options: TrainOptions, gflops: number): number {
   const { blocks, kept_blocks } = summary.memory;
-  const perParameter = 4 + 2 * (blocks ? (blocks - kept_blocks) / blocks : 0);
+  const learned = Math.min(1, summary.trainable_parameters / summary.parameters);
+  const perParameter = 4 + 2 * learned + 2 * (blocks ? (blocks - kept_blocks) / blocks : 0);
   const tokens = (options.batch_size ?? 4) * (options.seq_len ?? 256) * (options.grad_accum ?? 1) * summary.steps;
   // What is no product takes its time too: half as much again, from runs of nano.
   return (1.5 * perParameter * summary.parameters * tokens) / (gflops * 1e9);
@@ -116,7 +128,7 @@ export function fromHash(hash: string, rows: OptionRow[]): Link {
 export function parse(row: OptionRow, text: string): number | boolean | string | null | undefined {
   if (row.type === "boolean") return text === "true";
   if (row.type === "choice") return row.choices?.includes(text) ? text : undefined;
-  if (row.type === "text") return text;
+  if (row.type === "text") return text.trim() === "" && row.default === null ? null : text;
   if (text.trim() === "") return null;
   const value = Number(text);
   return Number.isFinite(value) && (row.type === "number" || Number.isInteger(value)) ? value : undefined;

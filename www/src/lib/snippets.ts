@@ -1,13 +1,13 @@
 /** Lines to copy: how other tools open what is downloaded. */
 
-import type { AdapterFormat, MergeTarget } from "luthier-web";
+import type { AdapterFormat, MergeTarget, Method } from "luthier-web";
 
 /** Names that transformers can download; others are names of ours. */
 const onHub = (base: string): boolean => /^[\w.-]+\/[\w.-]+$/.test(base);
 
 /** For a downloaded adapter. A base that nobody else can find by its name is best taken along, merged. */
-export function adapterSnippets(format: AdapterFormat, base: string, stem: string): [title: string, text: string][] {
-  const lora = `${stem}-lora`;
+export function adapterSnippets(format: AdapterFormat, base: string, stem: string, method: Method): [title: string, text: string][] {
+  const lora = `${stem}-${method}`;
   switch (format) {
     case "peft":
       if (!onHub(base)) return [[`${base} is not on a hub: save the merged model, below`, transformers(stem)]];
@@ -42,4 +42,4 @@ const transformers = (folder: string): string => `from transformers import pipel
 
 ask = pipeline("text-generation", "./${folder}")`;
 
-export const cliSnippet = (stem: string): string => `luthier train --from run.json --data DATA --out ${stem}-lora`;
+export const cliSnippet = (stem: string, method: Method): string => `luthier train --from run.json --data DATA --out ${stem}-${method}`;

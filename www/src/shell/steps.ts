@@ -1,13 +1,13 @@
 /** The six steps: what each is called, and what it has found or still needs, in a few words. */
 
-import { app, STEPS, type StepId } from "../state/app.svelte";
+import { app, rightOf, STEPS, type StepId } from "../state/app.svelte";
 import { run } from "../state/run.svelte";
 import { fixed, grouped, percent, plural, short } from "../lib/format";
 
 export const TITLES: Record<StepId, { name: string; title: string; lead: string }> = {
   model: { name: "Model", title: "Choose a model", lead: "A small language model is the instrument; your examples will tune it." },
   data: { name: "Data", title: "Give it examples", lead: "A few hundred questions with the answers you want. They are read here and go nowhere." },
-  try: { name: "Try", title: "Ask it first", lead: "Hear the model as it is. The same questions are asked again while it learns." },
+  try: { name: "Try", title: "Ask it first", lead: "Hear the model as it is, and find out what it could learn, before a long run." },
   train: { name: "Train", title: "Train", lead: "A small adapter is learned beside the frozen weights." },
   compare: { name: "Compare", title: "Before and after", lead: "The same questions, the same seed: the base model and the tuned one." },
   keep: { name: "Keep", title: "Keep what was learned", lead: "Take the adapter with you, in files that other tools open." },
@@ -36,6 +36,8 @@ const STATUS: Record<StepId, () => Status> = {
     return pending(app.data && !app.model ? "needs a model" : "none yet");
   },
   try() {
+    if (app.probing) return pending("probing …");
+    if (app.found) return done({ clear: "learnable", some: "learnable in part", none: "no potential shown" }[app.found.verdict.potential]);
     const answered = app.baseAnswers.filter((answer) => answer !== null).length;
     if (answered > 0) return done(plural(answered, "answer"));
     return pending(app.model ? plural(app.probes.length, "question") : "needs a model");
@@ -59,8 +61,9 @@ const STATUS: Record<StepId, () => Status> = {
     }
   },
   compare() {
-    const total = app.scores.reduce((sum, score) => sum + score.total, 0);
-    const tuned = app.scores.reduce((sum, score) => sum + score.tuned, 0);
+    const total = app.scores.reduce((sum, { report }) => sum + report.items, 0);
+    const tuned = app.scores.reduce((sum, score) => sum + rightOf(score, "tuned"), 0);
+    if (app.scores[0]?.report.task === "text") return done("measured");
     if (total > 0) return done(`${tuned} of ${total} right`);
     return pending(app.tuned ? "ready" : "needs an adapter");
   },

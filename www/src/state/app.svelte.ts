@@ -1,12 +1,13 @@
 /** All that the page knows, in one place. Modules beside this one change it; components show it. */
 
 import type {
-  Agreement, DataText, DeviceChoice, DeviceInfo, GeneratedText, LuthierApi, LuthierErrorData, ModelFiles, ModelInfo, OptionRow,
-  Preview, StoredModel, StoredRun, Summary, TrainOptions,
+  Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Forgetting, GeneratedText, LuthierApi, LuthierErrorData, Method,
+  MethodRow, ModelFiles, ModelInfo, OptionRow, Preview, StoredModel, StoredRun, Summary, Task, TaskReport, TrainOptions,
 } from "luthier-web";
 import { asError } from "../lib/errors";
 import type { HeldOut, Sample } from "../lib/gallery";
 import type { GpuReport, StorageReport } from "../lib/gpu";
+import { rateFor } from "../lib/methods";
 import { type Link, defaults, suggest } from "../lib/settings";
 
 export const STEPS = ["model", "data", "try", "train", "compare", "keep"] as const;
@@ -31,13 +32,14 @@ export interface Duel {
 
 export const unasked = (prompt: string, open = false): Duel => ({ prompt, base: null, tuned: null, open });
 
+/** What the tuned model is worth on a set of held-out examples. */
 export interface Score {
   title: string;
-  total: number;
-  base: number;
-  tuned: number;
-  rows: { prompt: string; expected: string; base: string; tuned: string }[];
+  report: TaskReport;
 }
+
+export const rightOf = ({ report }: Score, side: "base" | "tuned"): number =>
+  report.examples.filter(({ systems }) => systems[side]?.right).length;
 
 export interface ProbeRound {
   step: number;
@@ -56,6 +58,7 @@ export interface Tuned {
   /** Of the stored run it came from. */
   id?: string;
   label: string;
+  method: Method;
   /** What downloads are called after, beside the model. */
   stem: string;
 }
@@ -97,8 +100,14 @@ class App {
   asking = $state(false);
   sampling = $state({ max_new_tokens: 48, temperature: 0, seed: 0, chat: true });
 
+  // ---- the probe of the data
+  minutes = $state(1);
+  probing = $state.raw<Progress | null>(null);
+  found = $state.raw<DataProbe | null>(null);
+
   // ---- settings
   rows = $state.raw<OptionRow[]>([]);
+  methods = $state.raw<MethodRow[]>([]);
   /** What the user, or a link, has set; everything else follows model and data. */
   chosen = $state.raw<TrainOptions>({});
   summary = $state.raw<Summary | null>(null);
@@ -113,7 +122,13 @@ class App {
   // ---- compare and keep
   duels = $state<Duel[]>([]);
   scores = $state.raw<Score[]>([]);
+  forgetting = $state.raw<Forgetting | null>(null);
+  /** What the held-out examples look like, and what the user says they are. */
+  guessed = $state.raw<Task | null>(null);
+  task = $state.raw<Task | null>(null);
   comparing = $state.raw<Progress | null>(null);
+  /** What is compared are the held-out examples. */
+  scoring = $state(false);
   exporting = $state.raw<Progress | null>(null);
   /** What was exported last and how it compares with the live model; null where it was too large to be loaded again. */
   exported = $state.raw<{ what: string; agreement: Agreement | null } | null>(null);
@@ -125,10 +140,15 @@ class App {
   suggested: TrainOptions = $derived.by(() => {
     if (!this.model) return {};
     const tiny = this.model.parameters < 2e7;
-    return { ...suggest(this.model, this.preview), ...(tiny ? this.sample?.options : {}) };
+    const suits = { ...suggest(this.model, this.preview), ...(tiny ? this.sample?.options : {}) };
+    return suits.lr ? { ...suits, lr: rateFor(this.methods, this.method, suits.lr) } : suits;
   });
+  method: Method = $derived(this.chosen.method ?? "lora");
   options: TrainOptions = $derived({ ...defaults(this.rows), ...this.suggested, ...this.chosen });
-  busy: boolean = $derived(["starting", "running", "paused", "stopping"].includes(this.phase));
+  /** A run is under way. */
+  running: boolean = $derived(["starting", "running", "paused", "stopping"].includes(this.phase));
+  /** The model has no time for anything else. */
+  busy: boolean = $derived(this.running || this.probing !== null);
   ready: boolean = $derived(this.model !== null && this.preview !== null && this.preview.examples > 0);
 }
 

@@ -1,12 +1,8 @@
 /** Asking the model: the base before, base and tuned side by side, and on questions with known answers. */
 
-import type { ChatMessage, Prompt } from "luthier-web";
+import type { ChatMessage, Prompt, Task } from "luthier-web";
 import { announce } from "./announce.svelte";
-import { app, guarded, type Duel, type Score, unasked } from "./app.svelte";
-import type { HeldOut } from "../lib/gallery";
-
-/** Questions asked at a time: few enough for progress to show, enough for the device to be busy. */
-const BATCH = 16;
+import { app, guarded, type Duel, rightOf, unasked } from "./app.svelte";
 
 let controller: AbortController | null = null;
 
@@ -105,36 +101,41 @@ export function newConversation(): void {
   if (last) last.open = false;
 }
 
-// ---- questions with known answers
+// ---- examples with known answers
 
-export async function score(): Promise<void> {
+/** What the held-out examples are taken for. */
+export async function guessTask(): Promise<void> {
+  const { api, heldOut: [set] } = app;
+  if (!api || !set || app.guessed) return;
   await guarded("compare", async () => {
-    const total = 2 * app.heldOut.reduce((sum, set) => sum + set.exchanges.length, 0);
-    let done = 0;
-    const more = (n: number) => (app.comparing = { what: "Asking held-out questions", done: (done += n), total });
-    more(0);
-    app.scores = [];
-    for (const set of app.heldOut) app.scores = [...app.scores, await scoreOf(set, more)];
-    announce(app.scores.map((s) => `${s.title}: ${s.base} of ${s.total} before, ${s.tuned} after.`).join(" "));
+    const guessed = await api.guessTask(set.data);
+    if (app.heldOut[0] === set) app.guessed = guessed;
   });
-  app.comparing = null;
 }
 
-async function scoreOf({ title, exchanges }: HeldOut, more: (n: number) => void): Promise<Score> {
-  const prompts = exchanges.map(({ prompt }) => prompt);
-  const base = await inBatches(prompts, false, more);
-  const tuned = await inBatches(prompts, true, more);
-  const rows = exchanges.map((exchange, i) => ({ ...exchange, base: base[i] ?? "", tuned: tuned[i] ?? "" }));
-  const right = (side: "base" | "tuned") => rows.filter((row) => row[side].trim() === row.expected.trim()).length;
-  return { title, total: rows.length, base: right("base"), tuned: right("tuned"), rows };
+export function chooseTask(task: Task): void {
+  [app.task, app.scores] = [task, []];
 }
 
-async function inBatches(prompts: string[], adapter: boolean, more: (n: number) => void): Promise<string[]> {
-  const answers: string[] = [];
-  while (answers.length < prompts.length) {
-    const asked = prompts.slice(answers.length, answers.length + BATCH);
-    answers.push(...(await ask(asked, adapter, () => {})));
-    more(asked.length);
-  }
-  return answers;
+/** Both models answer all held-out examples; then what tuning cost is measured. */
+export async function score(): Promise<void> {
+  const { api, data, options, heldOut } = app;
+  if (!api) return;
+  app.scoring = true;
+  await guarded("compare", async () => {
+    await guessTask();
+    app.scores = [];
+    const { seq_len, batch_size } = options;
+    const asking = { task: app.task ?? app.guessed ?? "facts", seq_len, batch_size, ...(data && { known: data }) };
+    for (const { title, data: test } of heldOut) {
+      const what = (who: string) => `${title}: asking the ${who} model`;
+      app.comparing = { what: what("tuned"), done: 0, total: 0 };
+      const report = await api.assess(test, asking, (who, done, total) => (app.comparing = { what: what(who), done, total }));
+      app.scores = [...app.scores, { title, report }];
+    }
+    app.comparing = { what: "Measuring what it cost", done: 0, total: 0 };
+    app.forgetting = await api.forgetting();
+    announce(app.scores.map((s) => `${s.title}: ${rightOf(s, "base")} of ${s.report.items} right before, ${rightOf(s, "tuned")} after.`).join(" "));
+  });
+  [app.comparing, app.scoring] = [null, false];
 }

@@ -88,12 +88,14 @@ export async function useText(name: string, text: string): Promise<void> {
 /** Questions with known answers, to compare on. */
 export async function useHeldOut(file: File): Promise<void> {
   await guarded("compare", async () => {
-    const found = exchanges(await textOf(file));
-    if (found.length === 0) {
-      throw { code: "data", message: `${file.name} holds no questions with answers.`, hint: "JSONL with prompt and completion, or messages." };
+    if (!app.api) throw { code: "setting", message: "A test needs a model.", hint: "Open one, on the Model step." };
+    const data = { ...app.data, name: file.name, text: await textOf(file), skip_bad: true };
+    const { examples } = await app.api.preview(data, { limit: 0 });
+    if (examples === 0) {
+      throw { code: "data", message: `${file.name} holds no example.`, hint: "JSONL with prompt and completion, messages or text; or columns named as in the data." };
     }
-    app.heldOut = [{ title: file.name, exchanges: found }];
-    app.scores = [];
+    app.heldOut = [{ title: file.name, data, examples, exchanges: exchanges(data.text) }];
+    [app.scores, app.forgetting, app.task, app.guessed] = [[], null, null, null];
   });
 }
 
@@ -109,7 +111,7 @@ export async function mapColumns(columns: Columns): Promise<void> {
 function take(data: DataText): void {
   [app.data, app.sample, app.heldOut] = [{ ...data, skip_bad: true }, null, []];
   [app.probes, app.preview, app.summary, app.validation] = [[], null, null, null];
-  [app.baseAnswers, app.scores] = [[], []];
+  [app.baseAnswers, app.scores, app.forgetting, app.found, app.task, app.guessed] = [[], [], null, null, null, null];
 }
 
 let latest = 0;

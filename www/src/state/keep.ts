@@ -28,7 +28,7 @@ async function exported(what: string, work: (api: LuthierApi) => Promise<Agreeme
 /** One file as it is, several as a zip. */
 export const downloadAdapter = (format: AdapterFormat): Promise<void> =>
   exported("The adapter", async (api) => {
-    const name = `${fileStem()}-lora`;
+    const name = `${fileStem()}-${app.tuned?.method ?? "lora"}`;
     const { files, agreement } = await api.exportAdapter(format, name);
     if (files.length === 1) download(files[0]!.name, files[0]!.blob);
     else download(`${name}.zip`, await zip(name, files));
@@ -67,7 +67,8 @@ export async function downloadMerged(target: MergeTarget, size: number): Promise
 
 /** A stored run's adapter as a file. */
 export async function downloadStored(id: string): Promise<void> {
-  await guarded("history", async () => download(`${id}-lora.zip`, await zip(`${id}-lora`, await Luthier.runAdapter(id))));
+  const name = `${id}-${app.runs.find((run) => run.id === id)?.options.method ?? "lora"}`;
+  await guarded("history", async () => download(`${name}.zip`, await zip(name, await Luthier.runAdapter(id))));
 }
 
 /** Another adapter is on the model: what was asked of the last one no longer counts. */
@@ -85,7 +86,7 @@ export async function openStoredRun(id: string, choice: AdapterChoice = "best"):
   await guarded("history", async () => {
     const otherBase = await api.importPeft(await Luthier.runAdapter(id, choice));
     const step = choice === "best" ? (stored.best?.step ?? stored.step) : stored.step;
-    nowOn({ from: "history", id, label: labelOf(stored.data_name, step), stem: stem(stored.data_name) });
+    nowOn({ from: "history", id, label: labelOf(stored.data_name, step), method: stored.options.method ?? "lora", stem: stem(stored.data_name) });
     if (otherBase) app.errors.compare = otherBase;
     app.step = "compare";
   });
@@ -96,7 +97,8 @@ export async function loadAdapter(files: File[]): Promise<void> {
     if (!app.api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
     const otherBase = await app.api.importPeft(await adapterOf(files));
     if (otherBase) app.errors.keep = otherBase;
-    nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), stem: "loaded" });
+    const method = (await app.api.adapterMethod()) ?? "lora";
+    nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), method, stem: "loaded" });
     announce("The adapter is on the model.");
   });
 }

@@ -57,7 +57,8 @@ export async function changeDevice(): Promise<void> {
 
 async function open(name: string, get: () => Promise<ModelFiles>): Promise<boolean> {
   if (app.busy) {
-    app.errors.model = problem("setting", "A run is under way on this model.", "Stop it first, on the Train step.");
+    const [what, where] = app.probing ? ["A probe", "Try"] : ["A run", "Train"];
+    app.errors.model = problem("setting", `${what} is under way on this model.`, `Stop it first, on the ${where} step.`);
     return false;
   }
   const mine = ++latest;

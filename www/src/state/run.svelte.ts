@@ -69,7 +69,7 @@ export function forgetRun(): void {
   Object.assign(run, { id: null, stored: false, options: {}, outcome: null, choice: "best", series: new Series(), at: 0, of: 0, probes: [], rounds: [], best: null });
   Object.assign(run, { baseLoss: null, accuracy: null, savedAt: null, warnings: [], reason: null, elapsed: 0, left: null });
   run.tick++;
-  [app.phase, app.tuned, app.scores, app.duels] = ["idle", null, [], []];
+  [app.phase, app.tuned, app.scores, app.forgetting, app.duels] = ["idle", null, [], null, []];
   delete app.errors.train;
 }
 
@@ -125,7 +125,7 @@ export async function stop(): Promise<void> {
 export async function discard(): Promise<void> {
   const { api } = app;
   const text = `What was learned in ${plural(run.at, "step")}, and its checkpoints, will be gone.`;
-  if (!(await confirmed({ title: "Discard this run?", text, action: "Discard" })) || !app.busy) return;
+  if (!(await confirmed({ title: "Discard this run?", text, action: "Discard" })) || !app.running) return;
   const id = run.stored ? run.id : null;
   app.phase = "stopping";
   await guarded("train", async () => api?.discard());
@@ -272,9 +272,9 @@ function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void
 function nowTuned(): void {
   const { best, step } = run.outcome ?? { best: null, step: run.at };
   const from = run.choice === "best" ? (best?.step ?? step) : step;
-  app.tuned = { from: "run", label: labelOf(run.dataName, from), stem: run.stem };
+  app.tuned = { from: "run", label: labelOf(run.dataName, from), method: run.options.method ?? "lora", stem: run.stem };
   app.duels = run.probes.map((prompt) => unasked(prompt));
-  app.scores = [];
+  [app.scores, app.forgetting] = [[], null];
 }
 
 /** What an adapter is called. */
@@ -305,7 +305,7 @@ function redraw(): void {
   clearTimeout(drawing);
   drawing = undefined;
   run.tick++;
-  if (!app.busy) return;
+  if (!app.running) return;
   run.elapsed = clock.seconds();
   const done = run.at - clock.first;
   run.left = done >= STEPS_FOR_ETA ? (run.elapsed / done) * (run.of - run.at) : null;

@@ -7,7 +7,7 @@ import { readData } from "./data";
 
 export async function loadOptions(): Promise<void> {
   await guarded("settings", async () => {
-    app.rows = await Luthier.options();
+    [app.rows, app.methods] = await Promise.all([Luthier.options(), Luthier.methods()]);
     const link = fromHash(location.hash, app.rows);
     app.chosen = link.options;
     if (link.model || link.sample || Object.keys(link.options).length > 0) app.link = link;
@@ -16,7 +16,9 @@ export async function loadOptions(): Promise<void> {
 
 export function setOption(row: OptionRow, value: TrainOptions[keyof TrainOptions]): void {
   const follows = row.name === "steps" && typeof value === "number" ? pace(value) : {};
-  app.chosen = { ...app.chosen, ...follows, [row.name]: value };
+  // What was chosen for another method says nothing of this one.
+  const { lr, target_modules, ...rest } = app.chosen;
+  app.chosen = { ...(row.name === "method" ? rest : app.chosen), ...follows, [row.name]: value };
   if (row.name === "seq_len") void readData();
 }
 

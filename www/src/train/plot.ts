@@ -1,8 +1,7 @@
 /** uPlot, dressed: what each chart draws. */
 
 import uPlot from "uplot";
-import "uplot/dist/uPlot.min.css";
-import { rate } from "../lib/format";
+import { type Color, axisOf, colors, numeral } from "../lib/plot";
 import { run } from "../state/run.svelte";
 
 export type ChartKind = "loss" | "lr" | "grad_norm" | "tokens_per_sec";
@@ -33,16 +32,8 @@ function smooth(values: (number | null)[]): (number | null)[] {
 }
 
 export function chart(kind: ChartKind, place: HTMLElement): uPlot {
-  const css = getComputedStyle(document.documentElement);
-  const color = (name: string) => css.getPropertyValue(`--${name}`).trim();
-  const font = "12px system-ui, sans-serif";
-  const axis = (size: number, values?: (n: number) => string): uPlot.Axis => ({
-    stroke: color("quiet"), font, size, gap: 4,
-    grid: { stroke: color("line"), width: 1 },
-    ticks: { show: false },
-    ...(values && { values: (_: uPlot, splits: number[]) => splits.map(values) }),
-  });
-  const small = (n: number) => (Math.abs(n) >= 1000 ? `${n / 1000}k` : n !== 0 && Math.abs(n) < 0.01 ? rate(n) : String(Number(n.toPrecision(4))));
+  const color = colors();
+  const axis = axisOf(color);
   const options: uPlot.Options = {
     width: Math.max(50, place.clientWidth),
     height: place.clientHeight,
@@ -53,15 +44,13 @@ export function chart(kind: ChartKind, place: HTMLElement): uPlot {
       x: { time: false, range: (_, min, max) => [Math.min(0, min ?? 0), Math.max(run.of, max ?? 1, 1)] },
       y: { range: (_, min, max) => [Math.min(0, min ?? 0), (max ?? 1) * 1.06 || 1] },
     },
-    axes: [axis(22, (n) => (Number.isInteger(n) ? String(n) : "")), axis(46, small)],
+    axes: [axis(22, (n) => (Number.isInteger(n) ? String(n) : "")), axis(46, numeral)],
     series: [{}, ...lines(kind, color)],
     hooks: kind === "loss" ? { draw: [(plot) => markBest(plot, color)] } : {},
   };
   if (kind !== "loss") options.axes![1]!.space = 26;
   return new uPlot(options, dataOf(kind), place);
 }
-
-type Color = (name: string) => string;
 
 function lines(kind: ChartKind, color: Color): uPlot.Series[] {
   const points = { show: false };
