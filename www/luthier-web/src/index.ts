@@ -10,7 +10,7 @@ import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
   AdapterChoice, AdapterFormat, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo,
-  NamedBlob, OnProgress, OpenOptions, OptionRow, ProbeBudget, Prompt, RunOptions, SamplingOptions, TaskOptions, TrainEvent, TrainOptions,
+  NamedBlob, OnProgress, OpenOptions, ProbeBudget, Prompt, RunOptions, SamplingOptions, TaskOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
