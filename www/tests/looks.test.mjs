@@ -93,7 +93,7 @@ test("the probe, methods, and answers judged", async () => {
   const context = await browser.newContext({ serviceWorkers: "block" });
   const page = await openApp(context, server, settings({ steps: 40, warmup_steps: 4, eval_every: 0, seq_len: 64 }));
   const problems = [];
-  await ready(page, "sentiment");
+  await ready(page);
   await goTo(page, "try");
   await page.locator("#probe-minutes").selectOption("0.5");
   await page.locator("#probe").click();

@@ -8,7 +8,7 @@ import { axisOf, colors, numeral } from "../lib/plot";
 const PLACES = 40;
 
 /** From the smallest part to twice the data. */
-export function curveData({ verdict: { curve, law, control, base } }: DataProbe): uPlot.AlignedData {
+export function curveData({ verdict: { curve, law, control } }: DataProbe): uPlot.AlignedData {
   const sizes = curve.map(([size]) => size);
   const [from, to] = [Math.min(...sizes), 2 * Math.max(...sizes)];
   const [a, b, c] = law;
@@ -16,7 +16,7 @@ export function curveData({ verdict: { curve, law, control, base } }: DataProbe)
   const xs = [...new Set([...places, ...sizes])].sort((x, y) => x - y);
   // Two runs of one size stand in two series.
   const drawn = (nth: number) => xs.map((x) => curve.filter(([size]) => size === x)[nth]?.[1] ?? null);
-  return [xs, xs.map((x) => a + b * x ** -c), drawn(0), drawn(1), xs.map(() => control), xs.map(() => base)];
+  return [xs, xs.map((x) => a + b * x ** -c), drawn(0), drawn(1), xs.map(() => control)];
 }
 
 export function drawCurve(probe: DataProbe, place: HTMLElement): uPlot {
@@ -34,7 +34,7 @@ export function drawCurve(probe: DataProbe, place: HTMLElement): uPlot {
     padding: [14, 18, 0, 0],
     scales: { x: { time: false, distr: 3, log: 2 }, y: { range: (_, _min, max) => [0, (max ?? 1) * 1.08] } },
     axes: [{ ...axis(24, (n) => String(Math.round(n))), splits: () => ticks }, axis(40, numeral)],
-    series: [{}, line("varnish", []), dots, dots, line("quiet", [2, 4]), line("train", [7, 5])],
+    series: [{}, line("varnish", []), dots, dots, line("train", [7, 5])],
     hooks: { draw: [(plot) => beyond(plot, sizes.at(-1)!, color("quiet"))] },
   }, curveData(probe), place);
 }
@@ -50,6 +50,6 @@ function beyond(plot: uPlot, size: number, color: string): void {
   ctx.globalAlpha = 1;
   ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textAlign = "right";
-  ctx.fillText("foreseen", bbox.left + bbox.width - 6 * devicePixelRatio, bbox.top + 14 * devicePixelRatio);
+  ctx.fillText("foreseen", bbox.left + bbox.width - 6 * devicePixelRatio, bbox.top + bbox.height - 8 * devicePixelRatio);
   ctx.restore();
 }

@@ -8,7 +8,7 @@ export const TITLES: Record<StepId, { name: string; title: string; lead: string 
   model: { name: "Model", title: "Choose a model", lead: "A small language model is the instrument; your examples will tune it." },
   data: { name: "Data", title: "Give it examples", lead: "A few hundred questions with the answers you want. They are read here and go nowhere." },
   try: { name: "Try", title: "Ask it first", lead: "Hear the model as it is, and find out what it could learn, before a long run." },
-  train: { name: "Train", title: "Train", lead: "A small adapter is learned beside the frozen weights." },
+  train: { name: "Train", title: "Train", lead: "Say how much of the model learns, and for how long; what suits it is filled in." },
   compare: { name: "Compare", title: "Before and after", lead: "The same questions, the same seed: the base model and the tuned one." },
   keep: { name: "Keep", title: "Keep what was learned", lead: "Take the adapter with you, in files that other tools open." },
 };

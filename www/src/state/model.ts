@@ -69,7 +69,8 @@ async function open(name: string, get: () => Promise<ModelFiles>): Promise<boole
   reopen = () => open(name, get);
   try {
     const onProgress = (done: number, total: number) => {
-      if (current()) app.opening = { what: name, done, total };
+      // Later it is opened again by itself, which is nobody's concern.
+      if (current() && !app.api) app.opening = { what: name, done, total };
     };
     const onReopen = (device: DeviceInfo) => {
       if (current()) app.device = device;
