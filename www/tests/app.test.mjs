@@ -182,7 +182,7 @@ const BAD_MODELS = [
   ["weights cut short", [["config.json"], ["tokenizer.json"], ["model.safetensors", nanoFile("model.safetensors").subarray(0, 90_000)]], /model\.safetensors: .*the data at 84000/],
   ["weights that are a pickle", [["config.json"], ["tokenizer.json"], ["model.safetensors", PICKLE]], /model\.safetensors: .*pickle/],
   ["a config that is no JSON", [["config.json", "{"], ["tokenizer.json"], ["model.safetensors"]], /config\.json: .*not JSON/],
-  ["another family", [["config.json", '{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}'], ["tokenizer.json"], ["model.safetensors"]], /architecture 'gpt2' is not supported/],
+  ["another family", [["config.json", '{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}'], ["tokenizer.json"], ["model.safetensors"]], /architecture 'mamba' is not supported/],
   ["no GGUF", [["model.gguf", Buffer.from([0x00, 0xff, 0x80, 0x01])]], /model\.gguf: .*no GGUF file \(4 bytes/],
 ];
 
