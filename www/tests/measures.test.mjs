@@ -62,6 +62,19 @@ test("a probe that is stopped is over at once; data that are too few are refused
   await page.context().close();
 });
 
+test("judging that is stopped leaves the adapter on the model", async () => {
+  const page = await open();
+  await train(page, { ...short, method: "ia3", lr: 0.1 });
+  const asked = await page.evaluate(async (test) => {
+    const before = await tuner.evaluate(test);
+    const controller = new AbortController();
+    const code = await tuner.assess(test, {}, () => controller.abort(), controller.signal).catch(({ code }) => code);
+    return [code, JSON.stringify(before) === JSON.stringify(await tuner.evaluate(test)), await tuner.adapterMethod()];
+  }, data("values"));
+  assert.deepEqual(asked, ["cancelled", true, "ia3"]);
+  await page.context().close();
+});
+
 test("each method trains in wasm, by the table that the engine gives", async () => {
   const page = await open();
   const methods = await page.evaluate(() => Luthier.methods());
