@@ -49,7 +49,7 @@ test("a probe that is stopped is over at once; data that are too few are refused
   const page = await open();
   const code = await page.evaluate(async (data) => {
     const controller = new AbortController();
-    const stop = (what) => what.startsWith("tuning") && controller.abort();
+    const stop = () => controller.abort();
     const busy = tuner.probe(data, { budget: { minutes: 60 } }, stop, controller.signal).catch(({ code }) => code);
     const [refused] = await Promise.all([tuner.probe(data).catch(({ message }) => message)]);
     return [refused, await busy, (await tuner.preview(data)).examples];
@@ -59,6 +59,19 @@ test("a probe that is stopped is over at once; data that are too few are refused
   const said = await page.evaluate((few) => tuner.probe(few).catch(({ code, message }) => [code, message]), few);
   assert.equal(said[0], "data");
   assert.match(said[1], /9 records are too few/);
+  await page.context().close();
+});
+
+test("judging that is stopped leaves the adapter on the model", async () => {
+  const page = await open();
+  await train(page, { ...short, method: "ia3", lr: 0.1 });
+  const asked = await page.evaluate(async (test) => {
+    const before = await tuner.evaluate(test);
+    const controller = new AbortController();
+    const code = await tuner.assess(test, {}, () => controller.abort(), controller.signal).catch(({ code }) => code);
+    return [code, JSON.stringify(before) === JSON.stringify(await tuner.evaluate(test)), await tuner.adapterMethod()];
+  }, data("values"));
+  assert.deepEqual(asked, ["cancelled", true, "ia3"]);
   await page.context().close();
 });
 

@@ -294,19 +294,27 @@ class Instance implements LuthierApi {
   ): Promise<DataProbe> {
     this.#checkFree();
     this.#probing = true;
-    // A worker that computes hears nothing.
-    const stop = () => this.#mend(new LuthierError("cancelled", "The probe was stopped."));
     try {
       await this.#mending?.catch(() => {});
       if (this.#used) await this.#reopen();
-      if (signal?.aborted) throw new LuthierError("cancelled", "The probe was stopped.");
-      signal?.addEventListener("abort", stop);
       this.#used = true;
-      return await this.#ask("probe", { data, options, budget, ...(test && { test }) }, (said) => onProgress?.(...said));
+      const ask = { data, options, budget, ...(test && { test }) };
+      return await this.#stoppable(this.#ask("probe", ask, (said) => onProgress?.(...said)), signal);
     } finally {
-      signal?.removeEventListener("abort", stop);
       if (!this.#closed) this.#mend();
       this.#probing = false;
+    }
+  }
+
+  /** A worker that computes hears nothing: to stop it is to take another, with the model and its adapter. */
+  async #stoppable<T>(answer: Promise<T>, signal?: AbortSignal): Promise<T> {
+    const stop = () => this.#mend(new LuthierError("cancelled", "It was stopped."));
+    if (signal?.aborted) stop();
+    signal?.addEventListener("abort", stop);
+    try {
+      return await answer;
+    } finally {
+      signal?.removeEventListener("abort", stop);
     }
   }
 
@@ -314,8 +322,8 @@ class Instance implements LuthierApi {
     return this.#ask("guessTask", data);
   }
 
-  assess(data: DataText, options: TaskOptions = {}, onProgress?: OnProgress) {
-    return this.#ask("assess", { data, options }, (said) => onProgress?.(...said));
+  assess(data: DataText, options: TaskOptions = {}, onProgress?: OnProgress, signal?: AbortSignal) {
+    return this.#stoppable(this.#ask("assess", { data, options }, (said) => onProgress?.(...said)), signal);
   }
 
   forgetting() {

@@ -559,7 +559,7 @@ export interface LuthierApi {
   ): Promise<DataProbe>;
   guessTask(data: DataText): Promise<Task>;
   /** Asks the tuned model and the base everything in the data, and judges the answers. */
-  assess(data: DataText, options?: TaskOptions, onProgress?: OnProgress): Promise<TaskReport>;
+  assess(data: DataText, options?: TaskOptions, onProgress?: OnProgress, signal?: AbortSignal): Promise<TaskReport>;
   /** What the adapter on the model cost. */
   forgetting(): Promise<Forgetting>;
   /** Of the adapter on the model. */

@@ -121,6 +121,8 @@ export function chooseTask(task: Task): void {
 export async function score(): Promise<void> {
   const { api, data, options, heldOut } = app;
   if (!api) return;
+  controller = new AbortController();
+  const { signal } = controller;
   app.scoring = true;
   await guarded("compare", async () => {
     await guessTask();
@@ -130,7 +132,7 @@ export async function score(): Promise<void> {
     for (const { title, data: test } of heldOut) {
       const what = (who: string) => `${title}: asking the ${who} model`;
       app.comparing = { what: what("tuned"), done: 0, total: 0 };
-      const report = await api.assess(test, asking, (who, done, total) => (app.comparing = { what: what(who), done, total }));
+      const report = await api.assess(test, asking, (who, done, total) => (app.comparing = { what: what(who), done, total }), signal);
       app.scores = [...app.scores, { title, report }];
     }
     app.comparing = { what: "Measuring what it cost", done: 0, total: 0 };
