@@ -96,11 +96,16 @@ impl Bench {
     }
 }
 
-/// Every kernel, over `n` rows.
-fn rows(b: &mut Bench, n: usize, products: &[usize]) {
+/// Every kernel, over `n` rows; attention over texts of several lengths.
+fn rows(b: &mut Bench, n: usize, products: &[usize], texts: &[usize]) {
     matmuls(b, n, products);
     elementwise(b, n);
-    attentions(b, n);
+    for &rows in texts {
+        attentions(b, rows);
+        for n in [1, 32] {
+            decoding(b, n, rows);
+        }
+    }
     heads(b);
     updates(b);
 }
@@ -223,32 +228,53 @@ fn elementwise(b: &mut Bench, n: usize) {
     }
 }
 
+/// Attention of `n` rows, at two widths of head, as one document and as documents of [`PACKED`] rows.
 fn attentions(b: &mut Bench, n: usize) {
-    let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
+    for (heads, kv_heads, d) in [(9, 3, 64), (8, 4, 128)] {
+        let s = attention::Shape { n, heads, kv_heads, d, scale: 0.125, ..Default::default() };
+        attention(b, s, n);
+        attention(b, s, n.min(PACKED));
+    }
+}
+
+const PACKED: usize = 128;
+
+fn attention(b: &mut Bench, s: attention::Shape, document: usize) {
+    let n = s.n;
     let (wide, narrow) = (n * s.heads * s.d, n * s.kv_heads * s.d);
-    let pairs = n * n / 2 * s.heads * s.d; // multiply-adds of one product over the causal half
-    let spans = |b: &mut Bench| b.words((0..n).flat_map(|_| [0, n as u32]).collect());
-    let shape = format!("{n}x{}/{}x{}", s.heads, s.kv_heads, s.d);
+    let pairs = n * (document + 1) / 2 * s.heads * s.d; // multiply-adds of one product over what the mask shows
+    let spans = |b: &mut Bench| {
+        let first = |row| row / document * document;
+        b.words((0..n).flat_map(|row| [first(row), n.min(first(row) + document)].map(|x| x as u32)).collect())
+    };
+    let packed = if document < n { format!(" of {document}") } else { String::new() };
+    let shape = format!("{n}x{}/{}x{}{packed}", s.heads, s.kv_heads, s.d);
     b.row("attention.forward", &shape, 4 * pairs, |b| {
         let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats) = (b.floats(wide), b.floats(n * s.heads * 2));
-        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, stats);
+        let (o, lse) = (b.floats(wide), b.floats(n * s.heads));
+        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, lse);
     });
-    b.row("attention.backward", &shape, 14 * pairs, |b| {
+    b.row("attention.backward", &shape, 10 * pairs, |b| {
         let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats, d_o) = (b.floats(wide), b.floats(n * s.heads * 2), b.floats(wide));
+        let (o, lse, d_o) = (b.floats(wide), b.floats(n * s.heads), b.floats(wide));
         let (dq, dk, dv) = (b.floats(wide), b.floats(narrow), b.floats(narrow));
-        attention::backward(&mut b.plan, "", s, &attention::Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
+        attention::backward(&mut b.plan, "", s, &attention::Backward { spans, q, k, v, o, lse, d_o, dq, dk, dv });
     });
-    let one = attention::Shape { n: 1, ..s };
-    b.row("attention_cached.append", format!("1 at {n}"), 0, |b| {
-        let (slots, x, cache) = (b.words(vec![0, n as u32 - 1]), b.floats(narrow / n), b.floats(narrow));
-        attention_cached::append(&mut b.plan, "", one, n, slots, x, cache);
+}
+
+/// Decoding: a token each for `n` sequences that are `seen` tokens long.
+fn decoding(b: &mut Bench, n: usize, seen: usize) {
+    let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
+    let (wide, narrow) = (n * s.heads * s.d, n * s.kv_heads * s.d);
+    let slots = |b: &mut Bench| b.words((0..n as u32).flat_map(|i| [i, seen as u32 - 1]).collect());
+    b.row("attention_cached.append", format!("{n} at {seen}"), 0, |b| {
+        let (slots, x, cache) = (slots(b), b.floats(narrow), b.floats(seen * narrow));
+        attention_cached::append(&mut b.plan, "", s, seen, slots, x, cache);
     });
-    b.row("attention_cached.forward", format!("1 at {n}"), 4 * n * s.heads * s.d, |b| {
-        let (slots, q) = (b.words(vec![0, n as u32 - 1]), b.floats(wide / n));
-        let (k, v, o) = (b.floats(narrow), b.floats(narrow), b.floats(wide / n));
-        attention_cached::forward(&mut b.plan, "", one, n, slots, q, k, v, o);
+    b.row("attention_cached.forward", format!("{n} at {seen}"), 4 * seen * s.d * n * s.heads, |b| {
+        let (slots, q, o) = (slots(b), b.floats(wide), b.floats(wide));
+        let (k, v) = (b.floats(seen * narrow), b.floats(seen * narrow));
+        attention_cached::forward(&mut b.plan, "", s, seen, slots, q, k, v, o);
     });
 }
 
@@ -347,6 +373,7 @@ async fn measure(
         sample(device, b, row, 1).await?;
         let (once, _) = sample(device, b, row, 1).await?;
         let repeats = (budget_ms / once).clamp(1.0, 16.0) as usize;
+        let samples = if once > 1e3 { 3 } else { samples };
         let (mut ms, mut core) = (Vec::new(), 0.0);
         for _ in 0..samples {
             let (wall, cpu) = sample(device, b, row, repeats).await?;
@@ -364,9 +391,10 @@ async fn measure(
 
 fn main() -> luthier::Result<()> {
     let args = Args::parse();
-    let (n, products): (_, &[usize]) = if args.quick { (128, &[256]) } else { (512, &[512, 1024]) };
+    let (n, products, texts): (_, &[usize], &[usize]) =
+        if args.quick { (128, &[256], &[256]) } else { (512, &[512, 1024], &[256, 512, 1024, 2048]) };
     let mut b = Bench { only: args.only.clone(), ..Default::default() };
-    rows(&mut b, n, products);
+    rows(&mut b, n, products, texts);
     let tiled = |row: &Row| {
         let steps = &b.plan.sequences[row.sequence].steps;
         steps.iter().flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled)

@@ -55,7 +55,7 @@ pub struct Kept {
     k: Projected,
     v: Projected,
     attended: Buf,
-    stats: Buf,
+    lse: Buf,
     o: Branch,
     mlp: Mlp,
 }
@@ -156,11 +156,11 @@ impl Block {
         let n = cx.n;
         let [q, k, v] = self.qkv(cx, spec, common, x);
         let attended = cx.plan.temp("attended", n * spec.q_width());
-        let stats = cx.plan.temp("attention stats", n * spec.heads * 2);
-        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, q.y, k.y, v.y, attended, stats);
+        let lse = cx.plan.temp("attention lse", n * spec.heads);
+        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, q.y, k.y, v.y, attended, lse);
         let (mid, o) = join(cx, &self.o, self.post_attention_norm, attended, x);
         let (out, mlp) = self.mlp(cx, spec, mid);
-        (out, Kept { x, q, k, v, attended, stats, o, mlp })
+        (out, Kept { x, q, k, v, attended, lse, o, mlp })
     }
 
     /// Forward over a KV cache: the rows append their k and v, then attend to their sequences.
@@ -255,7 +255,7 @@ impl Block {
             k: kept.k.y,
             v: kept.v.y,
             o: kept.attended,
-            stats: kept.stats,
+            lse: kept.lse,
             d_o,
             dq,
             dk,

@@ -39,7 +39,7 @@ pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Bu
 /// `o[n] = softmax(cap(scale·q[n]·Kᵀ))·V` over positions `0..=position` of the row's sequence, the nearest `window`.
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, q: Buf, k: Buf, v: Buf, o: Buf) {
     let step = plan.push(&FORWARD, params(s, capacity), &[slots, q, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
-    s.finish(step, label);
+    s.finish(step, label, capacity);
 }
 
 fn append_twin<F: Float>(call: &mut Call<F>) {

@@ -47,8 +47,8 @@ fn over_one_document(shape: Shape) {
     let (q, k, v) = (s.floats("q", &q), s.floats("k", &k), s.floats("v", &v));
     let (keys, values) =
         (s.in_out("keys", &vec![0.0; 2 * capacity * width]), s.in_out("values", &vec![0.0; 2 * capacity * width]));
-    let (want, stats, got) = (s.output("o", 9 * wide), s.output("stats", 9 * 6 * 2), s.output("cached o", 9 * wide));
-    attention::forward(&mut s.plan, "", shape, spans, q, k, v, want, stats);
+    let (want, lse, got) = (s.output("o", 9 * wide), s.output("lse", 9 * 6), s.output("cached o", 9 * wide));
+    attention::forward(&mut s.plan, "", shape, spans, q, k, v, want, lse);
     attention_cached::append(&mut s.plan, "", shape, capacity, slots, k, keys);
     attention_cached::append(&mut s.plan, "", shape, capacity, slots, v, values);
     attention_cached::forward(&mut s.plan, "", shape, capacity, slots, q, keys, values, got);

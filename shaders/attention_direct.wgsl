@@ -1,14 +1,16 @@
-// Causal attention over packed documents, grouped kv heads (g = h·G/H), online softmax, scores never stored.
+// Causal attention over packed documents, grouped kv heads (g = h·G/H), online softmax, scores never stored: barrier-free.
 //
-// forward:      o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = cap(scale·q[n,h]·k[j,g])
-// delta:        δ[n,h] = o[n,h]·do[n,h]
-// backward_q:   dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])·cap'
-// backward_kv:  dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h]
+// forward:   o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = cap(scale·q[n,h]·k[j,g])
+// delta:     facts[n,h] = (lse[n,h], δ[n,h], first, end),  δ[n,h] = o[n,h]·do[n,h]
+// backward:  dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])·cap'
+//            dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h]
 // over the j that n sees: n's document up to n, and of that the nearest `window` rows
 //
 // cap(s) = cap·tanh(s/cap), or s where cap is 0; cap' is its slope
-// q, o, do, dq:[N,H,D]  k, v, dk, dv:[N,G,D]  stats:[N,H] of (lse, δ)  spans:[N] of (first row, one past the last row) of n's document
-// Dispatch: x over rows, 64 a workgroup; y over heads (kv heads in backward_kv). HEAD_DIM_4 = D/4 is prepended.
+// q, o, do, dq:[N,H,D]  k, v, dk, dv:[N,G,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
+// spans:[N] of (first row, one past the last row) of n's document; documents are runs of rows, so neither ever falls.
+// Dispatch: x over rows, 64 a workgroup; y over heads, in backward over heads for dq and then kv heads for dk and dv;
+// delta over (row, head), in strides. HEAD_DIM_4 = D/4 is prepended.
 // One invocation owns one row of one head; every output is overwritten.
 
 struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
@@ -18,15 +20,16 @@ struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32,
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> stats_out: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read_write> lse_out: array<f32>;
 
-@group(0) @binding(0) var<storage, read> o_in: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> do_in: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> stats_delta: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> o_in: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> do_in: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> lse: array<f32>;
+@group(0) @binding(4) var<storage, read_write> facts_out: array<vec4<f32>>;
 
-@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;
-@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(0) var<storage, read> facts: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> dq: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
 
@@ -77,7 +80,7 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
     for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at + i] = acc[i] / sum; }
-    stats_out[n * p.heads + h] = vec2<f32>(top + log(sum), 0.0);
+    lse_out[n * p.heads + h] = top + log(sum);
 }
 
 @compute @workgroup_size(64)
@@ -86,15 +89,18 @@ fn delta(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) 
     for (var i = id.x; i < p.n * p.heads; i += groups.x * 64u) {
         var s = 0.0;
         for (var c = 0u; c < d4; c += 1u) { s += dot(o_in[i * d4 + c], do_in[i * d4 + c]); }
-        stats_delta[i].y = s;
+        let n = i / p.heads;
+        facts_out[i] = vec4<f32>(lse[i], s, f32(first(n)), f32(end(n)));
     }
 }
 
 @compute @workgroup_size(64)
-fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
-    let n = id.x;
-    if (n >= p.n) { return; }
-    let h = id.y;
+fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= p.n) { return; }
+    if (id.y < p.heads) { by_query(id.x, id.y); } else { by_key(id.x, id.y - p.heads); }
+}
+
+fn by_query(n: u32, h: u32) {
     let g = h / (p.heads / p.kv_heads);
     let at = (n * p.heads + h) * HEAD_DIM_4;
     var mine: array<vec4<f32>, HEAD_DIM_4>;
@@ -105,8 +111,8 @@ fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
         given[i] = d_o[at + i];
         acc[i] = vec4<f32>();
     }
-    let stat = stats[n * p.heads + h];
-    for (var j = first(n); j <= n; j += 1u) {
+    let mine_facts = facts[n * p.heads + h];
+    for (var j = u32(mine_facts.z); j <= n; j += 1u) {
         let key = (j * p.kv_heads + g) * HEAD_DIM_4;
         var s = 0.0;
         var dp = 0.0;
@@ -115,17 +121,13 @@ fn backward_q(@builtin(global_invocation_id) id: vec3<u32>) {
             dp += dot(given[i], v[key + i]);
         }
         s = soft_cap(s, p.cap);
-        let ds = exp(s - stat.x) * (dp - stat.y) * soft_cap_slope(s, p.cap) * p.scale;
+        let ds = exp(s - mine_facts.x) * (dp - mine_facts.y) * soft_cap_slope(s, p.cap) * p.scale;
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) { acc[i] += ds * k[key + i]; }
     }
     for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dq[at + i] = acc[i]; }
 }
 
-@compute @workgroup_size(64)
-fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
-    let j = id.x;
-    if (j >= p.n) { return; }
-    let g = id.y;
+fn by_key(j: u32, g: u32) {
     let group = p.heads / p.kv_heads;
     let at = (j * p.kv_heads + g) * HEAD_DIM_4;
     var key: array<vec4<f32>, HEAD_DIM_4>;
@@ -138,7 +140,7 @@ fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
         acc_k[i] = vec4<f32>();
         acc_v[i] = vec4<f32>();
     }
-    let last = end(j);
+    let last = u32(facts[j * p.heads].w);
     for (var h = g * group; h < (g + 1u) * group; h += 1u) {
         for (var n = j; n < last; n += 1u) {
             let row = (n * p.heads + h) * HEAD_DIM_4;
@@ -148,10 +150,10 @@ fn backward_kv(@builtin(global_invocation_id) id: vec3<u32>) {
                 s += dot(key[i], q[row + i]);
                 dp += dot(value[i], d_o[row + i]);
             }
-            let stat = stats[n * p.heads + h];
+            let row_facts = facts[n * p.heads + h];
             s = soft_cap(s, p.cap);
-            let prob = exp(s - stat.x);
-            let ds = prob * (dp - stat.y) * soft_cap_slope(s, p.cap) * p.scale;
+            let prob = exp(s - row_facts.x);
+            let ds = prob * (dp - row_facts.y) * soft_cap_slope(s, p.cap) * p.scale;
             for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
                 acc_v[i] += prob * d_o[row + i];
                 acc_k[i] += ds * q[row + i];
