@@ -182,6 +182,16 @@ const handlers: Handlers = {
     return turn(() => model().run_json());
   },
 
+  async keepAdapter(name) {
+    await turn(() => model().keep_adapter(name));
+    return null;
+  },
+
+  async useAdapter(name) {
+    await turn(() => model().use_adapter(name ?? undefined));
+    return null;
+  },
+
   async importPeft(files) {
     const read: NamedBytes[] = [];
     for (const { name, blob } of files) read.push({ name, bytes: new Uint8Array(await blob.arrayBuffer()) });
