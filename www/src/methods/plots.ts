@@ -45,21 +45,13 @@ export function drawCurves(place: HTMLElement): uPlot {
   }, curves(), place);
 }
 
-/** The name of each line at its end; names that would lie on one another are moved apart. */
+/** The name of each line at its end. */
 function nameLines(plot: uPlot, color: Color): void {
-  const ends = drawn(contest.entries).map((entry) => {
+  write(plot, color, drawn(contest.entries).map((entry) => {
     const { step, loss } = entry.curve.at(-1)!;
-    return { entry, x: plot.valToPos(step, "x", true), y: plot.valToPos(loss, "y", true) };
-  });
-  ends.sort((a, b) => a.y - b.y);
-  const apart = (LABEL + 2) * devicePixelRatio;
-  let above = -Infinity;
-  write(plot, color, (text) => {
-    for (const { entry, x, y } of ends) {
-      above = Math.max(y, above + apart);
-      text(nameOf(entry), x + 8 * devicePixelRatio, above, colorOf(color, entry));
-    }
-  });
+    const x = plot.valToPos(step, "x", true) + 8 * devicePixelRatio;
+    return { text: nameOf(entry), x, y: plot.valToPos(loss, "y", true), color: colorOf(color, entry) };
+  }));
 }
 
 // ---- what it brought against what it trained
@@ -85,7 +77,7 @@ export function drawDots(place: HTMLElement, dots: Dot[], before: number | null)
     ...frame(place),
     padding: [16, 20, 0, 0],
     scales: { x: { time: false, distr: 3, range: () => [from, to] }, y: wide ? { distr: 3 } : { range: () => room(null, least, most) } },
-    axes: [{ ...axis(26, short), splits: () => powers(from, to) }, wide ? { ...axis(50, numeral), splits: decades } : axis(50, numeral)],
+    axes: [{ ...axis(26, (n) => short(n).replace(".0", "")), splits: () => powers(from, to) }, wide ? { ...axis(50, numeral), splits: decades } : axis(50, numeral)],
     series: [{}, { paths: () => null, points: { show: false } }],
     hooks: { draw: [(plot) => dotsOf(plot, dots, before, color)] },
   }, dotData(dots), place);
@@ -118,14 +110,13 @@ function dotsOf(plot: uPlot, dots: Dot[], before: number | null, color: Color): 
     ctx.fill();
   }
   ctx.restore();
-  write(plot, color, (text) => {
-    for (const { entry, x, y: value } of dots) {
-      const at = plot.valToPos(x, "x", true);
-      const right = at > bbox.left + 0.75 * bbox.width;
-      text(nameOf(entry), at + (right ? -10 : 10) * ratio, y(value) - 8 * ratio, colorOf(color, entry), right ? "right" : "left");
-    }
-    if (before !== null) text("before", bbox.left + 6 * ratio, y(before) - 9 * ratio, color("quiet"));
+  const labels = dots.map(({ entry, x, y: value }): Label => {
+    const at = plot.valToPos(x, "x", true);
+    const right = at > bbox.left + 0.7 * bbox.width;
+    return { text: nameOf(entry), x: at + (right ? -10 : 10) * ratio, y: y(value) - 6 * ratio, color: colorOf(color, entry), align: right ? "right" : "left" };
   });
+  if (before !== null) labels.push({ text: "before", x: bbox.left + 4 * ratio, y: y(before) - 9 * ratio, color: color("quiet") });
+  write(plot, color, labels);
 }
 
 // ---- what both share
@@ -161,21 +152,34 @@ function line(ctx: CanvasRenderingContext2D, x0: number, y0: number, x1: number,
   ctx.stroke();
 }
 
-type Text = (text: string, x: number, y: number, color: string, align?: CanvasTextAlign) => void;
+interface Label {
+  text: string;
+  x: number;
+  y: number;
+  color: string;
+  align?: CanvasTextAlign;
+}
 
-/** Words on the drawing, with the card behind them. */
-function write(plot: uPlot, color: Color, all: (text: Text) => void): void {
+/** Words on the drawing, with the card behind them; those that would lie on one another are moved apart. */
+function write(plot: uPlot, color: Color, labels: Label[]): void {
   const { ctx } = plot;
   ctx.save();
   ctx.font = `600 ${LABEL * devicePixelRatio}px system-ui, sans-serif`;
   ctx.textBaseline = "middle";
   ctx.lineJoin = "round";
-  ctx.lineWidth = 4 * devicePixelRatio;
+  ctx.lineWidth = 3 * devicePixelRatio;
   ctx.strokeStyle = color("card");
-  all((text, x, y, paint, align = "left") => {
+  const put: { left: number; right: number; y: number }[] = [];
+  const apart = (LABEL + 2) * devicePixelRatio;
+  for (const { text, x, y, color: paint, align = "left" } of [...labels].sort((a, b) => a.y - b.y)) {
+    const width = ctx.measureText(text).width;
+    const left = align === "right" ? x - width : x;
+    const beside = put.filter((other) => left < other.right && other.left < left + width);
+    const at = Math.max(y, ...beside.map((other) => other.y + apart));
+    put.push({ left, right: left + width, y: at });
     [ctx.fillStyle, ctx.textAlign] = [paint, align];
-    ctx.strokeText(text, x, y);
-    ctx.fillText(text, x, y);
-  });
+    ctx.strokeText(text, x, at);
+    ctx.fillText(text, x, at);
+  }
   ctx.restore();
 }
