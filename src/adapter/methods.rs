@@ -128,7 +128,7 @@ impl Kind {
                 continue;
             }
             let names = |kinds: &[Kind]| kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
-            let what = format!("was given, and {} has no such setting", names(kinds));
+            let what = format!("was given, and is no setting of {}", names(kinds));
             let hint = format!("leave it out, or choose a method that has it: {}", names(&readers));
             return Err(Error::setting(&setting.replace('_', "-"), what, hint));
         }

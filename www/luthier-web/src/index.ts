@@ -16,6 +16,7 @@ import type {
 
 export * from "./types.js";
 export { type SeenRequest, closeWaysOut, watchRequests } from "./privacy.js";
+export { CHECKED_BYTES } from "./limits.js";
 export { ownOptions, reads } from "./methods.js";
 export { LuthierError };
 

@@ -571,7 +571,7 @@ export interface Agreement {
   logits_apart: number;
 }
 
-/** A merged model. `agreement` is null where the model is too large to be loaded a second time. */
+/** A merged model. `agreement` is null where the model has more than `CHECKED_BYTES`, too many to be loaded a second time. */
 export interface Merged {
   files: NamedBlob[];
   agreement: Agreement | null;

@@ -105,6 +105,8 @@ class App {
 
   // ---- the probe of the data
   minutes = $state(1);
+  /** What the probe that is under way, or was made last, was given. */
+  budget = $state.raw({ seconds: 60, since: 0 });
   probing = $state.raw<Progress | null>(null);
   found = $state.raw<DataProbe | null>(null);
 
@@ -141,7 +143,7 @@ class App {
   scoring = $state(false);
   exporting = $state.raw<Progress | null>(null);
   /** What was exported last and how it compares with the live model; null where it was too large to be loaded again. */
-  exported = $state.raw<{ what: string; agreement: Agreement | null } | null>(null);
+  exported = $state.raw<{ what: string; agreement: Agreement | null; written?: boolean } | null>(null);
 
   /** What went wrong, where it is shown. */
   errors = $state<Partial<Record<StepId | "settings" | "device" | "history", LuthierErrorData>>>({});

@@ -13,14 +13,14 @@ export const fileStem = (): string =>
   `${app.model?.name.split("/").pop() ?? "model"}-${app.tuned?.stem ?? "tuned"}`.toLowerCase().replace(/[^a-z0-9.-]+/g, "-");
 
 /** `work` answers how what was made compares with the live model, where that was measured. */
-async function exported(what: string, work: (api: LuthierApi) => Promise<Agreement | null | void>): Promise<void> {
+async function exported(what: string, work: (api: LuthierApi) => Promise<Agreement | null | void>, written = false): Promise<void> {
   const { api } = app;
   if (!api) return;
   app.exporting = { what, done: 0, total: 0 };
   app.exported = null;
   const done = await guarded("keep", async () => {
     const agreement = await work(api);
-    if (agreement !== undefined) app.exported = { what, agreement };
+    if (agreement !== undefined) app.exported = { what, agreement, written };
   });
   if (done) announce(`${what} is done.`);
   app.exporting = null;
@@ -63,7 +63,7 @@ export async function downloadMerged(target: MergeTarget, size: number): Promise
     else if (place) await saveInto(place, target.name, files);
     else for (const { name, blob } of files) download(name, blob);
     return agreement;
-  });
+  }, place !== null);
 }
 
 /** A stored run's adapter as a file. */

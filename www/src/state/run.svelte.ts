@@ -84,6 +84,7 @@ export async function train(): Promise<void> {
   const { api, data, options, validation } = app;
   if (!api || !data || app.busy) return;
   forgetRun();
+  leaveContest();
   const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
   const id = newId();
   const store = app.storable ? { store: { id } } : {};
@@ -162,6 +163,8 @@ export async function deleteRun({ id, data_name, created, step, bytes: size }: S
   const text = `“${data_name}”, begun ${date(created)}, ${plural(step, "step")}, ${bytes(size)}: what it learned will be gone.`;
   if (!(await confirmed({ title: "Delete this run?", text, action: "Delete" }))) return;
   if (!(await guarded("history", () => Luthier.deleteRun(id)))) return;
+  // Its files are gone; the one on the model stays until another takes its place.
+  app.adapters = app.adapters.filter((adapter) => adapter.from !== "history" || adapter.id !== id || adapter.name === app.tuned?.name);
   announce("The run was deleted.");
   await Promise.all([listRuns(), lookAtStorage()]);
 }

@@ -11,7 +11,8 @@ export async function loadOptions(): Promise<void> {
     [app.rows, app.methods] = await Promise.all([Luthier.options(), Luthier.methods()]);
     const link = fromHash(location.hash, app.rows);
     app.chosen = link.options;
-    if (link.model || link.sample || Object.keys(link.options).length > 0) app.link = link;
+    if (link.methods.length > 0) [app.several, app.compared] = [true, link.methods];
+    if (link.model || link.sample || link.methods.length > 0 || Object.keys(link.options).length > 0) app.link = link;
   });
 }
 
@@ -37,7 +38,7 @@ export function resetOptions(): void {
 /** A link to this page with these settings, a bundled sample's name, and never data. */
 export function settingsLink(): string {
   const model = app.local ? null : (app.model?.name ?? null);
-  const hash = toHash({ options: app.chosen, model, sample: app.sample?.id ?? null });
+  const hash = toHash({ options: app.chosen, methods: app.several ? app.compared : [], model, sample: app.sample?.id ?? null });
   return `${location.origin}${location.pathname}#${hash}`;
 }
 
