@@ -57,8 +57,9 @@ struct Row {
     task: Option<(&'static str, Estimate)>,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let methods = methods(&args.methods)?;
+    Kind::refuse_unread(&methods.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), given)?;
     args.options.check()?;
     if let Some(out) = args.out.as_ref().filter(|out| out.join(methods[0].0.name()).exists()) {
         let what = format!("'{}' holds adapters", out.display());
@@ -67,7 +68,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let records = args.columns.read(&args.data)?;
     let validation = args.eval_data.as_ref().map(|file| args.columns.read(file)).transpose()?;
     let asked = match (args.task, &args.test_data) {
-        (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file)?),
+        (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file, &args.data)?),
         _ => None,
     };
     let (mut rows, mut untuned) = (Vec::new(), None);
