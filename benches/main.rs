@@ -87,10 +87,10 @@ pub struct Machine {
 impl Machine {
     fn open(args: &Args) -> Result<Machine> {
         pollster::block_on(async {
-            let mut device = Device::open(args.device).await?;
+            let device = Device::open(args.device).await?;
             let info = device.info();
             let gpu = info.kind != "cpu";
-            let limits = benchmark::limits(&mut device).await?;
+            let limits = benchmark::limits(device).await?;
             let hardware = gpu && !info.software;
             let memory_gib = args.memory_gib.unwrap_or_else(|| if hardware { 16.0 } else { free_gib() });
             // Not chosen again: a second driver must not change what is measured.

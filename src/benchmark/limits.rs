@@ -66,8 +66,9 @@ const ROUNDS: [u32; 5] = [16, 128, 1024, 8192, 65536];
 const LONG_MS: f64 = 20.0;
 const MILLISECONDS: f64 = 400.0;
 
-/// Measures both; takes a second or two.
-pub async fn limits(device: &mut Device) -> Result<Limits> {
+/// Measures both on a device of its own; takes a second or two.
+pub async fn limits(mut device: Device) -> Result<Limits> {
+    let device = &mut device;
     let copied = COPIED.min((device.max_binding() / 16) as usize);
     let mut plan = Plan::default();
     let [x, y] = ["x", "y"].map(|name| plan.persistent(name, Elem::Float, 4 * copied.max(GROUPS)));

@@ -65,12 +65,13 @@ pub struct Figure {
 }
 
 /// The kernels that a step of SmolLM2-135M spends its time in; takes some seconds. `benches/kernels.rs` has them all.
-pub async fn kernels(device: &mut Device, limits: &Limits) -> Result<Vec<Figure>> {
+pub async fn kernels(mut device: Device, limits: &Limits) -> Result<Vec<Figure>> {
     let mut bench = Bench::default();
     [WeightFormat::BF16, WeightFormat::Q8_0, WeightFormat::Q4_0].into_iter().for_each(|f| product(&mut bench, f));
     backward(&mut bench);
     low_rank(&mut bench);
     attended(&mut bench);
+    let device = &mut device;
     bench.prepare(device).await?;
     let mut figures = Vec::new();
     for row in &bench.rows {
