@@ -18,6 +18,7 @@ use luthier::device::{Device, DeviceChoice, threads};
 use luthier::{Error, Result};
 use report::{Column, Missing, Report, Row, row};
 use std::cell::Cell;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 #[derive(Parser, Clone)]
@@ -184,12 +185,11 @@ fn run_all(machine: &Machine, report: &mut Report, start: Instant) {
             report.miss(case.name, Missing::NotRun(why));
             continue;
         }
-        eprint!("\r\x1b[K{} ...\r", case.name);
+        if std::io::stderr().is_terminal() {
+            eprint!("{} ...\r", case.name);
+        }
         match (case.run)(machine) {
-            Ok(rows) => {
-                eprint!("\x1b[K");
-                rows.into_iter().for_each(|row| report.add(case.section, case.columns, row));
-            }
+            Ok(rows) => rows.into_iter().for_each(|row| report.add(case.section, case.columns, row)),
             Err(error) if too_large(&error) => {
                 report.miss(case.name, Missing::NotRun(format!("does not fit: {error}")));
             }
@@ -208,7 +208,7 @@ pub fn run(args: &Args) -> Result<usize> {
     }
     let Limits { gflops, gbytes } = machine.limits;
     println!("{}", machine.name);
-    println!("at most {gflops:.0} GFLOP/s of multiply-adds in f32, {gbytes:.1} GB/s of copying");
+    println!("at most {gflops:.1} GFLOP/s of multiply-adds in f32, {gbytes:.1} GB/s of copying");
     let mut report = Report::default();
     run_all(&machine, &mut report, start);
     report.print_missing();
