@@ -1,106 +1,139 @@
-//! One row a kernel and direction: `cargo bench --bench kernels -- [--device cpu|gpu] [--quick] [--only matmul]`.
+//! One row a kernel and direction.
 //!
 //! Shapes are a 135M model's. GFLOP/s and GB/s are those of the best sample, which other load on the machine disturbs
 //! least; bytes are those of the bound buffers, each counted once a direction. "core ms" is the CPU time of all threads,
 //! the fairest number for CPU twins and software GPUs on a busy machine (Linux only).
 
-use clap::Parser;
-use luthier::clock::Instant;
-use luthier::device::{Device, DeviceChoice};
+use super::report::{self, Column};
+use super::{Args, Case, Machine};
+use luthier::Result;
+use luthier::benchmark::{Bench, Row};
+use luthier::device::Device;
 use luthier::format::WeightFormat;
-use luthier::num::uniform;
 use luthier::ops::activation::Activation;
 use luthier::ops::gain::Vector;
-use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::matmul::{Epilogue, LowRank};
 use luthier::ops::rope::Angles;
 use luthier::ops::*;
-use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
+use luthier::plan::{Buf, Plan, Style};
 
-#[derive(Parser)]
-struct Args {
-    /// Where to run: the CPU twins in f32, or a GPU (also a software one).
-    #[arg(long, default_value = "cpu")]
-    device: DeviceChoice,
-    /// Small shapes, few samples.
-    #[arg(long)]
-    quick: bool,
-    /// Only rows whose name and shape hold this, such as "matmul.forward bf16".
-    #[arg(long, default_value = "")]
-    only: String,
-    /// What `cargo bench` passes.
-    #[arg(long, hide = true)]
-    bench: bool,
+pub const COLUMNS: &[Column] = &[
+    Column::text("kernel", "kernel", 30),
+    Column::text("shape", "shape", 24),
+    Column::number("median_ms", "median ms", 3),
+    Column::number("best_ms", "best ms", 3),
+    Column::number("core_ms", "core ms", 3),
+    Column::number("gflops", "GFLOP/s", 1),
+    Column::number("gbytes", "GB/s", 1),
+    Column::share("of_limit", "of limit"),
+];
+
+/// What one device measures: the kernels of one file, by the shaders of one style where there are several.
+struct Group {
+    kernel: String,
+    style: Option<Style>,
+    /// Name and shape of each row.
+    rows: Vec<String>,
+    gflop: f64,
 }
 
-struct Row {
-    name: String,
-    shape: String,
-    flops: f64,
-    sequence: SequenceId,
+pub fn cases(machine: &Machine) -> Vec<Case> {
+    let sizes = sizes(&machine.args);
+    let mut names = Bench::dry();
+    rows(&mut names, &sizes);
+    let mut kernels: Vec<&str> = names.rows.iter().map(stem).collect();
+    kernels.dedup();
+    let mut cases = Vec::new();
+    for kernel in kernels {
+        let tiled = KERNELS.iter().any(|k| k.name == kernel && k.shaders.iter().any(|s| s.style == Style::Tiled));
+        let both = machine.gpu && tiled;
+        for style in if both { vec![Some(Style::Direct), Some(Style::Tiled)] } else { vec![None] } {
+            let wanted = |row: &&Row| stem(row) == kernel && machine.args.wants(&title(row, style));
+            let mine: Vec<&Row> = names.rows.iter().filter(wanted).collect();
+            // Two runs to warm up and nine samples.
+            let gflop = mine.iter().map(|row| 11.0 * row.flops / 1e9).sum();
+            let rows: Vec<String> = mine.into_iter().map(Row::title).collect();
+            if !rows.is_empty() {
+                cases.push(Group { kernel: kernel.into(), style, rows, gflop }.case());
+            }
+        }
+    }
+    cases
 }
 
-#[derive(Default)]
-struct Bench {
-    plan: Plan,
-    rows: Vec<Row>,
-    only: String,
-    /// What each buffer holds before a sample.
-    fills: Vec<(Buf, Vec<u32>)>,
+/// Rows of most kernels, widths of the products, lengths of the texts that attention reads.
+struct Sizes {
+    rows: usize,
+    products: &'static [usize],
+    texts: &'static [usize],
 }
 
-impl Bench {
-    /// Begins a row, unless it is not asked for.
-    fn row(&mut self, name: impl Into<String>, shape: impl Into<String>, flops: usize, build: impl FnOnce(&mut Bench)) {
-        let (name, shape) = (name.into(), shape.into());
-        if format!("{name} {shape}").contains(&self.only) {
-            let sequence = self.plan.begin(&name);
-            self.rows.push(Row { name, shape, flops: flops as f64, sequence });
-            build(self);
+fn sizes(args: &Args) -> Sizes {
+    if args.quick {
+        Sizes { rows: 128, products: &[256], texts: &[256] }
+    } else {
+        Sizes { rows: 512, products: &[512, 1024], texts: &[256, 512, 1024, 2048] }
+    }
+}
+
+fn stem(row: &Row) -> &str {
+    row.name.split('.').next().unwrap_or_default()
+}
+
+fn suffix(style: Option<Style>) -> &'static str {
+    if style == Some(Style::Tiled) { " tiled" } else { "" }
+}
+
+fn title(row: &Row, style: Option<Style>) -> String {
+    format!("kernels {}{} {}", row.name, suffix(style), row.shape)
+}
+
+impl Group {
+    fn case(self) -> Case {
+        let heavy = ["matmul", "attention", "lora_grad"].contains(&self.kernel.as_str());
+        Case {
+            name: format!("kernels {}{}", self.kernel, suffix(self.style)),
+            section: "kernels",
+            columns: COLUMNS,
+            importance: if heavy { 0 } else { 2 },
+            gflop: self.gflop,
+            run: Box::new(move |machine| self.run(machine)),
         }
     }
 
-    fn words(&mut self, words: Vec<u32>) -> Buf {
-        self.fill(Elem::Word, words)
+    fn run(&self, machine: &Machine) -> Result<Vec<report::Row>> {
+        let mut bench = Bench::only(&self.rows);
+        rows(&mut bench, &sizes(&machine.args));
+        let mut device = machine.device()?;
+        if let (Device::Gpu(gpu), Some(style)) = (&mut device, self.style) {
+            gpu.set_style(style);
+        }
+        pollster::block_on(bench.prepare(&mut device))?;
+        bench.rows.iter().map(|row| self.measure(machine, &mut device, &bench, row)).collect()
     }
 
-    fn floats(&mut self, len: usize) -> Buf {
-        let words = (0..len).map(|i| (uniform(1, 2, i as u64) as f32 - 0.5).to_bits()).collect();
-        self.fill(Elem::Float, words)
-    }
-
-    fn fill(&mut self, elem: Elem, words: Vec<u32>) -> Buf {
-        let buf = self.plan.persistent("", elem, words.len());
-        self.fills.push((buf, words));
-        buf
-    }
-
-    fn control(&mut self) -> Buf {
-        let c = control::Control { rows: 64, inv_tokens: 0.01, lr: 1e-4, bias1: 0.5, bias2: 0.5, ..Default::default() };
-        self.words(c.words().to_vec())
-    }
-
-    fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
-        let values: Vec<f32> = (0..rows * cols).map(|i| uniform(3, 4, i as u64) as f32 - 0.5).collect();
-        let buf = self.words(luthier::format::pack(format, &values));
-        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset: 0 }] }
-    }
-
-    /// Bytes that the row's steps read and write at least.
-    fn bytes(&self, row: &Row) -> f64 {
-        let bound = self.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.iter().zip(&s.access));
-        let bytes = |(buf, access): (&Buf, &Access)| {
-            let times = if *access == Access::ReadWrite { 2 } else { 1 };
-            self.plan.decl(*buf).len * 4 * times
-        };
-        bound.map(bytes).sum::<usize>() as f64
+    fn measure(&self, machine: &Machine, device: &mut Device, bench: &Bench, row: &Row) -> Result<report::Row> {
+        let (samples, sample_ms) = if machine.args.quick { (3, 5.0) } else { (9, 60.0) };
+        let time = pollster::block_on(bench.time(device, row, samples, sample_ms))?;
+        let bytes = bench.bytes(row);
+        Ok(report::row([
+            ("kernel", format!("{}{}", row.name, suffix(self.style)).into()),
+            ("shape", row.shape.clone().into()),
+            ("median_ms", time.median_ms.into()),
+            ("best_ms", time.best_ms.into()),
+            ("core_ms", time.core_ms.into()),
+            ("gflops", (row.flops / time.best_ms / 1e6).into()),
+            ("gbytes", (bytes / time.best_ms / 1e6).into()),
+            ("of_limit", (machine.limits.ideal_ms(row.flops, bytes) / time.best_ms).into()),
+        ]))
     }
 }
 
-/// Every kernel, over `n` rows; attention over texts of several lengths.
-fn rows(b: &mut Bench, n: usize, products: &[usize], texts: &[usize]) {
-    matmuls(b, n, products);
-    elementwise(b, n);
-    for &rows in texts {
+/// Every kernel.
+fn rows(b: &mut Bench, sizes: &Sizes) {
+    matmuls(b, sizes.rows, sizes.products);
+    elementwise(b, sizes.rows);
+    for &rows in sizes.texts {
         attentions(b, rows);
         for n in [1, 32] {
             decoding(b, n, rows);
@@ -333,89 +366,4 @@ fn updates(b: &mut Bench) {
         let hyper = adamw::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         adamw::step(&mut b.plan, hyper, control, clip, &state);
     });
-}
-
-/// Milliseconds and CPU milliseconds of one run, from `repeats` in a row. Kernels that work in place would otherwise run into denormals, so
-/// buffers are filled anew before.
-async fn sample(device: &mut Device, b: &Bench, row: &Row, repeats: usize) -> luthier::Result<(f64, f64)> {
-    let used: Vec<Buf> = b.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.clone()).collect();
-    for (buf, words) in b.fills.iter().filter(|(buf, _)| used.contains(buf)) {
-        device.write(*buf, 0, words);
-    }
-    let any = *used.iter().find(|b_| b.plan.decl(**b_).elem == Elem::Float).expect("a float buffer");
-    device.read(any, 0, 1).await?;
-    let (start, cpu) = (Instant::now(), core_ms());
-    for _ in 0..repeats {
-        device.run(&b.plan, row.sequence, u32::MAX)?;
-    }
-    device.read(any, 0, 1).await?;
-    Ok((start.elapsed_ms() / repeats as f64, (core_ms() - cpu) / repeats as f64))
-}
-
-/// CPU time of this process so far in ms, in ticks of 10: utime and stime of `/proc/self/stat`.
-fn core_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split(' ').map(|f| f.parse().unwrap_or(0.0)).collect();
-    fields.get(13..15).map_or(f64::NAN, |times| times.iter().sum::<f64>() * 10.0)
-}
-
-/// Runs and prints the rows that `wanted` keeps.
-async fn measure(
-    device: &mut Device,
-    b: &Bench,
-    style: &str,
-    quick: bool,
-    wanted: impl Fn(&Row) -> bool,
-) -> luthier::Result<()> {
-    device.prepare(&b.plan).await?;
-    let (samples, budget_ms) = if quick { (3, 5.0) } else { (9, 60.0) };
-    for row in b.rows.iter().filter(|row| wanted(row)) {
-        sample(device, b, row, 1).await?;
-        let (once, _) = sample(device, b, row, 1).await?;
-        let repeats = (budget_ms / once).clamp(1.0, 16.0) as usize;
-        let samples = if once > 1e3 { 3 } else { samples };
-        let (mut ms, mut core) = (Vec::new(), 0.0);
-        for _ in 0..samples {
-            let (wall, cpu) = sample(device, b, row, repeats).await?;
-            ms.push(wall);
-            core += cpu / samples as f64;
-        }
-        ms.sort_by(f64::total_cmp);
-        let (best, median) = (ms[0], ms[ms.len() / 2]);
-        let (gflops, gbytes) = (row.flops / best / 1e6, b.bytes(row) / best / 1e6);
-        let name = format!("{}{style}", row.name);
-        println!("{name:<28} {:<28} {median:>10.3} {best:>10.3} {core:>10.3} {gflops:>9.2} {gbytes:>9.2}", row.shape);
-    }
-    Ok(())
-}
-
-fn main() -> luthier::Result<()> {
-    let args = Args::parse();
-    let (n, products, texts): (_, &[usize], &[usize]) =
-        if args.quick { (128, &[256], &[256]) } else { (512, &[512, 1024], &[256, 512, 1024, 2048]) };
-    let mut b = Bench { only: args.only.clone(), ..Default::default() };
-    rows(&mut b, n, products, texts);
-    let tiled = |row: &Row| {
-        let steps = &b.plan.sequences[row.sequence].steps;
-        steps.iter().flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled)
-    };
-    pollster::block_on(async {
-        let mut device = Device::open(args.device).await?;
-        println!("{}", device.describe());
-        println!(
-            "{:<28} {:<28} {:>10} {:>10} {:>9} {:>9}",
-            "kernel", "shape", "median ms", "best ms", "GFLOP/s", "GB/s"
-        );
-        if let Device::Gpu(gpu) = &mut device {
-            gpu.set_style(Style::Direct);
-        }
-        measure(&mut device, &b, "", args.quick, |_| true).await?;
-        if matches!(device, Device::Gpu(_)) && b.rows.iter().any(tiled) {
-            device = Device::open(args.device).await?;
-            let Device::Gpu(gpu) = &mut device else { return Ok(()) };
-            gpu.set_style(Style::Tiled);
-            measure(&mut device, &b, " tiled", args.quick, tiled).await?;
-        }
-        Ok(())
-    })
 }

@@ -67,6 +67,7 @@ export interface EngineModule {
   method_table(): string;
   guess_task(data: string): string;
   benchmark(device: string): Promise<string>;
+  benchmark_kernels(device: string): Promise<string>;
   Session: {
     create(
       files: NamedBlob[],

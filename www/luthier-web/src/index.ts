@@ -55,6 +55,7 @@ function asked(): Promise<Calls["options"]["answer"]> {
 export const Luthier: LuthierStatic = {
   open: (options) => Instance.open(options),
   benchmark: (device = "auto") => idle().call("benchmark", device),
+  kernels: (device = "auto") => idle().call("kernels", device),
   options: async () => (await asked()).options,
   methods: async () => (await asked()).methods,
   canStore: available,

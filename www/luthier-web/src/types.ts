@@ -39,6 +39,15 @@ export interface DeviceInfo {
   software: boolean;
 }
 
+/** What {@link LuthierStatic.kernels} measures. Rates are in units of 10⁹ a second. */
+export interface KernelBench {
+  device: DeviceInfo;
+  /** Multiply-adds of f32 in registers, ×2, and bytes read and written by a copy. */
+  limits: { gflops: number; gbytes: number };
+  /** Of the fastest sample; `of_limit` is the share of what the limits allow. */
+  kernels: { kernel: string; shape: string; ms: number; gflops: number; gbytes: number; of_limit: number }[];
+}
+
 export interface ModelInfo {
   name: string;
   /** Of the configuration and all weights: two models may have one name. */
@@ -656,6 +665,8 @@ export interface LuthierStatic {
   open(options: OpenOptions): Promise<LuthierApi>;
   /** Multiply-adds a second of a product the size of this engine's, ×2, in GFLOP/s; takes about two seconds. */
   benchmark(device?: DeviceChoice): Promise<{ device: DeviceInfo; gflops: number }>;
+  /** The kernels that a step spends its time in, beside what the device can do at most; takes some seconds. */
+  kernels(device?: DeviceChoice): Promise<KernelBench>;
   options(): Promise<OptionRow[]>;
   methods(): Promise<MethodRow[]>;
   /** Whether runs and models can be kept in this browser: not over plain http, nor in some private windows. */

@@ -79,6 +79,11 @@ const handlers: Handlers = {
     return JSON.parse(await turn(() => benchmark(device)));
   },
 
+  async kernels(device) {
+    const { benchmark_kernels } = await engine();
+    return JSON.parse(await turn(() => benchmark_kernels(device)));
+  },
+
   async options() {
     const { option_table, method_table } = await engine();
     return { options: JSON.parse(option_table()), methods: JSON.parse(method_table()) };
