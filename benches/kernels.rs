@@ -11,7 +11,8 @@ use luthier::format::WeightFormat;
 use luthier::num::uniform;
 use luthier::ops::activation::Activation;
 use luthier::ops::gain::Vector;
-use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::low_rank::{Factor, Lift, Narrow, Pair};
+use luthier::ops::matmul::{Epilogue, Matrix};
 use luthier::ops::rope::Angles;
 use luthier::ops::*;
 use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
@@ -82,7 +83,7 @@ impl Bench {
     fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
         let values: Vec<f32> = (0..rows * cols).map(|i| uniform(3, 4, i as u64) as f32 - 0.5).collect();
         let buf = self.words(luthier::format::pack(format, &values));
-        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset: 0 }] }
+        Matrix::at(buf, 0, format, rows, cols)
     }
 
     /// Bytes that the row's steps read and write at least.
@@ -125,21 +126,30 @@ fn matmuls(b: &mut Bench, n: usize, products: &[usize]) {
     let (c, f, r) = (576, 1536, 16);
     b.row("matmul.forward", format!("bf16 {n}x{c}x{f} r{r}"), 2 * n * f * (c + r), |b| {
         let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(n * f));
-        let low = LowRank { t: b.floats(n * r), params: b.floats(r * f), offset: 0, rank: r, scale: 2.0 };
+        let t = Narrow { buf: b.floats(n * r), width: r };
+        let low = Lift { t, flat: b.floats(r * f), factors: [factor(r, f), Factor::default(), Factor::default()] };
         matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue { low: Some(low), ..Default::default() }, none, y);
-    });
-    b.row("matmul.forward", format!("f32 {n}x{c}x{r} (x·Aᵀ)"), 2 * n * c * r, |b| {
-        let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::F32, r, c), b.floats(4), b.floats(n * r));
-        matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
     });
     b.row("matmul.forward", format!("bf16 1x{c}x{f} (decoding)"), 2 * c * f, |b| {
         let (x, w, none, y) = (b.floats(c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(f));
         matmul::forward(&mut b.plan, "", 1, x, &w, 1.0, Epilogue::default(), none, y);
     });
-    b.row("lora_grad.accumulate", format!("{n}x{r}x{f}"), 2 * n * r * f, |b| {
-        let (p, q, grads) = (b.floats(n * r), b.floats(n * f), b.floats(r * f));
-        lora_grad::accumulate(&mut b.plan, "", n, p, (r, r), q, f, 1.0, grads, 0);
+    // q, k and v's: three factors of one input, side by side in t and in the flat buffer.
+    let three = std::array::from_fn(|k| Factor { off: (k * r * c) as u32, t: (k * r) as u32, ..factor(r, c) });
+    b.row("low_rank.project", format!("{n}x{c}x3·{r}"), 6 * n * c * r, |b| {
+        let (x, flat, t) = (b.floats(n * c), b.floats(3 * r * c), b.floats(n * 3 * r));
+        low_rank::project(&mut b.plan, "", n, x, c, flat, three, Narrow { buf: t, width: 3 * r });
     });
+    b.row("low_rank.gradient", format!("{n}x3·{r}x{c}"), 6 * n * r * c, |b| {
+        let t = Narrow { buf: b.floats(n * 3 * r), width: 3 * r };
+        let (x, grads) = (Columns { buf: b.floats(n * c), ld: c, col: 0 }, b.floats(3 * r * c));
+        low_rank::gradient(&mut b.plan, "", n, Pair { t, x, factors: three }, None, grads);
+    });
+}
+
+/// The first in its buffers.
+fn factor(rank: usize, width: usize) -> Factor {
+    Factor { rank: rank as u32, width: width as u32, scale: 1.0, ..Default::default() }
 }
 
 fn elementwise(b: &mut Bench, n: usize) {
@@ -151,7 +161,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("rmsnorm.backward", &shape, 10 * n * c, |b| {
         let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true, true);
     });
     b.row("gain.forward", &shape, 2 * n * c, |b| {
         let (x, g, none, y) = (b.floats(n * c), b.floats(c), b.floats(4), b.floats(n * c));
@@ -163,7 +173,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("column_sum.accumulate", &shape, 2 * n * c, |b| {
         let (p, q, out) = (b.floats(n * c), b.floats(n * c), b.floats(c));
-        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q), Vector { buf: out, off: 0 }, true);
+        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q.into()), Vector { buf: out, off: 0 }, true);
     });
     b.row("rows.forward", format!("{n}x{c} of 16"), n * c, |b| {
         let (index, table, x) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
@@ -189,27 +199,26 @@ fn elementwise(b: &mut Bench, n: usize) {
         layernorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, y);
     });
     b.row("layernorm.backward", &shape, 14 * n * c, |b| {
-        let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        let (x, w, bias) = (b.floats(n * c), b.floats(c), b.floats(c));
+        let (dy, dx) = (b.floats(n * c), b.floats(n * c));
+        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, dy, dx, true, true);
     });
     for (f, gated) in [(Activation::Silu, true), (Activation::GeluTanh, false)] {
-        let (suffix, shape) = (if gated { "" } else { "_plain" }, format!("{f:?} {n}x{width}"));
-        b.row(format!("activation.forward{suffix}"), &shape, 5 * n * width, |b| {
-            let (gate, up) = (b.floats(n * width), gated.then(|| b.floats(n * width)));
-            let y = b.floats(n * width);
-            activation::forward(&mut b.plan, "", f, n * width, gate, up, y);
+        let shape = format!("{f:?} {n}x{width}{}", if gated { ", gated" } else { "" });
+        b.row("activation.forward", &shape, 5 * n * width, |b| {
+            let (x, y) = (b.floats(n * width << gated as u32), b.floats(n * width));
+            activation::forward(&mut b.plan, "", f, (n, width), gated, x, y);
         });
-        b.row(format!("activation.backward{suffix}"), &shape, 12 * n * width, |b| {
-            let (dy, gate) = (b.floats(n * width), b.floats(n * width));
-            let up = gated.then(|| b.floats(n * width));
-            activation::backward(&mut b.plan, "", f, n * width, dy, gate, up);
+        b.row("activation.backward", &shape, 12 * n * width, |b| {
+            let (dy, x) = (b.floats(n * width), b.floats(n * width << gated as u32));
+            activation::backward(&mut b.plan, "", f, (n, width), gated, dy, x);
         });
     }
-    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Buf);
+    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Columns);
     for (name, op) in [("rope.forward", rope::forward as Rotate), ("rope.backward", rope::backward)] {
         b.row(name, format!("{n}x{heads}x{d}"), 3 * n * c, |b| {
             let (positions, table, x) = (b.words((0..n as u32).collect()), b.floats(n * d), b.floats(n * c));
-            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x);
+            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x.into());
         });
     }
     for (name, op) in [
@@ -230,23 +239,24 @@ fn attentions(b: &mut Bench, n: usize) {
     let spans = |b: &mut Bench| b.words((0..n).flat_map(|_| [0, n as u32]).collect());
     let shape = format!("{n}x{}/{}x{}", s.heads, s.kv_heads, s.d);
     b.row("attention.forward", &shape, 4 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
+        let (spans, qkv) = (spans(b), b.floats(n * s.width()));
         let (o, stats) = (b.floats(wide), b.floats(n * s.heads * 2));
-        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, stats);
+        attention::forward(&mut b.plan, "", s, spans, qkv, qkv, o, stats);
     });
     b.row("attention.backward", &shape, 14 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
+        let (spans, qkv, dqkv) = (spans(b), b.floats(n * s.width()), b.floats(n * s.width()));
         let (o, stats, d_o) = (b.floats(wide), b.floats(n * s.heads * 2), b.floats(wide));
-        let (dq, dk, dv) = (b.floats(wide), b.floats(narrow), b.floats(narrow));
-        attention::backward(&mut b.plan, "", s, &attention::Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
+        let buffers = attention::Backward { spans, qk: qkv, v: qkv, o, stats, d_o, dqkv };
+        attention::backward(&mut b.plan, "", s, &buffers);
     });
     let one = attention::Shape { n: 1, ..s };
     b.row("attention_cached.append", format!("1 at {n}"), 0, |b| {
-        let (slots, x, cache) = (b.words(vec![0, n as u32 - 1]), b.floats(narrow / n), b.floats(narrow));
-        attention_cached::append(&mut b.plan, "", one, n, slots, x, cache);
+        let (slots, qkv) = (b.words(vec![0, n as u32 - 1]), b.floats(s.width()));
+        let caches = [b.floats(narrow), b.floats(narrow)];
+        attention_cached::append(&mut b.plan, "", one, n, slots, [qkv, qkv], caches);
     });
     b.row("attention_cached.forward", format!("1 at {n}"), 4 * n * s.heads * s.d, |b| {
-        let (slots, q) = (b.words(vec![0, n as u32 - 1]), b.floats(wide / n));
+        let (slots, q) = (b.words(vec![0, n as u32 - 1]), b.floats(s.width()));
         let (k, v, o) = (b.floats(narrow), b.floats(narrow), b.floats(wide / n));
         attention_cached::forward(&mut b.plan, "", one, n, slots, q, k, v, o);
     });

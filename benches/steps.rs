@@ -48,8 +48,8 @@ fn random_base(case: &Case, mut device: Device) -> Base {
     let decoder = Decoder::declare(&mut plan, &case.spec, |_| case.format, device.max_binding());
     pollster::block_on(device.prepare(&plan)).expect("the device holds the model");
     for (k, (tensor, shape)) in case.spec.tensors().into_iter().enumerate() {
-        if let Some(buf) = decoder.vector(tensor) {
-            device.write_floats(buf, 0, &vec![1.0; shape[0] as usize]);
+        if let Some(at) = decoder.vector(tensor) {
+            device.write_floats(at.buf, at.off, &vec![1.0; shape[0] as usize]);
             continue;
         }
         let w = decoder.matrix(tensor).expect("a matrix");
@@ -58,7 +58,7 @@ fn random_base(case: &Case, mut device: Device) -> Base {
         for shard in &w.shards {
             let stride = w.format.words(w.cols);
             for row0 in (0..shard.rows).step_by(64) {
-                device.write(shard.buf, row0 * stride, &words[..64.min(shard.rows - row0) * stride]);
+                device.write(shard.buf, shard.offset + row0 * stride, &words[..64.min(shard.rows - row0) * stride]);
             }
         }
         device.flush();

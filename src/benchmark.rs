@@ -4,7 +4,7 @@ use crate::clock::Instant;
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::{self, WeightFormat};
-use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
+use crate::ops::matmul::{self, Epilogue, Matrix};
 use crate::plan::{Elem, Plan};
 
 /// The gate of SmolLM2-135M for two rows of 256 tokens: [N, I] · [I, O].
@@ -18,7 +18,7 @@ pub async fn gflops(device: &mut Device) -> Result<f64> {
     let mut plan = Plan::default();
     let format = WeightFormat::BF16;
     let buf = plan.persistent("weight", Elem::Word, O * format.words(I));
-    let w = Matrix { format, rows: O, cols: I, shards: vec![Shard { buf, row0: 0, rows: O, offset: 0 }] };
+    let w = Matrix::at(buf, 0, format, O, I);
     let [x, y, none] =
         [("x", N * I), ("y", N * O), ("none", 4)].map(|(name, len)| plan.persistent(name, Elem::Float, len));
     let sequence = plan.begin("benchmark");

@@ -5,6 +5,10 @@
 //! FlashAttention-2); the backward pass recomputes the probabilities from it, in one kernel by queries (dq) and one by
 //! keys (dk, dv), so there are no atomics and scores never exist as a whole. The twins work in blocks of rows, with
 //! products by GEMM.
+//!
+//! q, k and v of a row lie side by side, as the product that makes them leaves them: [N, (H + 2G)·D]. Where heads are
+//! normed, q and k come from a buffer of their own in the same places, so there are two inputs: `qk` and `v`, often one
+//! buffer. The gradients of all three go to one buffer of that layout.
 
 use super::{kernel, par, params};
 use crate::num::Float;
@@ -13,11 +17,11 @@ use crate::simd::{self, simd};
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
 
-kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Read, Write, Write], Params, [Direct "attention" [64, 1, 1]], forward_twin);
+kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Write, Write], Params, [Direct "attention" [64, 1, 1]], forward_twin);
 kernel!(DELTA, "attention", "delta", [Read, Read, ReadWrite], Params, [Direct "attention" [64, 1, 1]], delta_twin);
-kernel!(BACKWARD_Q, "attention", "backward_q", [Read, Read, Read, Read, Read, Read, Write], Params,
+kernel!(BACKWARD_Q, "attention", "backward_q", [Read, Read, Read, Read, Read, Write], Params,
     [Direct "attention" [64, 1, 1]], backward_q_twin);
-kernel!(BACKWARD_KV, "attention", "backward_kv", [Read, Read, Read, Read, Read, Read, Write, Write], Params,
+kernel!(BACKWARD_KV, "attention", "backward_kv", [Read, Read, Read, Read, Read, ReadWrite], Params,
     [Direct "attention" [64, 1, 1]], backward_kv_twin);
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +52,11 @@ impl Shape {
         }
     }
 
+    /// Floats of a row of q, k and v.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.d
+    }
+
     /// The window as the shaders have it.
     pub fn window(&self) -> u32 {
         if self.window == 0 { u32::MAX } else { self.window as u32 }
@@ -67,22 +76,19 @@ impl Shape {
 }
 
 /// `o = softmax(cap(scale·q·kᵀ))·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
-pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, stats: Buf) {
-    let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, stats], [s.n as u32, s.heads as u32, 1]);
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, qk: Buf, v: Buf, o: Buf, stats: Buf) {
+    let step = plan.push(&FORWARD, s.params(), &[spans, qk, v, o, stats], [s.n as u32, s.heads as u32, 1]);
     s.finish(step, label);
 }
 
 pub struct Backward {
     pub spans: Buf,
-    pub q: Buf,
-    pub k: Buf,
+    pub qk: Buf,
     pub v: Buf,
     pub o: Buf,
     pub stats: Buf,
     pub d_o: Buf,
-    pub dq: Buf,
-    pub dk: Buf,
-    pub dv: Buf,
+    pub dqkv: Buf,
 }
 
 /// dq, dk, dv from d_o.
@@ -91,10 +97,9 @@ pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
     let step = plan.push(&DELTA, s.params(), &[b.o, b.d_o, b.stats], [rows * s.heads as u32, 1, 1]);
     step.label = label.into();
     step.consts = s.consts();
-    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dq];
+    let bufs = [b.spans, b.qk, b.v, b.stats, b.d_o, b.dqkv];
     let step = plan.push(&BACKWARD_Q, s.params(), &bufs, [rows, s.heads as u32, 1]);
     s.finish(step, label);
-    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dk, b.dv];
     let step = plan.push(&BACKWARD_KV, s.params(), &bufs, [rows, s.kv_heads as u32, 1]);
     s.finish(step, label);
 }
@@ -106,13 +111,42 @@ const BLOCK: usize = 64;
 struct Block<'a, F> {
     p: Params,
     spans: &'a [u32],
-    q: &'a [F],
-    k: &'a [F],
+    qk: &'a [F],
+    v: &'a [F],
 }
 
 impl<'a, F: Float> Block<'a, F> {
+    fn new(call: &Call<'a, F>) -> Self {
+        Block { p: call.params(), spans: call.w(0), qk: call.f(1), v: call.f(2) }
+    }
+
+    /// Floats of a row of o, and of q, k and v together.
     fn widths(&self) -> (usize, usize) {
-        ((self.p.heads * self.p.d) as usize, (self.p.kv_heads * self.p.d) as usize)
+        let p = &self.p;
+        ((p.heads * p.d) as usize, ((p.heads + 2 * p.kv_heads) * p.d) as usize)
+    }
+
+    /// Where the query head, its key head and its value head begin in a row.
+    fn columns(&self, head: usize) -> [usize; 3] {
+        let (heads, kv_heads, d) = (self.p.heads as usize, self.p.kv_heads as usize, self.p.d as usize);
+        let kv_head = head / (heads / kv_heads);
+        [head, heads + kv_head, heads + kv_heads + kv_head].map(|head| head * d)
+    }
+
+    /// The rows from `row` on of q, k and v for a query head.
+    fn q(&self, head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.columns(head)[0]..], ld)
+    }
+
+    fn k(&self, head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.columns(head)[1]..], ld)
+    }
+
+    fn v(&self, head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.v[row * ld + self.columns(head)[2]..], ld)
     }
 
     /// The first key that query `row` sees.
@@ -125,17 +159,10 @@ impl<'a, F: Float> Block<'a, F> {
         (self.spans[2 * row + 1] as usize).min(row.saturating_add(self.p.window as usize))
     }
 
-    fn kv_head(&self, head: usize) -> usize {
-        head / (self.p.heads / self.p.kv_heads) as usize
-    }
-
     /// Scaled and capped scores of query rows `rows` against key rows `keys` for `head`: [rows, keys].
     fn scores(&self, head: usize, rows: (usize, usize), keys: (usize, usize), out: &mut [F]) {
-        let (wq, wk) = self.widths();
-        let d = self.p.d as usize;
-        let (m, n) = (rows.1 - rows.0, keys.1 - keys.0);
-        let q = par::Mat::new(&self.q[rows.0 * wq + head * d..], wq);
-        let k = par::Mat::t(&self.k[keys.0 * wk + self.kv_head(head) * d..], wk);
+        let (m, n, d) = (rows.1 - rows.0, keys.1 - keys.0, self.p.d as usize);
+        let (q, k) = (self.q(head, rows.0), self.k(head, keys.0).turned());
         par::Rect::new(out, (m, n), n).product(false, d, q, k, F::of32(self.p.scale));
         if self.p.cap != 0.0 {
             simd::soft_cap(&mut out[..m * n], F::of32(self.p.cap));
@@ -179,10 +206,9 @@ simd! {
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let v = call.f(3);
-    let (o, stats, scratch) = (call.f_mut(4), call.f_mut(5), call.scratch);
+    let block = Block::new(call);
+    let (wq, _) = block.widths();
+    let (o, stats, scratch) = (call.f_mut(3), call.f_mut(4), call.scratch);
     par::rows2(&mut o[..n * wq], BLOCK * wq, &mut stats[..n * heads * 2], BLOCK * heads * 2, n, |b, o, stats| {
         let rows = (b * BLOCK, b * BLOCK + stats.len() / heads / 2);
         let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
@@ -200,7 +226,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
                     simd::scale(seen, F::ONE / sum);
                     stats[(i * heads + head) * 2] = max + sum.ln();
                 }
-                let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
+                let v = block.v(head, keys.0);
                 let shape = (rows.1 - rows.0, d);
                 par::Rect::new(&mut o[head * d..], shape, wq).product(false, width, par::Mat::new(s, width), v, F::ONE);
             }
@@ -220,25 +246,25 @@ fn delta_twin<F: Float>(call: &mut Call<F>) {
 fn backward_q_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
-    par::rows(&mut call.f_mut(6)[..n * wq], BLOCK * wq, n, |b, dq| {
-        let rows = (b * BLOCK, b * BLOCK + dq.len() / wq);
+    let block = Block::new(call);
+    let (wq, ld) = block.widths();
+    let (stats, d_o, scratch) = (call.f(3), call.f(4), call.scratch);
+    par::rows(&mut call.f_mut(5)[..n * ld], BLOCK * ld, n, |b, dqkv| {
+        let rows = (b * BLOCK, b * BLOCK + dqkv.len() / ld);
         let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
         let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
         scratch.with(2 * m * width, |both| {
             for head in 0..heads {
                 let (s, dp) = both.split_at_mut(m * width);
-                let kv = keys.0 * wk + block.kv_head(head) * d;
                 block.scores(head, rows, keys, s);
                 block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
                 let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-                par::Rect::new(dp, (m, width), width).product(false, d, d_o, par::Mat::t(&v[kv..], wk), F::ONE);
+                let v = block.v(head, keys.0).turned();
+                par::Rect::new(dp, (m, width), width).product(false, d, d_o, v, F::ONE);
                 score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
                 block.through_cap(head, rows, keys, s, dp);
-                let (ds, k) = (par::Mat::new(dp, width), par::Mat::new(&block.k[kv..], wk));
-                par::Rect::new(&mut dq[head * d..], (m, d), wq).product(false, width, ds, k, F::of32(p.scale));
+                let (ds, k, dq) = (par::Mat::new(dp, width), block.k(head, keys.0), &mut dqkv[head * d..]);
+                par::Rect::new(dq, (m, d), ld).product(false, width, ds, k, F::of32(p.scale));
             }
         });
     });
@@ -248,30 +274,28 @@ fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
     let group = heads / p.kv_heads as usize;
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
-    let (dk, dv) = (call.f_mut(6), call.f_mut(7));
-    par::rows2(&mut dk[..n * wk], BLOCK * wk, &mut dv[..n * wk], BLOCK * wk, n, |b, dk, dv| {
-        let keys = (b * BLOCK, b * BLOCK + dk.len() / wk);
+    let block = Block::new(call);
+    let (wq, ld) = block.widths();
+    let (stats, d_o, scratch) = (call.f(3), call.f(4), call.scratch);
+    par::rows(&mut call.f_mut(5)[..n * ld], BLOCK * ld, n, |b, dqkv| {
+        let keys = (b * BLOCK, b * BLOCK + dqkv.len() / ld);
         let rows = (keys.0, (keys.0..keys.1).map(|r| block.end(r)).max().unwrap_or(keys.1));
         let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
         scratch.with(2 * m * width, |both| {
             for head in 0..heads {
                 let (s, dp) = both.split_at_mut(m * width);
-                let (kv_head, first) = (block.kv_head(head), head % group == 0);
+                let ([_, k_col, v_col], first) = (block.columns(head), head % group == 0);
                 block.scores(head, rows, keys, s);
                 block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
                 let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-                let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
+                let v = block.v(head, keys.0).turned();
                 par::Rect::new(dp, (m, width), width).product(false, d, d_o, v, F::ONE);
-                let dv = &mut dv[kv_head * d..];
-                par::Rect::new(dv, (width, d), wk).product(!first, m, par::Mat::t(s, width), d_o, F::ONE);
+                let dv = &mut dqkv[v_col..];
+                par::Rect::new(dv, (width, d), ld).product(!first, m, par::Mat::t(s, width), d_o, F::ONE);
                 score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
                 block.through_cap(head, rows, keys, s, dp);
-                let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
-                let dk = &mut dk[kv_head * d..];
-                par::Rect::new(dk, (width, d), wk).product(!first, m, par::Mat::t(dp, width), q, F::of32(p.scale));
+                let (q, dk) = (block.q(head, rows.0), &mut dqkv[k_col..]);
+                par::Rect::new(dk, (width, d), ld).product(!first, m, par::Mat::t(dp, width), q, F::of32(p.scale));
             }
         });
     });

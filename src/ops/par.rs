@@ -60,6 +60,11 @@ impl<'a, F> Mat<'a, F> {
         Mat { data, ld, transposed: true }
     }
 
+    /// The transpose.
+    pub fn turned(self) -> Self {
+        Mat { transposed: !self.transposed, ..self }
+    }
+
     /// Panics unless the view of `rows` × `cols` lies within the data.
     fn strides(&self, rows: usize, cols: usize) -> (isize, isize) {
         let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
@@ -88,6 +93,14 @@ impl<'a, F: Float> Rect<'a, F> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: within the rectangle, which is this value's alone.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.ld), self.cols) }
+    }
+
+    /// Some of its columns.
+    pub fn columns(&mut self, cols: std::ops::Range<usize>) -> Rect<'_, F> {
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        // SAFETY: within the rectangle, which is borrowed for as long.
+        let at = unsafe { self.at.add(cols.start) };
+        Rect { at, rows: self.rows, cols: cols.len(), ld: self.ld, borrow: PhantomData }
     }
 
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.
