@@ -8,7 +8,8 @@
 // over the j that n sees: n's document up to n, and of that the nearest `window` rows
 //
 // cap(s) = cap·tanh(s/cap), or s where cap is 0; cap' is its slope
-// q, o, do, dq:[N,H,D]  k, v, dk, dv:[N,G,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
+// qkv, dqkv:[N, H + 2G, D], the heads of q, then of k, then of v (qk: the first two; v: the last)
+// o, do:[N,H,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
 // spans:[N] of (first row, one past the last row) of n's document; documents are runs of rows, so neither ever falls.
 // Dispatch: x over tiles of 32 rows; y over heads, in backward over heads for dq and then kv heads for dk and dv; z over
 // slabs of 128 columns of what is written, each of which computes the scores anew. delta: one invocation a (row, head),
@@ -18,11 +19,10 @@
 struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> lse_out: array<f32>;
+@group(0) @binding(1) var<storage, read> qk: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> lse_out: array<f32>;
 
 @group(0) @binding(1) var<storage, read> o_in: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> do_in: array<vec4<f32>>;
@@ -30,10 +30,8 @@ struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32,
 @group(0) @binding(4) var<storage, read_write> facts_out: array<vec4<f32>>;
 
 @group(0) @binding(0) var<storage, read> facts: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> d_o: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> dq: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> d_o: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> dqkv: array<vec4<f32>>;
 
 const LOWEST: f32 = -1e30;
 const TILE: u32 = 32u;
@@ -51,24 +49,29 @@ var<workgroup> weights: array<vec4<f32>, 256>;
 
 fn place(row: u32, four: u32) -> u32 { return row * 8u + (four ^ (row & 7u)); }
 
+// Where a head's q, k and v begin.
+fn q_at(n: u32, h: u32) -> u32 { return (n * (p.heads + 2u * p.kv_heads) + h) * HEAD_DIM_4; }
+fn k_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.heads + g) * HEAD_DIM_4; }
+fn v_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.heads + p.kv_heads + g) * HEAD_DIM_4; }
+
 // The first row that row n sees, and one past the last row that sees row j.
 fn first(n: u32) -> u32 { return max(spans[n].x, n + 1u - min(n + 1u, p.window)); }
 fn end(j: u32) -> u32 { return j + min(spans[j].y - j, p.window); }
 
 // Staging: an invocation carries four fours of 256, row by row. Rows and columns beyond the edge are zero.
-fn q_at(n: u32, h: u32, c: u32) -> vec4<f32> {
+fn query(n: u32, h: u32, c: u32) -> vec4<f32> {
     if (n >= p.n || c >= HEAD_DIM_4) { return vec4<f32>(); }
-    return q[(n * p.heads + h) * HEAD_DIM_4 + c];
+    return qk[q_at(n, h) + c];
 }
-fn k_at(j: u32, g: u32, c: u32) -> vec4<f32> {
+fn key(j: u32, g: u32, c: u32) -> vec4<f32> {
     if (j >= p.n || c >= HEAD_DIM_4) { return vec4<f32>(); }
-    return k[(j * p.kv_heads + g) * HEAD_DIM_4 + c];
+    return qk[k_at(j, g) + c];
 }
-fn v_at(j: u32, g: u32, c: u32) -> vec4<f32> {
+fn value(j: u32, g: u32, c: u32) -> vec4<f32> {
     if (j >= p.n || c >= HEAD_DIM_4) { return vec4<f32>(); }
-    return v[(j * p.kv_heads + g) * HEAD_DIM_4 + c];
+    return v[v_at(j, g) + c];
 }
-fn do_at(n: u32, h: u32, c: u32) -> vec4<f32> {
+fn given(n: u32, h: u32, c: u32) -> vec4<f32> {
     if (n >= p.n || c >= HEAD_DIM_4) { return vec4<f32>(); }
     return d_o[(n * p.heads + h) * HEAD_DIM_4 + c];
 }
@@ -120,8 +123,8 @@ fn query_scores(lane: u32, n0: u32, h: u32, j0: u32, g: u32) -> mat4x4<f32> {
     for (var c = 0u; c < HEAD_DIM_4; c += 8u) {
         workgroupBarrier();
         for (var i = lane; i < 256u; i += 64u) {
-            own[place(i / 8u, i % 8u)] = q_at(n0 + i / 8u, h, c + i % 8u);
-            other[place(i / 8u, i % 8u)] = k_at(j0 + i / 8u, g, c + i % 8u);
+            own[place(i / 8u, i % 8u)] = query(n0 + i / 8u, h, c + i % 8u);
+            other[place(i / 8u, i % 8u)] = key(j0 + i / 8u, g, c + i % 8u);
         }
         workgroupBarrier();
         s = multiply(lane % 8u, lane / 8u, s);
@@ -135,8 +138,8 @@ fn query_gradients(lane: u32, n0: u32, h: u32, j0: u32, g: u32) -> mat4x4<f32> {
     for (var c = 0u; c < HEAD_DIM_4; c += 8u) {
         workgroupBarrier();
         for (var i = lane; i < 256u; i += 64u) {
-            own[place(i / 8u, i % 8u)] = do_at(n0 + i / 8u, h, c + i % 8u);
-            other[place(i / 8u, i % 8u)] = v_at(j0 + i / 8u, g, c + i % 8u);
+            own[place(i / 8u, i % 8u)] = given(n0 + i / 8u, h, c + i % 8u);
+            other[place(i / 8u, i % 8u)] = value(j0 + i / 8u, g, c + i % 8u);
         }
         workgroupBarrier();
         s = multiply(lane % 8u, lane / 8u, s);
@@ -192,7 +195,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var c = 0u; c < COLUMNS; c += 1u) {
             workgroupBarrier();
             for (var i = lane; i < 256u; i += 64u) {
-                other[place(i / 8u, i % 8u)] = v_at(j0 + i / 8u, g, group.z * SLAB + c * 8u + i % 8u);
+                other[place(i / 8u, i % 8u)] = value(j0 + i / 8u, g, group.z * SLAB + c * 8u + i % 8u);
             }
             workgroupBarrier();
             let a = acc[c];
@@ -258,7 +261,7 @@ fn by_query(n0: u32, h: u32, slab: u32, lane: u32) {
         for (var c = 0u; c < COLUMNS; c += 1u) {
             workgroupBarrier();
             for (var i = lane; i < 256u; i += 64u) {
-                other[place(i / 8u, i % 8u)] = k_at(j0 + i / 8u, g, slab + c * 8u + i % 8u);
+                other[place(i / 8u, i % 8u)] = key(j0 + i / 8u, g, slab + c * 8u + i % 8u);
             }
             workgroupBarrier();
             acc[c] = weigh(x, y, acc[c]);
@@ -268,7 +271,7 @@ fn by_query(n0: u32, h: u32, slab: u32, lane: u32) {
         if (n[r] >= p.n) { break; }
         for (var c = 0u; c < COLUMNS; c += 1u) {
             let at = slab + c * 8u + x;
-            if (at < HEAD_DIM_4) { dq[(n[r] * p.heads + h) * HEAD_DIM_4 + at] = acc[c][r]; }
+            if (at < HEAD_DIM_4) { dqkv[q_at(n[r], h) + at] = acc[c][r]; }
         }
     }
 }
@@ -300,7 +303,7 @@ fn by_key(j0: u32, g: u32, slab: u32, lane: u32) {
             for (var c = 0u; c < COLUMNS; c += 1u) {
                 workgroupBarrier();
                 for (var i = lane; i < 256u; i += 64u) {
-                    other[place(i / 8u, i % 8u)] = do_at(n0 + i / 8u, h, slab + c * 8u + i % 8u);
+                    other[place(i / 8u, i % 8u)] = given(n0 + i / 8u, h, slab + c * 8u + i % 8u);
                 }
                 workgroupBarrier();
                 acc_v[c] = weigh(x, y, acc_v[c]);
@@ -310,7 +313,7 @@ fn by_key(j0: u32, g: u32, slab: u32, lane: u32) {
             for (var c = 0u; c < COLUMNS; c += 1u) {
                 workgroupBarrier();
                 for (var i = lane; i < 256u; i += 64u) {
-                    other[place(i / 8u, i % 8u)] = q_at(n0 + i / 8u, h, slab + c * 8u + i % 8u);
+                    other[place(i / 8u, i % 8u)] = query(n0 + i / 8u, h, slab + c * 8u + i % 8u);
                 }
                 workgroupBarrier();
                 acc_k[c] = weigh(x, y, acc_k[c]);
@@ -323,8 +326,8 @@ fn by_key(j0: u32, g: u32, slab: u32, lane: u32) {
         for (var c = 0u; c < COLUMNS; c += 1u) {
             let at = slab + c * 8u + x;
             if (at < HEAD_DIM_4) {
-                dk[(j * p.kv_heads + g) * HEAD_DIM_4 + at] = acc_k[c][r];
-                dv[(j * p.kv_heads + g) * HEAD_DIM_4 + at] = acc_v[c][r];
+                dqkv[k_at(j, g) + at] = acc_k[c][r];
+                dqkv[v_at(j, g) + at] = acc_v[c][r];
             }
         }
     }

@@ -1,22 +1,24 @@
 // Products with a frozen matrix W:[O,I], barrier-free: each invocation computes 8 × 8 outputs in registers.
 //
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
+// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
+// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
+// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
 //
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
-// I, ld, low_ld, col and (in backward) O are multiples of 4.
+// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
+// I, ld, every col and width and (in backward) O are multiples of 4.
 // Dispatch: x over blocks of 8 rows, y over blocks of 8 outputs. WG_X × WG_Y and load_w are prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 
+struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32,
-    r: u32, low_off: u32, low_ld: u32, low_scale: f32, scale: f32, flags: u32,
+    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
+    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
 @group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> res: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
@@ -26,6 +28,19 @@ struct Params {
 // workgroup is a line, folded here.
 fn block(group: vec3<u32>, lane: u32) -> vec2<u32> {
     return (group.xy * vec2<u32>(WG_X, WG_Y) + vec2<u32>(lane % WG_X, lane / WG_X)) * 8u;
+}
+
+// The low-rank terms at columns c to c + 3 of row n.
+fn low(n: u32, c: u32) -> vec4<f32> {
+    var v = vec4<f32>();
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        if (c < f.col || c >= f.col + f.width) { continue; }
+        for (var r = 0u; r < f.rank; r += 1u) {
+            v += f.scale * t[n * p.t_ld + f.t + r] * flat[(f.off + r * f.width + c - f.col) / 4u];
+        }
+    }
+    return v;
 }
 
 @compute @workgroup_size(WG_X * WG_Y)
@@ -99,22 +114,13 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var m = 0u; m < 8u; m += 1u) {
         let n = n0 + m;
         if (n >= p.n) { break; }
-        var a = c[2u * m] * p.scale;
-        var b = c[2u * m + 1u] * p.scale;
-        if (p.r > 0u) {
-            let at = p.low_off + p.col;
-            let tail = min(o0 + 4u, p.o - 4u);
-            for (var r = 0u; r < p.r; r += 1u) {
-                let s = p.low_scale * t[n * p.r + r];
-                a += s * low[(at + r * p.low_ld + o0) / 4u];
-                b += s * low[(at + r * p.low_ld + tail) / 4u];
-            }
-        }
+        let a = c[2u * m] * p.scale + low(n, p.col + o0);
+        let b = c[2u * m + 1u] * p.scale + low(n, p.col + o0 + 4u);
         for (var j = 0u; j < 8u; j += 1u) {
             if (o0 + j >= p.o) { break; }
             let o = p.col + o0 + j;
             var v = select(b[j & 3u], a[j & 3u], j < 4u);
-            if ((p.flags & 1u) != 0u) { v += bias[o]; }
+            if ((p.flags & 1u) != 0u) { v += bias[p.bias_off + o - p.col]; }
             if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
             if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
             y[n * p.ld + o] = v;
@@ -179,13 +185,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     for (var m = 0u; m < 8u; m += 1u) {
         let n = n0 + m;
         if (n >= p.n) { break; }
-        var a = c[2u * m];
-        var b = c[2u * m + 1u];
-        for (var r = 0u; r < p.r; r += 1u) {
-            let s = p.low_scale * t[n * p.r + r];
-            a += s * low[(p.low_off + r * p.low_ld + i0) / 4u];
-            b += s * low[(p.low_off + r * p.low_ld + i1) / 4u];
-        }
+        var a = c[2u * m] + low(n, i0);
+        var b = c[2u * m + 1u] + low(n, i1);
         let at = (n * p.i + i0) / 4u;
         let keep = (p.flags & 4u) != 0u;
         if (keep) { a += dx[at]; }

@@ -1,23 +1,25 @@
 // Products with a frozen matrix W:[O,I], staged through workgroup memory: 64 × 64 outputs a
 // workgroup, 4 × 4 an invocation, 16 of the inner index at a time.
 //
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
+// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
+// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
+// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
 //
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
-// I, ld, low_ld, col and (in backward) O are multiples of 4.
+// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
+// I, ld, every col and width and (in backward) O are multiples of 4.
 // Dispatch: x over blocks of 64 rows, y over blocks of 64 outputs. load_w is prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 
+struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32,
-    r: u32, low_off: u32, low_ld: u32, low_scale: f32, scale: f32, flags: u32,
+    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
+    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
 @group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> res: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
@@ -40,6 +42,19 @@ fn put_x(row: u32, k: u32, v: vec4<f32>) {
 }
 fn put_w(row: u32, k: u32, v: vec4<f32>) {
     for (var j = 0u; j < 4u; j += 1u) { ws[(k + j) * 16u + row / 4u][row & 3u] = v[j]; }
+}
+
+// The low-rank terms at columns c to c + 3 of row n.
+fn low(n: u32, c: u32) -> vec4<f32> {
+    var v = vec4<f32>();
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        if (c < f.col || c >= f.col + f.width) { continue; }
+        for (var r = 0u; r < f.rank; r += 1u) {
+            v += f.scale * t[n * p.t_ld + f.t + r] * flat[(f.off + r * f.width + c - f.col) / 4u];
+        }
+    }
+    return v;
 }
 
 @compute @workgroup_size(16, 16)
@@ -68,15 +83,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
     for (var m = 0u; m < 4u; m += 1u) {
         let n = group.x * TILE + id.y * 4u + m;
         if (n >= p.n || o0 >= p.o) { break; }
-        var a = c[m] * p.scale;
-        for (var r = 0u; r < p.r; r += 1u) {
-            a += p.low_scale * t[n * p.r + r] * low[(p.low_off + p.col + r * p.low_ld + o0) / 4u];
-        }
+        let a = c[m] * p.scale + low(n, p.col + o0);
         for (var j = 0u; j < 4u; j += 1u) {
             if (o0 + j >= p.o) { break; }
             let o = p.col + o0 + j;
             var v = a[j];
-            if ((p.flags & 1u) != 0u) { v += bias[o]; }
+            if ((p.flags & 1u) != 0u) { v += bias[p.bias_off + o - p.col]; }
             if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
             if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
             y[n * p.ld + o] = v;
@@ -109,10 +121,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     for (var m = 0u; m < 4u; m += 1u) {
         let n = group.x * TILE + id.y * 4u + m;
         if (n >= p.n || col >= p.i) { break; }
-        var a = c[m];
-        for (var r = 0u; r < p.r; r += 1u) {
-            a += p.low_scale * t[n * p.r + r] * low[(p.low_off + r * p.low_ld + col) / 4u];
-        }
+        var a = c[m] + low(n, col);
         let at = (n * p.i + col) / 4u;
         if ((p.flags & 4u) != 0u) { a += dx[at]; }
         dx[at] = a;

@@ -48,6 +48,7 @@ pub static COPY: Kernel = Kernel {
     entry: "copy",
     access: ACCESS,
     fields: Params::FIELDS,
+    params: size_of::<Params>(),
     shaders: SHADERS,
     f32: copy_twin,
     f64: copy_twin,

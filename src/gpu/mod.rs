@@ -13,7 +13,7 @@ pub use shader::{assemble, defaults};
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, MAX_GROUPS, Plan, SequenceId, Step, Style};
+use crate::plan::{Access, Buf, MAX_GROUPS, MAX_PARAMS, Plan, SequenceId, Step, Style};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -107,7 +107,7 @@ impl Gpu {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
-        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
             facts,

@@ -7,6 +7,10 @@
 //! dispatch has workgroups for dq, by queries, and others for dk and dv, by keys: no atomics, and scores never exist as
 //! a whole. The twins work in blocks of rows, with products by GEMM, and compute the probabilities of a block once for
 //! all three gradients.
+//!
+//! q, k and v of a row lie side by side, as the product that makes them leaves them: [N, (H + 2G)·D]. Where heads are
+//! normed, q and k come from a buffer of their own in the same places, so there are two inputs: `qk` and `v`, often one
+//! buffer. The gradients of all three go to one buffer of that layout.
 
 use super::{kernel, par, params};
 use crate::num::Float;
@@ -15,11 +19,11 @@ use crate::simd::{self, simd};
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
 
-kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Read, Write, Write], Params,
+kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Write, Write], Params,
     [Direct "attention_direct" [64, 1, WHOLE], Tiled "attention_tiled" [32, 1, 32]], forward_twin);
 kernel!(DELTA, "attention", "delta", [Read, Read, Read, Read, Write], Params,
     [Direct "attention_direct" [64, 1, 1], Tiled "attention_tiled" [64, 1, 1]], delta_twin);
-kernel!(BACKWARD, "attention", "backward", [Read, Read, Read, Read, Read, Write, Write, Write], Params,
+kernel!(BACKWARD, "attention", "backward", [Read, Read, Read, Read, Write], Params,
     [Direct "attention_direct" [64, 1, WHOLE], Tiled "attention_tiled" [32, 1, 32]], backward_twin);
 
 /// A direct invocation has a head's whole width, whatever it is.
@@ -53,6 +57,11 @@ impl Shape {
         }
     }
 
+    /// Floats of a row of q, k and v.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.d
+    }
+
     /// The window as the shaders have it.
     pub fn window(&self) -> u32 {
         if self.window == 0 { u32::MAX } else { self.window as u32 }
@@ -72,23 +81,20 @@ impl Shape {
 }
 
 /// `o = softmax(cap(scale·q·kᵀ))·v`; `lse`:[N,H] keeps the log-sum-exp of the scores for the backward pass.
-pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, lse: Buf) {
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, qk: Buf, v: Buf, o: Buf, lse: Buf) {
     let grid = [s.n as u32, s.heads as u32, s.d as u32 / 4];
-    let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, lse], grid);
+    let step = plan.push(&FORWARD, s.params(), &[spans, qk, v, o, lse], grid);
     s.finish(step, label, s.n.min(512));
 }
 
 pub struct Backward {
     pub spans: Buf,
-    pub q: Buf,
-    pub k: Buf,
+    pub qk: Buf,
     pub v: Buf,
     pub o: Buf,
     pub lse: Buf,
     pub d_o: Buf,
-    pub dq: Buf,
-    pub dk: Buf,
-    pub dv: Buf,
+    pub dqkv: Buf,
 }
 
 /// dq, dk, dv from d_o.
@@ -98,13 +104,13 @@ pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
     let step = plan.push(&DELTA, s.params(), &[b.spans, b.o, b.d_o, b.lse, facts], [n * heads, 1, 1]);
     step.label = label.into();
     step.consts = s.consts();
-    let bufs = [facts, b.q, b.k, b.v, b.d_o, b.dq, b.dk, b.dv];
+    let bufs = [facts, b.qk, b.v, b.d_o, b.dqkv];
     let step = plan.push(&BACKWARD, s.params(), &bufs, [n, all, s.d as u32 / 4]);
     s.finish(step, label, s.n.min(512));
 }
 
 /// Floats that the backward pass wants to know of a row and head: log-sum-exp, δ, the first row that this one sees, and
-/// one past the last row that sees it. In one buffer, since WebGPU promises eight bindings.
+/// one past the last row that sees it.
 const FACTS: usize = 4;
 
 /// Rows of a twin's block.
@@ -115,16 +121,51 @@ const STRIP: usize = 512;
 
 type Range = std::ops::Range<usize>;
 
-/// What the blocks of a twin share: shape, queries and keys.
+/// What the blocks of a twin share: shape, queries, keys and values.
 struct Block<'a, F> {
     p: Params,
-    q: &'a [F],
-    k: &'a [F],
+    qk: &'a [F],
+    v: &'a [F],
 }
 
 impl<'a, F: Float> Block<'a, F> {
+    fn new(call: &Call<'a, F>) -> Self {
+        Block { p: call.params(), qk: call.f(1), v: call.f(2) }
+    }
+
+    /// Floats of a row of o, and of q, k and v together.
     fn widths(&self) -> (usize, usize) {
-        ((self.p.heads * self.p.d) as usize, (self.p.kv_heads * self.p.d) as usize)
+        let p = &self.p;
+        ((p.heads * p.d) as usize, ((p.heads + 2 * p.kv_heads) * p.d) as usize)
+    }
+
+    /// Where a query head, a key head and a value head begin in a row.
+    fn q_column(&self, head: usize) -> usize {
+        head * self.p.d as usize
+    }
+
+    fn k_column(&self, kv_head: usize) -> usize {
+        (self.p.heads as usize + kv_head) * self.p.d as usize
+    }
+
+    fn v_column(&self, kv_head: usize) -> usize {
+        ((self.p.heads + self.p.kv_heads) as usize + kv_head) * self.p.d as usize
+    }
+
+    /// The rows from `row` on of a head's queries, keys, values.
+    fn q(&self, head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.q_column(head)..], ld)
+    }
+
+    fn k(&self, kv_head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.k_column(kv_head)..], ld)
+    }
+
+    fn v(&self, kv_head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.v[row * ld + self.v_column(kv_head)..], ld)
     }
 
     /// The query heads of a kv head.
@@ -133,16 +174,9 @@ impl<'a, F: Float> Block<'a, F> {
         kv_head * group..(kv_head + 1) * group
     }
 
-    /// Columns of a head in a matrix of `width` columns, from row `rows.start` on.
-    fn view<'b>(&self, x: &'b [F], width: usize, rows: &Range, head: usize) -> &'b [F] {
-        &x[rows.start * width + head * self.p.d as usize..]
-    }
-
     /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: [rows, keys].
     fn scores(&self, (head, kv_head): (usize, usize), rows: &Range, keys: &Range, out: &mut [F]) {
-        let (wq, wk) = self.widths();
-        let q = par::Mat::new(self.view(self.q, wq, rows, head), wq);
-        let k = par::Mat::t(self.view(self.k, wk, keys, kv_head), wk);
+        let (q, k) = (self.q(head, rows.start), self.k(kv_head, keys.start).turned());
         let shape = (rows.len(), keys.len());
         par::Rect::new(out, shape, keys.len()).product(false, self.p.d as usize, q, k, F::of32(self.p.scale));
         if self.p.cap != 0.0 {
@@ -168,11 +202,10 @@ fn seen<'a, F: Float>(scores: &'a mut [F], keys: &Range, first: usize, row: usiz
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, heads, kv_heads, d) = (p.n as usize, p.heads as usize, p.kv_heads as usize, p.d as usize);
-    let (spans, v, scratch) = (call.w(0), call.f(3), call.scratch);
-    let block = Block { p, q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
+    let (spans, scratch, block) = (call.w(0), call.scratch, Block::new(call));
+    let (wq, _) = block.widths();
     let first = |row: usize| (spans[2 * row] as usize).max((row + 1).saturating_sub(p.window as usize));
-    let (o, lse) = (par::Sheet::new(call.f_mut(4), wq), par::Sheet::new(call.f_mut(5), heads));
+    let (o, lse) = (par::Sheet::new(call.f_mut(3), wq), par::Sheet::new(call.f_mut(4), heads));
     par::tasks(n.div_ceil(BLOCK) * kv_heads, work(&p), |task| {
         let (start, kv_head) = (task / kv_heads * BLOCK, task % kv_heads);
         let rows = start..n.min(start + BLOCK);
@@ -190,7 +223,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
                     simd::scale(seen, F::ONE / sum);
                     lse.row(i)[0] = max + sum.ln();
                 }
-                let v = par::Mat::new(block.view(v, wk, &keys, kv_head), wk);
+                let v = block.v(kv_head, keys.start);
                 o.product(false, keys.len(), par::Mat::new(s, keys.len()), v, F::ONE);
             }
         });
@@ -219,17 +252,16 @@ const CHUNKS: usize = 8;
 struct Chunk<'a, F> {
     block: Block<'a, F>,
     facts: &'a [F],
-    v: &'a [F],
     d_o: &'a [F],
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, kv_heads, d) = (p.n as usize, p.kv_heads as usize, p.d as usize);
-    let block = Block { p, q: call.f(1), k: call.f(2) };
-    let chunk = Chunk { block, facts: call.f(0), v: call.f(3), d_o: call.f(4) };
-    let (wq, wk) = chunk.block.widths();
-    let (dq, dk, dv) = (par::Sheet::new(call.f_mut(5), wq), call.f_mut(6), call.f_mut(7));
+    let chunk = Chunk { block: Block::new(call), facts: call.f(0), d_o: call.f(3) };
+    let ((_, ld), wk) = (chunk.block.widths(), kv_heads * d);
+    let (k_column, v_column) = (chunk.block.k_column(0), chunk.block.v_column(0));
+    let dqkv = call.f_mut(4);
     // By the shape alone, so that sums are the same for any number of threads.
     let len = n.div_ceil(CHUNKS).next_multiple_of(BLOCK).max(2 * BLOCK);
     let rows = |c: usize| c * len..n.min((c + 1) * len);
@@ -241,6 +273,7 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     call.scratch.with(2 * at[chunks] * wk, |parts| {
         let (part_k, part_v) = parts.split_at_mut(at[chunks] * wk);
         {
+            let dq = par::Sheet::new(dqkv, ld);
             let sheets = [par::Sheet::new(part_k, wk), par::Sheet::new(part_v, wk)];
             par::tasks(chunks * kv_heads, work(&p), |task| {
                 let (c, kv_head) = (chunks - 1 - task / kv_heads, task % kv_heads);
@@ -249,7 +282,8 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
                 call.scratch.with(2 * BLOCK * STRIP, |strips| chunk.backward(rows(c), kv_head, &dq, parts, strips));
             });
         }
-        par::rows2(&mut dk[..n * wk], wk, &mut dv[..n * wk], wk, CHUNKS, |row, dk, dv| {
+        par::rows(&mut dqkv[..n * ld], ld, CHUNKS, |row, dqkv| {
+            let (dk, dv) = dqkv[k_column..].split_at_mut(v_column - k_column);
             dk.fill(F::ZERO);
             dv.fill(F::ZERO);
             for c in row / len..chunks {
@@ -311,13 +345,13 @@ impl<F: Float> Chunk<'_, F> {
         strips: &mut [F],
     ) {
         let (block, d, width) = (&self.block, self.block.p.d as usize, keys.len());
-        let ((wq, wk), cap) = (block.widths(), F::of32(block.p.cap));
+        let ((wq, _), cap) = (block.widths(), F::of32(block.p.cap));
         let (p, ds) = strips.split_at_mut(BLOCK * STRIP);
         let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
-        let [q, d_o] = [block.q, self.d_o].map(|x| par::Mat::new(block.view(x, wq, rows, head), wq));
-        let [k, v] = [block.k, self.v].map(|x| block.view(x, wk, keys, kv_head));
+        let d_o = par::Mat::new(&self.d_o[rows.start * wq + head * d..], wq);
+        let (k, v) = (block.k(kv_head, keys.start), block.v(kv_head, keys.start));
         block.scores((head, kv_head), rows, keys, p);
-        par::Rect::new(ds, (rows.len(), width), width).product(false, d, d_o, par::Mat::t(v, wk), F::ONE);
+        par::Rect::new(ds, (rows.len(), width), width).product(false, d, d_o, v.turned(), F::ONE);
         for (row, (p, ds)) in rows.clone().zip(p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width))) {
             let delta = self.fact(row, head, 1);
             if cap == F::ZERO {
@@ -333,8 +367,8 @@ impl<F: Float> Chunk<'_, F> {
         }
         dv.product(true, rows.len(), par::Mat::t(p, width), d_o, F::ONE);
         let scale = F::of32(block.p.scale);
-        dq.product(keep, width, par::Mat::new(ds, width), par::Mat::new(k, wk), scale);
-        dk.product(true, rows.len(), par::Mat::t(ds, width), q, scale);
+        dq.product(keep, width, par::Mat::new(ds, width), k, scale);
+        dk.product(true, rows.len(), par::Mat::t(ds, width), block.q(head, rows.start), scale);
     }
 }
 

@@ -60,6 +60,11 @@ impl<'a, F> Mat<'a, F> {
         Mat { data, ld, transposed: true }
     }
 
+    /// The transpose.
+    pub fn turned(self) -> Self {
+        Mat { transposed: !self.transposed, ..self }
+    }
+
     /// Panics unless the view of `rows` × `cols` lies within the data.
     fn strides(&self, rows: usize, cols: usize) -> (isize, isize) {
         let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
@@ -96,6 +101,14 @@ impl<'a, F: Float> Rect<'a, F> {
         // SAFETY: within the rectangle.
         let at = unsafe { self.at.add(rows.start * self.ld) };
         Rect { at, rows: rows.len(), cols: self.cols, ld: self.ld, borrow: PhantomData }
+    }
+
+    /// Some of its columns.
+    pub fn columns(&mut self, cols: std::ops::Range<usize>) -> Rect<'_, F> {
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        // SAFETY: within the rectangle, which is borrowed for as long.
+        let at = unsafe { self.at.add(cols.start) };
+        Rect { at, rows: self.rows, cols: cols.len(), ld: self.ld, borrow: PhantomData }
     }
 
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.

@@ -28,23 +28,30 @@ impl Inputs {
         Inputs { s, spans, q: random(wide, 1), k: random(narrow, 2), v: random(narrow, 3), d_o: random(wide, 4) }
     }
 
-    /// Outputs: o, lse.
-    fn forward(&self, s: &mut Suite) {
-        let (spans, q, k, v) =
-            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
-        let (o, lse) = (s.output("o", self.q.len()), s.output("lse", self.s.n * self.s.heads));
-        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, lse);
+    /// q, k and v side by side.
+    fn qkv(&self) -> Vec<f64> {
+        let (wide, narrow) = (self.s.heads * self.s.d, self.s.kv_heads * self.s.d);
+        let row =
+            |n: usize| [&self.q[n * wide..][..wide], &self.k[n * narrow..][..narrow], &self.v[n * narrow..][..narrow]];
+        (0..self.s.n).flat_map(|n| row(n).concat()).collect()
     }
 
-    /// Outputs: o, lse, dq, dk, dv.
+    /// Outputs: o, lse.
+    fn forward(&self, s: &mut Suite) {
+        let (spans, qkv) = (s.words("spans", &self.spans), s.floats("qkv", &self.qkv()));
+        let (o, lse) = (s.output("o", self.q.len()), s.output("lse", self.s.n * self.s.heads));
+        attention::forward(&mut s.plan, "", self.s, spans, qkv, qkv, o, lse);
+    }
+
+    /// Outputs: o, lse, dqkv.
     fn backward(&self, s: &mut Suite) {
-        let (spans, q, k, v) =
-            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
+        // v from a buffer of its own, as where heads are normed.
+        let (spans, qk, v) = (s.words("spans", &self.spans), s.floats("qk", &self.qkv()), s.floats("v", &self.qkv()));
         let (o, lse) = (s.output("o", self.q.len()), s.output("lse", self.s.n * self.s.heads));
         let d_o = s.floats("do", &self.d_o);
-        let (dq, dk, dv) = (s.output("dq", self.q.len()), s.output("dk", self.k.len()), s.output("dv", self.v.len()));
-        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, lse);
-        attention::backward(&mut s.plan, "", self.s, &Backward { spans, q, k, v, o, lse, d_o, dq, dk, dv });
+        let dqkv = s.output("dqkv", self.s.n * self.s.width());
+        attention::forward(&mut s.plan, "", self.s, spans, qk, v, o, lse);
+        attention::backward(&mut s.plan, "", self.s, &Backward { spans, qk, v, o, lse, d_o, dqkv });
     }
 
     fn output(&self) -> Vec<f64> {
@@ -62,9 +69,14 @@ fn twin_backward_matches_finite_differences() {
         let mut s = Suite::new(SOFTMAX);
         i.backward(s.case("backward"));
         let out = s.reference();
-        gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &out[2]);
-        gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &out[3]);
-        gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &out[4]);
+        let (wide, narrow) = (i.s.heads * i.s.d, i.s.kv_heads * i.s.d);
+        let part = |at: std::ops::Range<usize>| -> Vec<f64> {
+            out[2].chunks(i.s.width()).flat_map(|row| row[at.clone()].to_vec()).collect()
+        };
+        let [dq, dk, dv] = [0..wide, wide..wide + narrow, wide + narrow..wide + 2 * narrow].map(part);
+        gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &dq);
+        gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &dk);
+        gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &dv);
     }
 }
 
