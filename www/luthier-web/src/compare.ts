@@ -10,8 +10,13 @@ import type {
 /** As `luthier compare` asks. */
 const ASKED_TOGETHER = 8;
 
+/** `beginAfresh` has the next run begin in a fresh worker: what answering took is no memory of that run's. */
+export interface Tuner extends LuthierApi {
+  beginAfresh(): void;
+}
+
 /** Ends when all methods are through, or when it is left or aborted; what was finished by then is kept. */
-export async function* compare(tuner: LuthierApi, table: MethodRow[], data: DataText, ask: CompareOptions): AsyncGenerator<CompareEvent> {
+export async function* compare(tuner: Tuner, table: MethodRow[], data: DataText, ask: CompareOptions): AsyncGenerator<CompareEvent> {
   const queue = new Queue<CompareEvent>();
   const stop = new AbortController();
   const abort = () => stop.abort();
@@ -39,7 +44,7 @@ interface Turn {
 
 class Comparison {
   constructor(
-    private readonly tuner: LuthierApi,
+    private readonly tuner: Tuner,
     private readonly table: MethodRow[],
     private readonly data: DataText,
     private readonly ask: CompareOptions,
@@ -51,6 +56,7 @@ class Comparison {
     const turns = this.ask.methods.map((choice, index) => this.#turn(choice, index));
     if (turns.length === 0) throw new LuthierError("setting", "No method is named.", `There are ${this.#names()}.`);
     if (this.ask.test) this.emit({ type: "untuned", task: await this.#ask("base", null) });
+    this.tuner.beginAfresh();
     for (const turn of turns) {
       try {
         await this.#try(turn);

@@ -1,6 +1,6 @@
 /** luthier-web: tunes a language model in this page, in a worker, on the GPU or the CPU. See {@link Luthier}. */
 
-import { compare } from "./compare.js";
+import { type Tuner, compare } from "./compare.js";
 import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
 import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
@@ -10,7 +10,7 @@ import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
-  AdapterFormat, CompareEvent, CompareOptions, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo,
+  AdapterFormat, CompareEvent, CompareOptions, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierStatic, MergeTarget, ModelInfo,
   NamedBlob, OnProgress, OpenOptions, ProbeBudget, Prompt, RunOptions, SamplingOptions, TaskOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
@@ -98,7 +98,7 @@ interface Kept {
 type Begun = Omit<Job, "wanted">;
 type Emit = (event: TrainEvent) => void;
 
-class Instance implements LuthierApi {
+class Instance implements Tuner {
   #connection: Connection;
   #opened: Opened;
   /** The worker has trained, or there is an adapter in it: a run begins, and the base comes back, in a fresh one. */
@@ -191,6 +191,10 @@ class Instance implements LuthierApi {
   async *compare(data: DataText, ask: CompareOptions): AsyncGenerator<CompareEvent> {
     this.#checkFree();
     yield* compare(this, (await asked()).methods, data, ask);
+  }
+
+  beginAfresh(): void {
+    this.#used = true;
   }
 
   // ---- adapters

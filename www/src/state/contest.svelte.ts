@@ -3,7 +3,7 @@
 import type { CompareEvent, LuthierErrorData, Method, TaskFigure, Tried } from "luthier-web";
 import { stem } from "../lib/files";
 import { fixed } from "../lib/format";
-import { METHODS, rateFor } from "../lib/methods";
+import { METHODS, merges, rateFor } from "../lib/methods";
 import { nowOn } from "./adapters";
 import { announce } from "./announce.svelte";
 import { app, guarded, type Tuned } from "./app.svelte";
@@ -41,8 +41,9 @@ let controller: AbortController | null = null;
 
 const nameOf = (method: Method): string => METHODS[method]?.name ?? method;
 
-/** The validation before any training is the same for all of them. */
-export const startOf = (entries: Entry[]): number | null => entries.flatMap(({ curve }) => curve.filter(({ step }) => step === 0))[0]?.loss ?? null;
+/** The validation before any training: the same for all, but for those that put something before the text from the start. */
+export const startOf = (entries: Entry[]): number | null =>
+  entries.filter(({ method }) => merges(app.methods, method)).flatMap(({ curve }) => curve.filter(({ step }) => step === 0))[0]?.loss ?? null;
 
 export async function compareMethods(): Promise<void> {
   const { api, data, form, validation } = app;
