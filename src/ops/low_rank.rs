@@ -133,7 +133,7 @@ fn project_twin<F: Float>(call: &mut Call<F>) {
     let (n, ld, t_ld) = (p.n as usize, p.ld as usize, p.t_ld as usize);
     let (x, flat, t) = (call.f(0), call.f(1), call.f_mut(2));
     for (k, f) in p.factors.iter().enumerate().filter(|(_, f)| f.rank > 0) {
-        let keep = some(&p.factors).take(k).any(|before| before.t == f.t);
+        let keep = p.factors[..k].iter().any(|before| before.rank > 0 && before.t == f.t);
         let (factor, width, scale) = (f.of(flat), f.width as usize, F::of32(f.scale));
         par::blocks(t, n, t_ld, f.narrow(), 2 * n * factor.len(), |r0, c0, mut t| {
             let factor = &factor[(c0 - f.t as usize) * width..];
