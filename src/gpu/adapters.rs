@@ -19,6 +19,9 @@ pub struct AdapterFacts {
     pub shader_f16: bool,
     #[serde(skip)]
     pub style: Style,
+    /// Invocations of a subgroup, where all have the same number and kernels may use them; else 1.
+    #[serde(skip)]
+    pub lanes: u32,
 }
 
 fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
@@ -29,6 +32,7 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
     // Register tiles without barriers are fastest on software drivers and good on Apple GPUs; workgroup memory pays
     // on the others (measurements: benches/README.md).
     let direct = software || info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP);
     AdapterFacts {
         name: [&info.name, &info.driver].into_iter().find(|s| !s.is_empty()).map_or("GPU".into(), String::clone),
         backend: info.backend.to_string(),
@@ -39,6 +43,7 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
         max_buffer_bytes: limits.max_buffer_size,
         shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
         style: if direct { Style::Direct } else { Style::Tiled },
+        lanes: if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 },
     }
 }
 
@@ -86,8 +91,12 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
         return Err(Error::device(what, "use --device cpu"));
     }
-    let desc =
-        wgpu::DeviceDescriptor { label: Some("luthier"), required_limits: adapter.limits(), ..Default::default() };
+    let desc = wgpu::DeviceDescriptor {
+        label: Some("luthier"),
+        required_features: adapter.features() & wgpu::Features::SUBGROUP,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
     let (device, queue) = adapter
         .request_device(&desc)
         .await

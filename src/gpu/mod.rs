@@ -6,6 +6,7 @@
 
 mod adapters;
 mod shader;
+mod tune;
 
 pub use adapters::{AdapterFacts, list, open};
 pub use shader::{assemble, defaults};
@@ -96,6 +97,7 @@ pub struct Gpu {
     pending_work: f64,
     pending_since: Option<Instant>,
     staging: Option<wgpu::Buffer>,
+    choices: tune::Choices,
     /// When set (natively), each dispatch is submitted and waited for alone.
     pub profile: Option<Profile>,
 }
@@ -107,6 +109,7 @@ impl Gpu {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
+        let choices = tune::Choices::of(&facts);
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
         let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
@@ -125,6 +128,7 @@ impl Gpu {
             pending_work: 0.0,
             pending_since: None,
             staging: Some(staging),
+            choices,
             profile: None,
         }
     }
@@ -152,6 +156,7 @@ impl Gpu {
         }
         let first = if moved { 0 } else { self.compiled.len() };
         self.compiled.truncate(first);
+        self.tune(plan, &plan.sequences[first..]).await?;
         for sequence in &plan.sequences[first..] {
             let compiled = self.compile(plan, &sequence.steps)?;
             self.compiled.push(compiled);
@@ -235,9 +240,7 @@ impl Gpu {
     }
 
     fn dispatch(&mut self, plan: &Plan, step: &Step) -> Result<Dispatch> {
-        let shaders = step.kernel.shaders;
-        let style = self.facts.style;
-        let shader = shaders.iter().find(|s| s.style == style).unwrap_or(&shaders[0]);
+        let shader = self.choice(step);
         let (pipeline, layout) = self.pipeline(step, shader)?;
         let entries: Vec<_> = step
             .bufs
@@ -377,6 +380,18 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
+        let words = self.map(&staging, size).await?;
+        if size <= KEPT_STAGING {
+            self.staging = Some(staging);
+        } else {
+            staging.destroy();
+        }
+        self.calibrate();
+        Ok(words)
+    }
+
+    /// The first `size` bytes of a staging buffer, after everything submitted so far is done.
+    async fn map(&self, staging: &wgpu::Buffer, size: u64) -> Result<Vec<u32>> {
         let (send, receive) = futures_channel::oneshot::channel();
         staging.slice(..size).map_async(wgpu::MapMode::Read, move |r| {
             let _ = send.send(r);
@@ -402,12 +417,6 @@ impl Gpu {
             bytemuck::pod_collect_to_vec(&view)
         };
         staging.unmap();
-        if size <= KEPT_STAGING {
-            self.staging = Some(staging);
-        } else {
-            staging.destroy();
-        }
-        self.calibrate();
         Ok(words)
     }
 
@@ -441,7 +450,7 @@ impl Gpu {
         self.device.destroy();
     }
 
-    /// Overrides the choice of shaders: tests and benches run both families on one adapter.
+    /// Overrides the choice of shaders: tests and benches run all families on one adapter.
     pub fn set_style(&mut self, style: Style) {
         self.facts.style = style;
     }

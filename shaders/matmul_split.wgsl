@@ -1,0 +1,74 @@
+// Products with a frozen matrix W:[O,I] that have few outputs and a long inner index: 64 invocations share ROWS × OUTS
+// outputs, each taking every 64th vector of the inner index, and add up what they have in a fixed order.
+//
+// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
+//
+// x:[N,I]  y, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
+// I is a multiple of 4, as are ld, low_ld and col where R > 0.
+// Dispatch: x over blocks of ROWS rows, y over blocks of OUTS outputs. load_w is prepended.
+// flags: 1 adds bias, 2 adds res, 4 adds to what y holds; else it is overwritten.
+
+struct Params {
+    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32,
+    r: u32, low_off: u32, low_ld: u32, low_scale: f32, scale: f32, flags: u32,
+}
+@group(1) @binding(0) var<uniform> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> t: array<f32>;
+@group(0) @binding(3) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read> res: array<f32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+
+const LENGTH: u32 = 64u;
+var<workgroup> sums: array<vec4<f32>, LENGTH * ROWS * OUTS / 4u>; // [ROWS · OUTS / 4][LENGTH]
+
+@compute @workgroup_size(64)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n0 = group.x * ROWS;
+    let o0 = group.y * OUTS;
+#for m in ROWS
+    let x{m} = min(n0 + {m}u, p.n - 1u) * (p.i / 4u);
+#for j in OUTS by 4
+    var c{m}_{j} = vec4<f32>();
+#end
+#end
+    for (var k = lane; k < p.i / 4u; k += LENGTH) {
+#for j in OUTS
+        let b{j} = load_w(min(o0 + {j}u, p.o - 1u), k * 4u, p.i, p.w_off);
+#end
+#for m in ROWS
+        let a{m} = x[x{m} + k];
+#for j in OUTS by 4
+        c{m}_{j} += vec4<f32>(dot(a{m}, b{j}), dot(a{m}, b{j+1}), dot(a{m}, b{j+2}), dot(a{m}, b{j+3}));
+#end
+#end
+    }
+#for m in ROWS
+#for j in OUTS by 4
+    sums[({m}u * OUTS + {j}u) / 4u * LENGTH + lane] = c{m}_{j};
+#end
+#end
+    for (var half = LENGTH / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (lane < half) {
+            for (var v = lane; v < LENGTH * ROWS * OUTS / 4u; v += LENGTH) { sums[v] += sums[v + half]; }
+        }
+    }
+    workgroupBarrier();
+    for (var c = lane; c < ROWS * OUTS; c += LENGTH) {
+        let n = n0 + c / OUTS;
+        if (n >= p.n || o0 + c % OUTS >= p.o) { continue; }
+        let o = p.col + o0 + c % OUTS;
+        var v = sums[c / 4u * LENGTH][c & 3u] * p.scale;
+        for (var r = 0u; r < p.r; r += 1u) {
+            let at = p.low_off + r * p.low_ld + o;
+            v += p.low_scale * t[n * p.r + r] * low[at / 4u][at & 3u];
+        }
+        if ((p.flags & 1u) != 0u) { v += bias[o]; }
+        if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
+        if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
+        y[n * p.ld + o] = v;
+    }
+}
