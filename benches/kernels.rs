@@ -27,6 +27,9 @@ struct Args {
     /// Only rows whose name and shape hold this, such as "matmul.forward bf16".
     #[arg(long, default_value = "")]
     only: String,
+    /// The shader to run wherever it fits, such as "matmul_direct TALL=8 WIDE=8 LANES=1".
+    #[arg(long)]
+    shader: Option<String>,
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -380,9 +383,10 @@ fn main() -> luthier::Result<()> {
         );
         if let Device::Gpu(gpu) = &mut device {
             gpu.set_style(Style::Direct);
+            gpu.set_shader(args.shader.as_deref());
         }
         measure(&mut device, &b, "", args.quick, |_| true).await?;
-        if matches!(device, Device::Gpu(_)) && b.rows.iter().any(tiled) {
+        if args.shader.is_none() && matches!(device, Device::Gpu(_)) && b.rows.iter().any(tiled) {
             device = Device::open(args.device).await?;
             let Device::Gpu(gpu) = &mut device else { return Ok(()) };
             gpu.set_style(Style::Tiled);

@@ -1,11 +1,11 @@
-// Products with a frozen matrix W:[O,I], barrier-free: each invocation computes ROWS × OUTS outputs in registers.
+// Products with a frozen matrix W:[O,I], barrier-free: each invocation computes TALL × WIDE outputs in registers.
 //
 // forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
 // backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
 //
 // x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
 // I, ld, low_ld, col and (in backward) O are multiples of 4.
-// Dispatch: x over blocks of ROWS rows, y over blocks of OUTS outputs. WG_X × WG_Y and load_w are prepended.
+// Dispatch: x over blocks of TALL rows, y over blocks of WIDE outputs. WG_X × WG_Y and load_w are prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 //
 // With LANES > 1 that many invocations, a subgroup, share their outputs and differ in their rows: each loads one part of
@@ -28,33 +28,33 @@ struct Params {
 // The block of rows and of outputs of an invocation. Software drivers run x in vector lanes and y in a loop, so the
 // workgroup is a line, folded here.
 fn block(group: vec3<u32>, lane: u32) -> vec2<u32> {
-    return (group.xy * vec2<u32>(WG_X, WG_Y) + vec2<u32>(lane % WG_X, lane / WG_X)) * vec2<u32>(ROWS, OUTS);
+    return (group.xy * vec2<u32>(WG_X, WG_Y) + vec2<u32>(lane % WG_X, lane / WG_X)) * vec2<u32>(TALL, WIDE);
 }
 
 @compute @workgroup_size(WG_X * WG_Y)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let n0 = block(group, lane).x;
-    let o0 = block(group, lane).y;
+    let row0 = block(group, lane).x;
+    let col0 = block(group, lane).y;
     let part = lane % LANES;
 #if SINGLE
-    if (n0 >= p.n || o0 >= p.o) { return; }
+    if (row0 >= p.n || col0 >= p.o) { return; }
 #end
     // Rows beyond the edge repeat the last one; their results are not stored.
     let last_n = p.n - 1u;
     let last_o = p.o - 1u;
     let k4 = p.i / 4u;
-#for m in ROWS
-    let n{m} = min(n0 + {m}u, last_n);
+#for m in TALL
+    let n{m} = min(row0 + {m}u, last_n);
     let x{m} = n{m} * k4;
-#for j in OUTS by 4
+#for j in WIDE by 4
     var c{m}_{j} = vec4<f32>();
 #end
 #end
-#for s in OUTS by LANES
-    let w{s} = min(o0 + {s}u + part, last_o);
+#for s in WIDE by LANES
+    let w{s} = min(col0 + {s}u + part, last_o);
 #end
     for (var k = 0u; k < k4; k += 1u) {
-#for s in OUTS by LANES
+#for s in WIDE by LANES
         let q{s} = load_w(w{s}, k * 4u, p.i, p.w_off);
 #if SINGLE
         let b{s} = q{s};
@@ -65,44 +65,44 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
 #end
-#for m in ROWS
+#for m in TALL
         let a{m} = x[x{m} + k];
-#for j in OUTS by 4
+#for j in WIDE by 4
         c{m}_{j} += vec4<f32>(dot(a{m}, b{j}), dot(a{m}, b{j+1}), dot(a{m}, b{j+2}), dot(a{m}, b{j+3}));
 #end
 #end
     }
-#for m in ROWS
-#for j in OUTS by 4
+#for m in TALL
+#for j in WIDE by 4
     c{m}_{j} *= p.scale;
 #end
 #end
     for (var r = 0u; r < p.r; r += 1u) {
         let at = p.low_off + p.col + r * p.low_ld;
-#for j in OUTS by 4
-        let f{j} = low[(at + min(o0 + {j}u, p.o - 4u)) / 4u];
+#for j in WIDE by 4
+        let f{j} = low[(at + min(col0 + {j}u, p.o - 4u)) / 4u];
 #end
-#for m in ROWS
+#for m in TALL
         let s{m} = p.low_scale * t[n{m} * p.r + r];
-#for j in OUTS by 4
+#for j in WIDE by 4
         c{m}_{j} += s{m} * f{j};
 #end
 #end
     }
-    var c = array<vec4<f32>, ROWS * OUTS / 4>(
-#for m in ROWS
-#for j in OUTS by 4
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
         c{m}_{j},
 #end
 #end
     );
-    for (var m = 0u; m < ROWS; m += 1u) {
-        let n = n0 + m;
+    for (var m = 0u; m < TALL; m += 1u) {
+        let n = row0 + m;
         if (n >= p.n) { break; }
-        for (var j = 0u; j < OUTS; j += 1u) {
-            if (o0 + j >= p.o) { break; }
-            let o = p.col + o0 + j;
-            var v = c[(m * OUTS + j) / 4u][j & 3u];
+        for (var j = 0u; j < WIDE; j += 1u) {
+            if (col0 + j >= p.o) { break; }
+            let o = p.col + col0 + j;
+            var v = c[(m * WIDE + j) / 4u][j & 3u];
             if ((p.flags & 1u) != 0u) { v += bias[o]; }
             if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
             if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
@@ -113,28 +113,28 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 
 @compute @workgroup_size(WG_X * WG_Y)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let n0 = block(group, lane).x;
-    let i0 = block(group, lane).y;
+    let row0 = block(group, lane).x;
+    let col0 = block(group, lane).y;
     let part = lane % LANES;
 #if SINGLE
-    if (n0 >= p.n || i0 >= p.i) { return; }
+    if (row0 >= p.n || col0 >= p.i) { return; }
 #end
     let last_n = p.n - 1u;
     let last_i = p.i - 4u;
-#for m in ROWS
-    let n{m} = min(n0 + {m}u, last_n);
+#for m in TALL
+    let n{m} = min(row0 + {m}u, last_n);
     let x{m} = (n{m} * p.ld + p.col) / 4u;
-#for j in OUTS by 4
+#for j in WIDE by 4
     var c{m}_{j} = vec4<f32>();
 #end
 #end
-    // Four rows of W by OUTS columns, as vectors: the b-th is row b % 4, columns from i0 + b / 4 · 4.
-#for s in OUTS by LANES
-    let w{s} = min(i0 + ({s}u + part) / 4u * 4u, last_i);
+    // Four rows of W by WIDE columns, as vectors: the b-th is row b % 4, columns from col0 + b / 4 · 4.
+#for s in WIDE by LANES
+    let w{s} = min(col0 + ({s}u + part) / 4u * 4u, last_i);
     let k{s} = ({s}u + part) % 4u;
 #end
     for (var k = 0u; k < p.o; k += 4u) {
-#for s in OUTS by LANES
+#for s in WIDE by LANES
         let q{s} = load_w(k + k{s}, w{s}, p.i, p.w_off);
 #if SINGLE
         let b{s} = q{s};
@@ -145,38 +145,38 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 #end
 #end
 #end
-#for m in ROWS
+#for m in TALL
         let a{m} = x[x{m} + k / 4u];
-#for j in OUTS by 4
+#for j in WIDE by 4
         c{m}_{j} += a{m}.x * b{j} + a{m}.y * b{j+1} + a{m}.z * b{j+2} + a{m}.w * b{j+3};
 #end
 #end
     }
     for (var r = 0u; r < p.r; r += 1u) {
         let at = p.low_off + r * p.low_ld;
-#for j in OUTS by 4
-        let f{j} = low[(at + min(i0 + {j}u, last_i)) / 4u];
+#for j in WIDE by 4
+        let f{j} = low[(at + min(col0 + {j}u, last_i)) / 4u];
 #end
-#for m in ROWS
+#for m in TALL
         let s{m} = p.low_scale * t[n{m} * p.r + r];
-#for j in OUTS by 4
+#for j in WIDE by 4
         c{m}_{j} += s{m} * f{j};
 #end
 #end
     }
-    var c = array<vec4<f32>, ROWS * OUTS / 4>(
-#for m in ROWS
-#for j in OUTS by 4
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
         c{m}_{j},
 #end
 #end
     );
-    for (var m = 0u; m < ROWS; m += 1u) {
-        if (n0 + m >= p.n) { break; }
-        for (var j = 0u; j < OUTS; j += 4u) {
-            if (i0 + j >= p.i) { break; }
-            let at = ((n0 + m) * p.i + i0 + j) / 4u;
-            var v = c[(m * OUTS + j) / 4u];
+    for (var m = 0u; m < TALL; m += 1u) {
+        if (row0 + m >= p.n) { break; }
+        for (var j = 0u; j < WIDE; j += 4u) {
+            if (col0 + j >= p.i) { break; }
+            let at = ((row0 + m) * p.i + col0 + j) / 4u;
+            var v = c[(m * WIDE + j) / 4u];
             if ((p.flags & 4u) != 0u) { v += dx[at]; }
             dx[at] = v;
         }

@@ -1,11 +1,11 @@
-// Products with a frozen matrix W:[O,I] that have few outputs and a long inner index: 64 invocations share ROWS × OUTS
+// Products with a frozen matrix W:[O,I] that have few outputs and a long inner index: 64 invocations share TALL × WIDE
 // outputs, each taking every 64th vector of the inner index, and add up what they have in a fixed order.
 //
 // forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
 //
 // x:[N,I]  y, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
 // I is a multiple of 4, as are ld, low_ld and col where R > 0.
-// Dispatch: x over blocks of ROWS rows, y over blocks of OUTS outputs. load_w is prepended.
+// Dispatch: x over blocks of TALL rows, y over blocks of WIDE outputs. load_w is prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y holds; else it is overwritten.
 
 struct Params {
@@ -22,45 +22,45 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 const LENGTH: u32 = 64u;
-var<workgroup> sums: array<vec4<f32>, LENGTH * ROWS * OUTS / 4u>; // [ROWS · OUTS / 4][LENGTH]
+var<workgroup> sums: array<vec4<f32>, LENGTH * TALL * WIDE / 4u>; // [TALL · WIDE / 4][LENGTH]
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let n0 = group.x * ROWS;
-    let o0 = group.y * OUTS;
-#for m in ROWS
+    let n0 = group.x * TALL;
+    let o0 = group.y * WIDE;
+#for m in TALL
     let x{m} = min(n0 + {m}u, p.n - 1u) * (p.i / 4u);
-#for j in OUTS by 4
+#for j in WIDE by 4
     var c{m}_{j} = vec4<f32>();
 #end
 #end
     for (var k = lane; k < p.i / 4u; k += LENGTH) {
-#for j in OUTS
+#for j in WIDE
         let b{j} = load_w(min(o0 + {j}u, p.o - 1u), k * 4u, p.i, p.w_off);
 #end
-#for m in ROWS
+#for m in TALL
         let a{m} = x[x{m} + k];
-#for j in OUTS by 4
+#for j in WIDE by 4
         c{m}_{j} += vec4<f32>(dot(a{m}, b{j}), dot(a{m}, b{j+1}), dot(a{m}, b{j+2}), dot(a{m}, b{j+3}));
 #end
 #end
     }
-#for m in ROWS
-#for j in OUTS by 4
-    sums[({m}u * OUTS + {j}u) / 4u * LENGTH + lane] = c{m}_{j};
+#for m in TALL
+#for j in WIDE by 4
+    sums[({m}u * WIDE + {j}u) / 4u * LENGTH + lane] = c{m}_{j};
 #end
 #end
     for (var half = LENGTH / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if (lane < half) {
-            for (var v = lane; v < LENGTH * ROWS * OUTS / 4u; v += LENGTH) { sums[v] += sums[v + half]; }
+            for (var v = lane; v < LENGTH * TALL * WIDE / 4u; v += LENGTH) { sums[v] += sums[v + half]; }
         }
     }
     workgroupBarrier();
-    for (var c = lane; c < ROWS * OUTS; c += LENGTH) {
-        let n = n0 + c / OUTS;
-        if (n >= p.n || o0 + c % OUTS >= p.o) { continue; }
-        let o = p.col + o0 + c % OUTS;
+    for (var c = lane; c < TALL * WIDE; c += LENGTH) {
+        let n = n0 + c / WIDE;
+        if (n >= p.n || o0 + c % WIDE >= p.o) { continue; }
+        let o = p.col + o0 + c % WIDE;
         var v = sums[c / 4u * LENGTH][c & 3u] * p.scale;
         for (var r = 0u; r < p.r; r += 1u) {
             let at = p.low_off + r * p.low_ld + o;

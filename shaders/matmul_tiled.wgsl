@@ -1,5 +1,5 @@
-// Products with a frozen matrix W:[O,I], staged through workgroup memory: TY·ROWS × TX·OUTS outputs a workgroup of
-// TX × TY invocations, ROWS × OUTS an invocation in registers, 16 of the inner index at a time.
+// Products with a frozen matrix W:[O,I], staged through workgroup memory: TY·TALL × TX·WIDE outputs a workgroup of
+// TX × TY invocations, TALL × WIDE an invocation in registers, 16 of the inner index at a time.
 //
 // forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
 // backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
@@ -9,7 +9,7 @@
 // Dispatch: x over tiles of rows, y over tiles of outputs. load_w is prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 //
-// TX and TY are multiples of 8, ROWS, OUTS and the staged vectors an invocation (ROWS·4 / TX, OUTS·4 / TY) whole.
+// TX and TY are multiples of 8, TALL, WIDE and the staged vectors an invocation (TALL·4 / TX, WIDE·4 / TY) whole.
 // Rows and columns beyond the edge repeat the last one; their results are not stored. Beyond the end of the inner index
 // x counts as 0 and W repeats its last, so that no load needs a branch.
 
@@ -29,17 +29,17 @@ struct Params {
 
 const K: u32 = 16u;
 const THREADS: u32 = TX * TY;
-const W4: u32 = OUTS * TX / 4u;
-var<workgroup> xs: array<vec4<f32>, ROWS * TY * 4u>; // [row][K / 4], vectors along K
-var<workgroup> ws: array<vec4<f32>, OUTS * TX * 4u>; // forward [output][K / 4], along K; backward [K][W4], along the outputs
+const W4: u32 = WIDE * TX / 4u;
+var<workgroup> xs: array<vec4<f32>, TALL * TY * 4u>; // [row][K / 4], vectors along K
+var<workgroup> ws: array<vec4<f32>, WIDE * TX * 4u>; // forward [output][K / 4], along K; backward [K][W4], along the outputs
 
 // Where vector q of a row along K lies: eight neighbours that read the same q, one row each, meet in no bank.
-fn place(row: u32, q: u32) -> u32 { return row * 4u + (q ^ (row / 2u & 3u)); }
+fn place(row: u32, q: u32) -> u32 { return row * 4u + (q ^ ((row / 2u) & 3u)); }
 
 @compute @workgroup_size(TX * TY)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row0 = group.x * (ROWS * TY);
-    let col0 = group.y * (OUTS * TX);
+    let row0 = group.x * (TALL * TY);
+    let col0 = group.y * (WIDE * TX);
     let ty = lane / TX;
     let tx = lane % TX;
     // What this invocation stages: of row lane / 4, and every THREADS / 4-th from there, vector lane % 4.
@@ -51,8 +51,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #for s in W_LOADS
     let sw{s} = min(col0 + srow + {s}u * (THREADS / 4u), p.o - 1u);
 #end
-#for m in ROWS
-#for j in OUTS by 4
+#for m in TALL
+#for j in WIDE by 4
     var c{m}_{j} = vec4<f32>();
 #end
 #end
@@ -69,38 +69,38 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var q = 0u; q < K / 4u; q += 1u) {
             let px = place(ty, q);
             let pw = place(tx, q);
-#for j in OUTS
+#for j in WIDE
             let b{j} = ws[pw + {j}u * TX * 4u];
 #end
-#for j in OUTS by 4
+#for j in WIDE by 4
             let x{j} = vec4<f32>(b{j}.x, b{j+1}.x, b{j+2}.x, b{j+3}.x);
             let y{j} = vec4<f32>(b{j}.y, b{j+1}.y, b{j+2}.y, b{j+3}.y);
             let z{j} = vec4<f32>(b{j}.z, b{j+1}.z, b{j+2}.z, b{j+3}.z);
             let w{j} = vec4<f32>(b{j}.w, b{j+1}.w, b{j+2}.w, b{j+3}.w);
 #end
-#for m in ROWS
+#for m in TALL
             let a{m} = xs[px + {m}u * TY * 4u];
-#for j in OUTS by 4
+#for j in WIDE by 4
             c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
 #end
 #end
         }
         workgroupBarrier();
     }
-    var c = array<vec4<f32>, ROWS * OUTS / 4>(
-#for m in ROWS
-#for j in OUTS by 4
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
         c{m}_{j},
 #end
 #end
     );
-    for (var m = 0u; m < ROWS; m += 1u) {
+    for (var m = 0u; m < TALL; m += 1u) {
         let n = row0 + ty + m * TY;
         if (n >= p.n) { break; }
-        for (var j = 0u; j < OUTS; j += 1u) {
+        for (var j = 0u; j < WIDE; j += 1u) {
             if (col0 + tx + j * TX >= p.o) { break; }
             let o = p.col + col0 + tx + j * TX;
-            var v = c[(m * OUTS + j) / 4u][j & 3u] * p.scale;
+            var v = c[(m * WIDE + j) / 4u][j & 3u] * p.scale;
             for (var r = 0u; r < p.r; r += 1u) {
                 let at = p.low_off + r * p.low_ld + o;
                 v += p.low_scale * t[n * p.r + r] * low[at / 4u][at & 3u];
@@ -115,8 +115,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 
 @compute @workgroup_size(TX * TY)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row0 = group.x * (ROWS * TY);
-    let col0 = group.y * (OUTS * TX);
+    let row0 = group.x * (TALL * TY);
+    let col0 = group.y * (WIDE * TX);
     let ty = lane / TX;
     let tx = lane % TX;
     let srow = lane / 4u;
@@ -129,8 +129,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let sk{s} = ({s}u * THREADS + lane) / W4;
     let sw{s} = min(col0 + 4u * (({s}u * THREADS + lane) % W4), p.i - 4u);
 #end
-#for m in ROWS
-#for j in OUTS by 4
+#for m in TALL
+#for j in WIDE by 4
     var c{m}_{j} = vec4<f32>();
 #end
 #end
@@ -147,35 +147,35 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         for (var q = 0u; q < K / 4u; q += 1u) {
             let px = place(ty, q);
             let pw = q * 4u * W4 + tx;
-#for j in OUTS by 4
+#for j in WIDE by 4
             let x{j} = ws[pw + {j}u / 4u * TX];
             let y{j} = ws[pw + W4 + {j}u / 4u * TX];
             let z{j} = ws[pw + 2u * W4 + {j}u / 4u * TX];
             let w{j} = ws[pw + 3u * W4 + {j}u / 4u * TX];
 #end
-#for m in ROWS
+#for m in TALL
             let a{m} = xs[px + {m}u * TY * 4u];
-#for j in OUTS by 4
+#for j in WIDE by 4
             c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
 #end
 #end
         }
         workgroupBarrier();
     }
-    var c = array<vec4<f32>, ROWS * OUTS / 4>(
-#for m in ROWS
-#for j in OUTS by 4
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
         c{m}_{j},
 #end
 #end
     );
-    for (var m = 0u; m < ROWS; m += 1u) {
+    for (var m = 0u; m < TALL; m += 1u) {
         let n = row0 + ty + m * TY;
         if (n >= p.n) { break; }
-        for (var j = 0u; j < OUTS; j += 4u) {
+        for (var j = 0u; j < WIDE; j += 4u) {
             let i0 = col0 + j * TX + 4u * tx;
             if (i0 >= p.i) { break; }
-            var v = c[(m * OUTS + j) / 4u];
+            var v = c[(m * WIDE + j) / 4u];
             for (var r = 0u; r < p.r; r += 1u) {
                 v += p.low_scale * t[n * p.r + r] * low[(p.low_off + r * p.low_ld + i0) / 4u];
             }

@@ -6,6 +6,8 @@
 
 mod adapters;
 mod shader;
+#[cfg(target_arch = "wasm32")]
+mod subgroups;
 mod tune;
 
 pub use adapters::{AdapterFacts, list, open};

@@ -5,7 +5,7 @@
 //! keep an array that a loop indexes in memory. So a file may say, a line each, nested as one likes:
 //!
 //! ```text
-//! #for m in ROWS          repeats what follows for m = 0 .. ROWS, with {m} replaced; `by N` steps by more
+//! #for m in TALL          repeats what follows for m = 0 .. TALL, with {m} replaced; `by N` steps by more
 //! #if NAME                keeps what follows where the constant is not 0
 //! #end
 //! ```

@@ -25,7 +25,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Bytes of the output that are compared, from its start and from its end.
 const COMPARED: u64 = 64 << 10;
 
-/// What was chosen for which step: "matmul.forward bf16 512x576x1 1.7e8" → "matmul_tiled ROWS=8 ...".
+/// What was chosen for which step: "matmul.forward bf16 512x576x1 1.7e8" → "matmul_tiled TALL=8 ...".
 #[derive(Default)]
 pub(super) struct Choices {
     measure: bool,
@@ -98,7 +98,7 @@ impl Gpu {
         let (rows, outs) = (step.grid[0], step.grid[1]);
         (lanes <= 1 || (lanes == self.facts.lanes && step.workgroup[0].is_multiple_of(lanes)))
             && (skinny == 0 || rows <= skinny || outs <= skinny)
-            && (shader.style == Style::Tiled || shader.constant("OUTS") <= outs.next_multiple_of(8))
+            && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
     }
 
     /// The shader for a step: the one asked for, else the one measured, else the first of the machine's style.
@@ -181,8 +181,9 @@ impl Gpu {
 /// Whether two results are the same but for rounding. Nothing but zeros proves nothing.
 fn close(got: &[f32], want: &[f32]) -> bool {
     let scale = want.iter().fold(0f32, |a, x| a.max(x.abs()));
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs());
-    scale > 0.0 && scale.is_finite() && worst.fold(true, |ok, d| ok && d <= CLOSE * scale)
+    let mut apart = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+    // A NaN is not at most anything.
+    scale > 0.0 && scale.is_finite() && apart.all(|d| d <= CLOSE * scale)
 }
 
 /// Scratch buffers of a step's sizes.

@@ -80,7 +80,7 @@ impl Shader {
     }
 }
 
-/// File and constants: "matmul_direct ROWS=8 OUTS=8 LANES=1".
+/// File and constants: "matmul_direct TALL=8 WIDE=8 LANES=1".
 impl std::fmt::Display for Shader {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str(self.file)?;

@@ -128,6 +128,14 @@ impl Suite {
         }
     }
 
+    /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
+    pub fn check_tuned(&self) -> BTreeMap<String, String> {
+        let Some(mut gpu) = crate::common::gpu() else { return BTreeMap::new() };
+        gpu.set_tuning(true);
+        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &self.run_cpu::<f64>());
+        gpu.tuned().clone()
+    }
+
     /// Every shader of the plan's kernels, one of each name; a step takes it where it fits.
     fn shaders(&self) -> Vec<&'static Shader> {
         let steps = self.plan.sequences.iter().flat_map(|s| &s.steps);
