@@ -1,109 +1,145 @@
-//! One row a kernel and direction: `cargo bench --bench kernels -- [--device cpu|gpu] [--quick] [--only matmul]`.
+//! One row a kernel and direction.
 //!
 //! Shapes are a 135M model's. GFLOP/s and GB/s are those of the best sample, which other load on the machine disturbs
 //! least; bytes are those of the bound buffers, each counted once a direction. "core ms" is the CPU time of all threads,
 //! the fairest number for CPU twins and software GPUs on a busy machine (Linux only).
 
-use clap::Parser;
-use luthier::clock::Instant;
-use luthier::device::{Device, DeviceChoice};
+use super::report::{self, Column};
+use super::{Args, Case, Machine};
+use luthier::Result;
+use luthier::benchmark::{Bench, Row};
+use luthier::device::Device;
 use luthier::format::WeightFormat;
-use luthier::num::uniform;
 use luthier::ops::activation::Activation;
 use luthier::ops::gain::Vector;
-use luthier::ops::matmul::{Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::low_rank::{Factor, Lift, Narrow, Pair};
+use luthier::ops::matmul::Epilogue;
 use luthier::ops::rope::Angles;
 use luthier::ops::*;
-use luthier::plan::{Access, Buf, Elem, Plan, SequenceId, Style};
+use luthier::plan::{Plan, Style};
 
-#[derive(Parser)]
-struct Args {
-    /// Where to run: the CPU twins in f32, or a GPU (also a software one).
-    #[arg(long, default_value = "cpu")]
-    device: DeviceChoice,
-    /// Small shapes, few samples.
-    #[arg(long)]
-    quick: bool,
-    /// Only rows whose name and shape hold this, such as "matmul.forward bf16".
-    #[arg(long, default_value = "")]
-    only: String,
-    /// The shader to run wherever it fits, such as "matmul_direct TALL=8 WIDE=8 LANES=1".
-    #[arg(long)]
-    shader: Option<String>,
-    /// What `cargo bench` passes.
-    #[arg(long, hide = true)]
-    bench: bool,
+pub const COLUMNS: &[Column] = &[
+    Column::text("kernel", "kernel", 30),
+    Column::text("shape", "shape", 24),
+    Column::number("median_ms", "median ms", 3),
+    Column::number("best_ms", "best ms", 3),
+    Column::number("core_ms", "core ms", 3),
+    Column::number("gflops", "GFLOP/s", 1),
+    Column::number("gbytes", "GB/s", 1),
+    Column::share("of_limit", "of limit"),
+];
+
+/// What one device measures: the kernels of one file, by the shaders of one style where there are several.
+struct Group {
+    kernel: String,
+    style: Option<Style>,
+    /// Name and shape of each row.
+    rows: Vec<String>,
+    gflop: f64,
 }
 
-struct Row {
-    name: String,
-    shape: String,
-    flops: f64,
-    sequence: SequenceId,
+pub fn cases(machine: &Machine) -> Vec<Case> {
+    let sizes = sizes(&machine.args);
+    let mut names = Bench::dry();
+    rows(&mut names, &sizes);
+    let mut kernels: Vec<&str> = names.rows.iter().map(stem).collect();
+    kernels.dedup();
+    let mut cases = Vec::new();
+    for kernel in kernels {
+        let tiled = KERNELS.iter().any(|k| k.name == kernel && k.shaders.iter().any(|s| s.style == Style::Tiled));
+        let both = machine.gpu && tiled;
+        for style in if both { vec![Some(Style::Direct), Some(Style::Tiled)] } else { vec![None] } {
+            let wanted = |row: &&Row| stem(row) == kernel && machine.args.wants(&title(row, style));
+            let mine: Vec<&Row> = names.rows.iter().filter(wanted).collect();
+            // Two runs to warm up and nine samples.
+            let gflop = mine.iter().map(|row| 11.0 * row.flops / 1e9).sum();
+            let rows: Vec<String> = mine.into_iter().map(Row::title).collect();
+            if !rows.is_empty() {
+                cases.push(Group { kernel: kernel.into(), style, rows, gflop }.case());
+            }
+        }
+    }
+    cases
 }
 
-#[derive(Default)]
-struct Bench {
-    plan: Plan,
-    rows: Vec<Row>,
-    only: String,
-    /// What each buffer holds before a sample.
-    fills: Vec<(Buf, Vec<u32>)>,
+/// Rows of most kernels, widths of the products, lengths of the texts that attention reads.
+struct Sizes {
+    rows: usize,
+    products: &'static [usize],
+    texts: &'static [usize],
 }
 
-impl Bench {
-    /// Begins a row, unless it is not asked for.
-    fn row(&mut self, name: impl Into<String>, shape: impl Into<String>, flops: usize, build: impl FnOnce(&mut Bench)) {
-        let (name, shape) = (name.into(), shape.into());
-        if format!("{name} {shape}").contains(&self.only) {
-            let sequence = self.plan.begin(&name);
-            self.rows.push(Row { name, shape, flops: flops as f64, sequence });
-            build(self);
+fn sizes(args: &Args) -> Sizes {
+    if args.quick {
+        Sizes { rows: 128, products: &[256], texts: &[256] }
+    } else {
+        Sizes { rows: 512, products: &[512, 1024], texts: &[256, 512, 1024, 2048] }
+    }
+}
+
+fn stem(row: &Row) -> &str {
+    row.name.split('.').next().unwrap_or_default()
+}
+
+fn suffix(style: Option<Style>) -> &'static str {
+    if style == Some(Style::Tiled) { " tiled" } else { "" }
+}
+
+fn title(row: &Row, style: Option<Style>) -> String {
+    format!("kernels {}{} {}", row.name, suffix(style), row.shape)
+}
+
+impl Group {
+    fn case(self) -> Case {
+        let heavy = ["matmul", "attention", "low_rank"].contains(&self.kernel.as_str());
+        Case {
+            name: format!("kernels {}{}", self.kernel, suffix(self.style)),
+            section: "kernels",
+            columns: COLUMNS,
+            importance: if heavy { 0 } else { 2 },
+            gflop: self.gflop,
+            run: Box::new(move |machine| self.run(machine)),
         }
     }
 
-    fn words(&mut self, words: Vec<u32>) -> Buf {
-        self.fill(Elem::Word, words)
+    fn run(&self, machine: &Machine) -> Result<Vec<report::Row>> {
+        let mut bench = Bench::only(&self.rows);
+        rows(&mut bench, &sizes(&machine.args));
+        let mut device = machine.device()?;
+        if let (Device::Gpu(gpu), Some(style)) = (&mut device, self.style) {
+            gpu.set_style(style);
+        }
+        pollster::block_on(bench.prepare(&mut device))?;
+        bench.rows.iter().map(|row| self.measure(machine, &mut device, &bench, row)).collect()
     }
 
-    fn floats(&mut self, len: usize) -> Buf {
-        let words = (0..len).map(|i| (uniform(1, 2, i as u64) as f32 - 0.5).to_bits()).collect();
-        self.fill(Elem::Float, words)
-    }
-
-    fn fill(&mut self, elem: Elem, words: Vec<u32>) -> Buf {
-        let buf = self.plan.persistent("", elem, words.len());
-        self.fills.push((buf, words));
-        buf
-    }
-
-    fn control(&mut self) -> Buf {
-        let c = control::Control { rows: 64, inv_tokens: 0.01, lr: 1e-4, bias1: 0.5, bias2: 0.5, ..Default::default() };
-        self.words(c.words().to_vec())
-    }
-
-    fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
-        let values: Vec<f32> = (0..rows * cols).map(|i| uniform(3, 4, i as u64) as f32 - 0.5).collect();
-        let buf = self.words(luthier::format::pack(format, &values));
-        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset: 0 }] }
-    }
-
-    /// Bytes that the row's steps read and write at least.
-    fn bytes(&self, row: &Row) -> f64 {
-        let bound = self.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.iter().zip(&s.access));
-        let bytes = |(buf, access): (&Buf, &Access)| {
-            let times = if *access == Access::ReadWrite { 2 } else { 1 };
-            self.plan.decl(*buf).len * 4 * times
-        };
-        bound.map(bytes).sum::<usize>() as f64
+    fn measure(&self, machine: &Machine, device: &mut Device, bench: &Bench, row: &Row) -> Result<report::Row> {
+        let (samples, sample_ms) = if machine.args.quick { (3, 5.0) } else { (9, 60.0) };
+        let time = pollster::block_on(bench.time(device, row, samples, sample_ms))?;
+        let bytes = bench.bytes(row);
+        Ok(report::row([
+            ("kernel", format!("{}{}", row.name, suffix(self.style)).into()),
+            ("shape", row.shape.clone().into()),
+            ("median_ms", time.median_ms.into()),
+            ("best_ms", time.best_ms.into()),
+            ("core_ms", time.core_ms.into()),
+            ("gflops", (row.flops / time.best_ms / 1e6).into()),
+            ("gbytes", (bytes / time.best_ms / 1e6).into()),
+            ("of_limit", (machine.limits.ideal_ms(row.flops, bytes) / time.best_ms).into()),
+        ]))
     }
 }
 
-/// Every kernel, over `n` rows.
-fn rows(b: &mut Bench, n: usize, products: &[usize]) {
-    matmuls(b, n, products);
-    elementwise(b, n);
-    attentions(b, n);
+/// Every kernel.
+fn rows(b: &mut Bench, sizes: &Sizes) {
+    matmuls(b, sizes.rows, sizes.products);
+    elementwise(b, sizes.rows);
+    for &rows in sizes.texts {
+        attentions(b, rows);
+        for n in [1, 32] {
+            decoding(b, n, rows);
+        }
+    }
     heads(b);
     updates(b);
 }
@@ -128,21 +164,30 @@ fn matmuls(b: &mut Bench, n: usize, products: &[usize]) {
     let (c, f, r) = (576, 1536, 16);
     b.row("matmul.forward", format!("bf16 {n}x{c}x{f} r{r}"), 2 * n * f * (c + r), |b| {
         let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(n * f));
-        let low = LowRank { t: b.floats(n * r), params: b.floats(r * f), offset: 0, rank: r, scale: 2.0 };
+        let t = Narrow { buf: b.floats(n * r), width: r };
+        let low = Lift { t, flat: b.floats(r * f), factors: [factor(r, f), Factor::default(), Factor::default()] };
         matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue { low: Some(low), ..Default::default() }, none, y);
-    });
-    b.row("matmul.forward", format!("f32 {n}x{c}x{r} (x·Aᵀ)"), 2 * n * c * r, |b| {
-        let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::F32, r, c), b.floats(4), b.floats(n * r));
-        matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
     });
     b.row("matmul.forward", format!("bf16 1x{c}x{f} (decoding)"), 2 * c * f, |b| {
         let (x, w, none, y) = (b.floats(c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(f));
         matmul::forward(&mut b.plan, "", 1, x, &w, 1.0, Epilogue::default(), none, y);
     });
-    b.row("lora_grad.accumulate", format!("{n}x{r}x{f}"), 2 * n * r * f, |b| {
-        let (p, q, grads) = (b.floats(n * r), b.floats(n * f), b.floats(r * f));
-        lora_grad::accumulate(&mut b.plan, "", n, p, (r, r), q, f, 1.0, grads, 0);
+    // q, k and v's: three factors of one input, side by side in t and in the flat buffer.
+    let three = std::array::from_fn(|k| Factor { off: (k * r * c) as u32, t: (k * r) as u32, ..factor(r, c) });
+    b.row("low_rank.project", format!("{n}x{c}x3·{r}"), 6 * n * c * r, |b| {
+        let (x, flat, t) = (b.floats(n * c), b.floats(3 * r * c), b.floats(n * 3 * r));
+        low_rank::project(&mut b.plan, "", n, x, c, flat, three, Narrow { buf: t, width: 3 * r });
     });
+    b.row("low_rank.gradient", format!("{n}x3·{r}x{c}"), 6 * n * r * c, |b| {
+        let t = Narrow { buf: b.floats(n * 3 * r), width: 3 * r };
+        let (x, grads) = (Columns { buf: b.floats(n * c), ld: c, col: 0 }, b.floats(3 * r * c));
+        low_rank::gradient(&mut b.plan, "", n, Pair { t, x, factors: three }, None, grads);
+    });
+}
+
+/// The first in its buffers.
+fn factor(rank: usize, width: usize) -> Factor {
+    Factor { rank: rank as u32, width: width as u32, scale: 1.0, ..Default::default() }
 }
 
 fn elementwise(b: &mut Bench, n: usize) {
@@ -154,7 +199,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("rmsnorm.backward", &shape, 10 * n * c, |b| {
         let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true, true);
     });
     b.row("gain.forward", &shape, 2 * n * c, |b| {
         let (x, g, none, y) = (b.floats(n * c), b.floats(c), b.floats(4), b.floats(n * c));
@@ -166,7 +211,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("column_sum.accumulate", &shape, 2 * n * c, |b| {
         let (p, q, out) = (b.floats(n * c), b.floats(n * c), b.floats(c));
-        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q), Vector { buf: out, off: 0 }, true);
+        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q.into()), Vector { buf: out, off: 0 }, true);
     });
     b.row("rows.forward", format!("{n}x{c} of 16"), n * c, |b| {
         let (index, table, x) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
@@ -192,27 +237,26 @@ fn elementwise(b: &mut Bench, n: usize) {
         layernorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, y);
     });
     b.row("layernorm.backward", &shape, 14 * n * c, |b| {
-        let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        let (x, w, bias) = (b.floats(n * c), b.floats(c), b.floats(c));
+        let (dy, dx) = (b.floats(n * c), b.floats(n * c));
+        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, dy, dx, true, true);
     });
     for (f, gated) in [(Activation::Silu, true), (Activation::GeluTanh, false)] {
-        let (suffix, shape) = (if gated { "" } else { "_plain" }, format!("{f:?} {n}x{width}"));
-        b.row(format!("activation.forward{suffix}"), &shape, 5 * n * width, |b| {
-            let (gate, up) = (b.floats(n * width), gated.then(|| b.floats(n * width)));
-            let y = b.floats(n * width);
-            activation::forward(&mut b.plan, "", f, n * width, gate, up, y);
+        let shape = format!("{f:?} {n}x{width}{}", if gated { ", gated" } else { "" });
+        b.row("activation.forward", &shape, 5 * n * width, |b| {
+            let (x, y) = (b.floats(n * width << gated as u32), b.floats(n * width));
+            activation::forward(&mut b.plan, "", f, (n, width), gated, x, y);
         });
-        b.row(format!("activation.backward{suffix}"), &shape, 12 * n * width, |b| {
-            let (dy, gate) = (b.floats(n * width), b.floats(n * width));
-            let up = gated.then(|| b.floats(n * width));
-            activation::backward(&mut b.plan, "", f, n * width, dy, gate, up);
+        b.row("activation.backward", &shape, 12 * n * width, |b| {
+            let (dy, x) = (b.floats(n * width), b.floats(n * width << gated as u32));
+            activation::backward(&mut b.plan, "", f, (n, width), gated, dy, x);
         });
     }
-    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Buf);
+    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Columns);
     for (name, op) in [("rope.forward", rope::forward as Rotate), ("rope.backward", rope::backward)] {
         b.row(name, format!("{n}x{heads}x{d}"), 3 * n * c, |b| {
             let (positions, table, x) = (b.words((0..n as u32).collect()), b.floats(n * d), b.floats(n * c));
-            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x);
+            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x.into());
         });
     }
     for (name, op) in [
@@ -226,32 +270,54 @@ fn elementwise(b: &mut Bench, n: usize) {
     }
 }
 
+/// Attention of `n` rows, at two widths of head, as one document and as documents of [`PACKED`] rows.
 fn attentions(b: &mut Bench, n: usize) {
+    for (heads, kv_heads, d) in [(9, 3, 64), (8, 4, 128)] {
+        let s = attention::Shape { n, heads, kv_heads, d, scale: 0.125, ..Default::default() };
+        attention(b, s, n);
+        attention(b, s, n.min(PACKED));
+    }
+}
+
+const PACKED: usize = 128;
+
+fn attention(b: &mut Bench, s: attention::Shape, document: usize) {
+    let n = s.n;
+    let wide = n * s.heads * s.d;
+    let pairs = n * (document + 1) / 2 * s.heads * s.d; // multiply-adds of one product over what the mask shows
+    let spans = |b: &mut Bench| {
+        let first = |row| row / document * document;
+        b.words((0..n).flat_map(|row| [first(row), n.min(first(row) + document)].map(|x| x as u32)).collect())
+    };
+    let packed = if document < n { format!(" of {document}") } else { String::new() };
+    let shape = format!("{n}x{}/{}x{}{packed}", s.heads, s.kv_heads, s.d);
+    b.row("attention.forward", &shape, 4 * pairs, |b| {
+        let (spans, qkv) = (spans(b), b.floats(n * s.width()));
+        let (o, lse) = (b.floats(wide), b.floats(n * s.heads));
+        attention::forward(&mut b.plan, "", s, spans, qkv, qkv, o, lse);
+    });
+    b.row("attention.backward", &shape, 10 * pairs, |b| {
+        let (spans, qkv, dqkv) = (spans(b), b.floats(n * s.width()), b.floats(n * s.width()));
+        let (o, lse, d_o) = (b.floats(wide), b.floats(n * s.heads), b.floats(wide));
+        let buffers = attention::Backward { spans, qk: qkv, v: qkv, o, lse, d_o, dqkv };
+        attention::backward(&mut b.plan, "", s, &buffers);
+    });
+}
+
+/// Decoding: a token each for `n` sequences that are `seen` tokens long.
+fn decoding(b: &mut Bench, n: usize, seen: usize) {
     let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
     let (wide, narrow) = (n * s.heads * s.d, n * s.kv_heads * s.d);
-    let pairs = n * n / 2 * s.heads * s.d; // multiply-adds of one product over the causal half
-    let spans = |b: &mut Bench| b.words((0..n).flat_map(|_| [0, n as u32]).collect());
-    let shape = format!("{n}x{}/{}x{}", s.heads, s.kv_heads, s.d);
-    b.row("attention.forward", &shape, 4 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats) = (b.floats(wide), b.floats(n * s.heads * 2));
-        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, stats);
+    let slots = |b: &mut Bench| b.words((0..n as u32).flat_map(|i| [i, seen as u32 - 1]).collect());
+    b.row("attention_cached.append", format!("{n} at {seen}"), 0, |b| {
+        let (slots, qkv, caches) =
+            (slots(b), b.floats(n * s.width()), [b.floats(seen * narrow), b.floats(seen * narrow)]);
+        attention_cached::append(&mut b.plan, "", s, seen, slots, [qkv, qkv], caches);
     });
-    b.row("attention.backward", &shape, 14 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats, d_o) = (b.floats(wide), b.floats(n * s.heads * 2), b.floats(wide));
-        let (dq, dk, dv) = (b.floats(wide), b.floats(narrow), b.floats(narrow));
-        attention::backward(&mut b.plan, "", s, &attention::Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
-    });
-    let one = attention::Shape { n: 1, ..s };
-    b.row("attention_cached.append", format!("1 at {n}"), 0, |b| {
-        let (slots, x, cache) = (b.words(vec![0, n as u32 - 1]), b.floats(narrow / n), b.floats(narrow));
-        attention_cached::append(&mut b.plan, "", one, n, slots, x, cache);
-    });
-    b.row("attention_cached.forward", format!("1 at {n}"), 4 * n * s.heads * s.d, |b| {
-        let (slots, q) = (b.words(vec![0, n as u32 - 1]), b.floats(wide / n));
-        let (k, v, o) = (b.floats(narrow), b.floats(narrow), b.floats(wide / n));
-        attention_cached::forward(&mut b.plan, "", one, n, slots, q, k, v, o);
+    b.row("attention_cached.forward", format!("{n} at {seen}"), 4 * seen * s.d * n * s.heads, |b| {
+        let (slots, qkv, o) = (slots(b), b.floats(n * s.width()), b.floats(wide));
+        let (k, v) = (b.floats(seen * narrow), b.floats(seen * narrow));
+        attention_cached::forward(&mut b.plan, "", s, seen, slots, qkv, k, v, o);
     });
 }
 
@@ -310,88 +376,4 @@ fn updates(b: &mut Bench) {
         let hyper = adamw::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         adamw::step(&mut b.plan, hyper, control, clip, &state);
     });
-}
-
-/// Milliseconds and CPU milliseconds of one run, from `repeats` in a row. Kernels that work in place would otherwise run into denormals, so
-/// buffers are filled anew before.
-async fn sample(device: &mut Device, b: &Bench, row: &Row, repeats: usize) -> luthier::Result<(f64, f64)> {
-    let used: Vec<Buf> = b.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.clone()).collect();
-    for (buf, words) in b.fills.iter().filter(|(buf, _)| used.contains(buf)) {
-        device.write(*buf, 0, words);
-    }
-    let any = *used.iter().find(|b_| b.plan.decl(**b_).elem == Elem::Float).expect("a float buffer");
-    device.read(any, 0, 1).await?;
-    let (start, cpu) = (Instant::now(), core_ms());
-    for _ in 0..repeats {
-        device.run(&b.plan, row.sequence, u32::MAX)?;
-    }
-    device.read(any, 0, 1).await?;
-    Ok((start.elapsed_ms() / repeats as f64, (core_ms() - cpu) / repeats as f64))
-}
-
-/// CPU time of this process so far in ms, in ticks of 10: utime and stime of `/proc/self/stat`.
-fn core_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split(' ').map(|f| f.parse().unwrap_or(0.0)).collect();
-    fields.get(13..15).map_or(f64::NAN, |times| times.iter().sum::<f64>() * 10.0)
-}
-
-/// Runs and prints the rows that `wanted` keeps.
-async fn measure(
-    device: &mut Device,
-    b: &Bench,
-    style: &str,
-    quick: bool,
-    wanted: impl Fn(&Row) -> bool,
-) -> luthier::Result<()> {
-    device.prepare(&b.plan).await?;
-    let (samples, budget_ms) = if quick { (3, 5.0) } else { (9, 60.0) };
-    for row in b.rows.iter().filter(|row| wanted(row)) {
-        sample(device, b, row, 1).await?;
-        let (once, _) = sample(device, b, row, 1).await?;
-        let repeats = (budget_ms / once).clamp(1.0, 16.0) as usize;
-        let (mut ms, mut core) = (Vec::new(), 0.0);
-        for _ in 0..samples {
-            let (wall, cpu) = sample(device, b, row, repeats).await?;
-            ms.push(wall);
-            core += cpu / samples as f64;
-        }
-        ms.sort_by(f64::total_cmp);
-        let (best, median) = (ms[0], ms[ms.len() / 2]);
-        let (gflops, gbytes) = (row.flops / best / 1e6, b.bytes(row) / best / 1e6);
-        let name = format!("{}{style}", row.name);
-        println!("{name:<28} {:<28} {median:>10.3} {best:>10.3} {core:>10.3} {gflops:>9.2} {gbytes:>9.2}", row.shape);
-    }
-    Ok(())
-}
-
-fn main() -> luthier::Result<()> {
-    let args = Args::parse();
-    let (n, products): (_, &[usize]) = if args.quick { (128, &[256]) } else { (512, &[512, 1024]) };
-    let mut b = Bench { only: args.only.clone(), ..Default::default() };
-    rows(&mut b, n, products);
-    let tiled = |row: &Row| {
-        let steps = &b.plan.sequences[row.sequence].steps;
-        steps.iter().flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled)
-    };
-    pollster::block_on(async {
-        let mut device = Device::open(args.device).await?;
-        println!("{}", device.describe());
-        println!(
-            "{:<28} {:<28} {:>10} {:>10} {:>9} {:>9}",
-            "kernel", "shape", "median ms", "best ms", "GFLOP/s", "GB/s"
-        );
-        if let Device::Gpu(gpu) = &mut device {
-            gpu.set_style(Style::Direct);
-            gpu.set_shader(args.shader.as_deref());
-        }
-        measure(&mut device, &b, "", args.quick, |_| true).await?;
-        if args.shader.is_none() && matches!(device, Device::Gpu(_)) && b.rows.iter().any(tiled) {
-            device = Device::open(args.device).await?;
-            let Device::Gpu(gpu) = &mut device else { return Ok(()) };
-            gpu.set_style(Style::Tiled);
-            measure(&mut device, &b, " tiled", args.quick, tiled).await?;
-        }
-        Ok(())
-    })
 }

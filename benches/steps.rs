@@ -1,168 +1,278 @@
-//! Whole LoRA training steps: median ms, tokens/s, first step, peak bytes.
-//!
-//! `cargo bench --bench steps -- [--device cpu|gpu] [--steps N] [--profile] [CASE...]`
-//! Cases: `small` (D=64 L=2 H=4 F=176 V=256, B=4 T=64: the net of benches/peers), `nano` (the shape of models/nano,
-//! B=4 T=128), `smollm2` (SmolLM2-135M's shape, Q4_1 weights, B=2 T=256) and `smollm2-bf16`. Weights are random, all
-//! tokens are supervised, LoRA r = 8 on all linears.
+//! Whole training steps: forward, backward and update, all tokens supervised, the loss read after each.
 
-use luthier::adapter::{Adapter, Lora, LoraConfig};
+use super::nets::{self, Net};
+use super::report::{Column, Row, row};
+use super::{Case, Machine};
+use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings};
+use luthier::clock::{Instant, Profile};
 use luthier::data::{Batches, Dataset, Example, PackOptions, Stats};
-use luthier::device::{Device, DeviceChoice};
-use luthier::format::{WeightFormat, pack};
-use luthier::model::family::LLAMA;
-use luthier::model::{Base, Decoder, ModelSpec, Module};
+use luthier::device::Device;
+use luthier::format::WeightFormat::{self, BF16, F32, Q4_0, Q4_1, Q8_0};
+use luthier::model::Base;
 use luthier::num::uniform;
-use luthier::plan::Plan;
+use luthier::plan::{SequenceId, Step};
+use luthier::train::trainer::{StepReport, plan};
 use luthier::train::{TrainOptions, Trainer};
+use luthier::{Error, Result};
 use std::sync::Arc;
-use std::time::Instant;
 
-struct Case {
-    name: &'static str,
-    spec: ModelSpec,
+pub const COLUMNS: &[Column] = &[
+    Column::text("net", "net", 12),
+    Column::text("weights", "weights", 7),
+    Column::text("method", "method", 8),
+    Column::text("batch", "batch", 7),
+    Column::number("median_ms", "median ms", 1),
+    Column::number("best_ms", "best ms", 1),
+    Column::number("tokens_per_s", "tokens/s", 0),
+    Column::number("gflops", "GFLOP/s", 0),
+    Column::share("of_limit", "of limit"),
+    Column::number("mib", "MiB", 0),
+    Column::number("dispatches", "dispatches", 0),
+    Column::number("encode_ms", "encode ms", 2),
+    Column::number("first_ms", "first ms", 0),
+];
+
+/// What is trained and on how much. A rank of 0 trains everything.
+#[derive(Clone, Copy)]
+struct Training {
+    net: Net,
     format: WeightFormat,
+    rank: usize,
     b: usize,
     t: usize,
 }
 
-#[rustfmt::skip]
-fn spec([vocab, hidden, layers, heads, kv_heads, head_dim, ffn]: [usize; 7]) -> ModelSpec {
-    ModelSpec {
-        vocab, hidden, layers, heads, kv_heads, head_dim, ffn, tied: true, context: 2048, ..ModelSpec::plain(&LLAMA)
-    }
+/// A case goes on for so long, or for `--steps`, and for three steps at least.
+const CASE_MS: f64 = 15_000.0;
+const LEAST_STEPS: usize = 3;
+
+pub fn cases(machine: &Machine) -> Vec<Case> {
+    let all = if machine.args.quick { first() } else { [first(), grid(machine)].concat() };
+    let kind = |training: &Training| if training.rank == 0 { Kind::Full } else { Kind::Lora };
+    let wanted = |(_, training): &(u8, Training)| {
+        machine.args.wants(&training.name()) && machine.args.method.is_none_or(|m| m == kind(training))
+    };
+    let case = |(importance, training): (u8, Training)| Case {
+        name: training.name(),
+        section: "steps",
+        columns: COLUMNS,
+        importance,
+        // The first step and the fewest after it.
+        gflop: training.flops() * (1 + LEAST_STEPS) as f64 / 1e9,
+        run: Box::new(move |machine| training.run(machine)),
+    };
+    all.into_iter().filter(wanted).map(case).collect()
 }
 
-fn cases() -> Vec<Case> {
-    let smollm2 = || spec([49152, 576, 30, 9, 3, 64, 1536]);
+/// The nets that peers are compared on: benches/peers.
+fn first() -> Vec<(u8, Training)> {
+    let small = Training { net: nets::SMALL, format: F32, rank: 8, b: 4, t: 64 };
+    let nano = Training { net: nets::NANO, format: BF16, rank: 8, b: 4, t: 128 };
+    let smollm2 = Training { net: nets::SMOLLM2, format: BF16, rank: 8, b: 2, t: 256 };
     vec![
-        Case { name: "small", spec: spec([256, 64, 2, 4, 4, 16, 176]), format: WeightFormat::F32, b: 4, t: 64 },
-        Case { name: "nano", spec: spec([2048, 128, 6, 4, 2, 32, 352]), format: WeightFormat::BF16, b: 4, t: 128 },
-        Case { name: "smollm2", spec: smollm2(), format: WeightFormat::Q4_1, b: 2, t: 256 },
-        Case { name: "smollm2-bf16", spec: smollm2(), format: WeightFormat::BF16, b: 2, t: 256 },
+        (0, small),
+        (0, Training { rank: 0, ..small }),
+        (0, nano),
+        (0, smollm2),
+        (1, Training { rank: 0, ..smollm2 }),
+        (2, Training { format: Q4_1, ..smollm2 }),
     ]
 }
 
-/// A base model with random weights: uniform, of the scale 0.02 has in a normal initialisation.
-fn random_base(case: &Case, mut device: Device) -> Base {
-    let mut plan = Plan::default();
-    let decoder = Decoder::declare(&mut plan, &case.spec, |_| case.format, device.max_binding());
-    pollster::block_on(device.prepare(&plan)).expect("the device holds the model");
-    for (k, (tensor, shape)) in case.spec.tensors().into_iter().enumerate() {
-        if let Some(buf) = decoder.vector(tensor) {
-            device.write_floats(buf, 0, &vec![1.0; shape[0] as usize]);
-            continue;
-        }
-        let w = decoder.matrix(tensor).expect("a matrix");
-        let row: Vec<f32> = (0..w.cols * 64).map(|i| (uniform(7, k as u64, i as u64) as f32 - 0.5) * 0.07).collect();
-        let words = pack(w.format, &row);
-        for shard in &w.shards {
-            let stride = w.format.words(w.cols);
-            for row0 in (0..shard.rows).step_by(64) {
-                device.write(shard.buf, row0 * stride, &words[..64.min(shard.rows - row0) * stride]);
+/// Every net, length, format and method.
+fn grid(machine: &Machine) -> Vec<(u8, Training)> {
+    let tokens = machine.args.tokens.unwrap_or(if machine.hardware { 8192 } else { 512 });
+    let mut all = Vec::new();
+    for (rare, net) in [(0, nets::NANO), (0, nets::SMOLLM2), (1, nets::QWEN), (1, nets::LLAMA_1B)] {
+        for (far, t) in [(1, 512), (2, 1024), (3, 256), (3, 2048)] {
+            let b = (tokens / t).max(1);
+            for (odd, format, rank) in [(0, BF16, 16), (1, Q8_0, 16), (0, Q4_0, 16), (1, BF16, 0)] {
+                all.push((rare + far + odd, Training { net, format, rank, b, t }));
             }
         }
-        device.flush();
     }
-    Base { plan, device, decoder, sha256: String::new() }
+    all
 }
 
-/// One document a row, every token after the first supervised.
-fn batches(case: &Case) -> Batches {
-    let example = |row: usize| {
-        let ids: Vec<u32> = (0..case.t).map(|i| (((row * case.t + i) * 7 + 3) % case.spec.vocab) as u32).collect();
-        let supervised = vec![true; case.t];
-        Example { full_len: case.t, full_supervised: case.t, ids, supervised, truncated: false, line: row as u64 + 1 }
-    };
-    let examples = Arc::new((0..case.b).map(example).collect());
-    let data = Dataset { file: "bench".into(), examples, stats: Stats::default() };
-    let options = PackOptions { b: case.b, t: case.t, packing: false, shuffle: false, seed: 0 };
-    Batches::new(&data, options).expect("a data set")
-}
+impl Training {
+    fn method(&self) -> String {
+        if self.rank == 0 { "full".into() } else { format!("lora-r{}", self.rank) }
+    }
 
-fn run(case: &Case, choice: DeviceChoice, steps: u64, profile: bool) {
-    let device = pollster::block_on(Device::open(choice)).expect("a device");
-    let name = device.describe();
-    let mut base = random_base(case, device);
-    let config = LoraConfig {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        rslora: false,
-        modules: Module::ALL.to_vec(),
-        ..Default::default()
-    };
-    let lora = Adapter::new(&case.spec, Lora::new(&case.spec, config).expect("a valid adapter"));
-    let initial = lora.init(0);
-    let options = TrainOptions {
-        batch_size: case.b,
-        seq_len: case.t,
-        steps: Some(steps),
-        memory_gib: 16.0,
-        ..Default::default()
-    };
-    let start = Instant::now();
-    let batches = batches(case);
-    let mut trainer = pollster::block_on(Trainer::new(&mut base, lora, initial, batches, options)).expect("a run");
-    let mut times = Vec::new();
-    let mut losses = Vec::new();
-    for step in 0..steps {
+    fn name(&self) -> String {
+        let Training { net, format, b, t, .. } = self;
+        format!("steps {} {} {} {b}x{t}", net.name, format.name(), self.method())
+    }
+
+    /// Additions and multiplications of a step: two a weight and token forward, as many for the gradients of what goes
+    /// in, and where everything is trained as many again for those of the weights. Attention's backward pass has five
+    /// products to the two of the forward pass.
+    fn flops(&self) -> f64 {
+        let products = if self.rank == 0 { 6.0 } else { 4.0 };
+        let Training { net, b, t, .. } = self;
+        (b * t) as f64 * products * (net.linears() + net.head()) + *b as f64 * 3.5 * net.attention(*t)
+    }
+
+    fn adapter(&self, base: &Base) -> Result<Adapter> {
+        let lora = LoraConfig { rank: self.rank, alpha: 16.0, ..Default::default() };
+        let kind = if self.rank == 0 { Kind::Full } else { Kind::Lora };
+        kind.adapter(base.spec(), &Settings { lora, ..Default::default() })
+    }
+
+    /// One document a row, every token after the first supervised.
+    fn batches(&self) -> Result<Batches> {
+        let Training { net, b, t, .. } = *self;
+        let vocab = net.spec().vocab;
+        let example = |row: usize| {
+            let ids: Vec<u32> = (0..t).map(|i| (((row * t + i) * 7 + 3) % vocab) as u32).collect();
+            let supervised = vec![true; t];
+            Example { full_len: t, full_supervised: t, ids, supervised, truncated: false, line: row as u64 + 1 }
+        };
+        let examples = Arc::new((0..b).map(example).collect());
+        let data = Dataset { file: "bench".into(), examples, stats: Stats::default() };
+        Batches::new(&data, PackOptions { b, t, packing: false, shuffle: false, seed: 0 })
+    }
+
+    fn run(&self, machine: &Machine) -> Result<Vec<Row>> {
+        let mut base = nets::planned(&self.net, self.format, machine.device()?);
+        let adapter = self.adapter(&base)?;
+        let options = TrainOptions {
+            batch_size: self.b,
+            seq_len: self.t,
+            steps: Some(u64::MAX),
+            memory_gib: machine.memory_gib,
+            lr: Some(1e-3),
+            ..Default::default()
+        };
+        // Asked before anything is allocated.
+        plan(&base, &adapter, &options)?;
+        nets::fill(&mut base)?;
+        let initial = initial(&adapter);
         let start = Instant::now();
-        let mut reports = pollster::block_on(trainer.step(&mut base)).expect("a step");
-        reports.extend(pollster::block_on(trainer.reports(&mut base)).expect("reports"));
-        times.push(start.elapsed().as_secs_f64() * 1e3);
-        losses.extend(reports.iter().map(|r| r.loss));
-        if step == 0 {
-            // The first step compiles and touches everything for the first time: it is not in the profile.
-            match (profile, &mut base.device) {
-                (true, Device::Cpu(cpu)) => cpu.profile = Some(Default::default()),
-                (true, Device::Gpu(gpu)) => gpu.profile = Some(Default::default()),
-                _ => {}
-            }
-            eprintln!(
-                "{}: first step {:.0} ms after {:.0} ms of set-up",
-                case.name,
-                times[0],
-                start.elapsed().as_secs_f64() * 1e3
-            );
+        let mut trainer = pollster::block_on(Trainer::new(&mut base, adapter, initial, self.batches()?, options))?;
+        step(&mut trainer, &mut base)?;
+        let first_ms = start.elapsed_ms();
+        if machine.args.profile {
+            set_profile(&mut base.device, Some(Profile::default()));
         }
+        let (times, losses) = steps(machine, &mut trainer, &mut base)?;
+        if machine.args.profile {
+            self.print_profile(&mut base.device, times.len());
+        }
+        let mut sorted = times.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (median, best) = (sorted[sorted.len() / 2], sorted[0]);
+        machine.took(self.flops() / 1e9, median);
+        let submitted = Submitted::of(&base)?;
+        let ideal = machine.limits.ideal_ms_of(&base.plan, submitted.steps(&base, self.b * (self.t - 1)));
+        Ok(vec![row([
+            ("case", self.name().into()),
+            ("net", self.net.name.into()),
+            ("weights", self.format.name().into()),
+            ("method", self.method().into()),
+            ("batch", format!("{}x{}", self.b, self.t).into()),
+            ("median_ms", median.into()),
+            ("best_ms", best.into()),
+            ("tokens_per_s", ((self.b * self.t) as f64 / median * 1e3).into()),
+            ("gflops", (self.flops() / median / 1e6).into()),
+            ("of_limit", (ideal / median).into()),
+            ("mib", (base.device.allocated() as f64 / (1 << 20) as f64).into()),
+            ("dispatches", submitted.steps(&base, self.b * (self.t - 1)).count().into()),
+            ("encode_ms", submitted.encode_ms(&mut base, &trainer)?.into()),
+            ("first_ms", first_ms.into()),
+            ("kept_blocks", trainer.memory.kept_blocks.into()),
+            ("steps", times.len().into()),
+            ("loss_first", losses[0].into()),
+            ("loss_last", losses[losses.len() - 1].into()),
+        ])])
     }
-    let first = start.elapsed().as_secs_f64() * 1e3 - times[1..].iter().sum::<f64>();
-    let mut steady = times[1..].to_vec();
-    steady.sort_by(f64::total_cmp);
-    let (median, min) = (steady[steady.len() / 2], steady[0]);
-    println!(
-        "{:<13} {name}: median {median:.1} ms, min {min:.1} ms, {:.0} tokens/s; set-up and first step {first:.0} ms; {:.1} MiB; loss {:.4} -> {:.4}",
-        case.name,
-        (case.b * case.t) as f64 / median * 1e3,
-        base.device.allocated() as f64 / (1 << 20) as f64,
-        losses[0],
-        losses[losses.len() - 1],
-    );
-    let profile = match &base.device {
-        Device::Cpu(cpu) => &cpu.profile,
-        Device::Gpu(gpu) => &gpu.profile,
-        Device::Reference(_) => &None,
-    };
-    if let Some(profile) = profile {
-        let mut rows: Vec<_> = profile.iter().collect();
+
+    fn print_profile(&self, device: &mut Device, steps: usize) {
+        let Some(profile) = set_profile(device, None) else { return };
+        let mut rows: Vec<_> = profile.into_iter().collect();
         rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+        println!("\n{}", self.name());
         for (kernel, (runs, ms)) in rows {
-            println!("  {kernel:<28} {:>6} runs a step {:>9.2} ms", runs / (steps - 1), ms / (steps - 1) as f64);
+            println!("  {kernel:<28} {:>6} runs a step {:>9.2} ms", runs / steps as u64, ms / steps as f64);
         }
     }
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let value = |flag: &str| args.iter().position(|a| a == flag).and_then(|i| args.get(i + 1)).cloned();
-    let choice = match value("--device").as_deref() {
-        Some("gpu") => DeviceChoice::Gpu,
-        _ => DeviceChoice::Cpu,
-    };
-    let steps = value("--steps").and_then(|s| s.parse().ok()).unwrap_or(10);
-    let all = cases();
-    let named: Vec<&Case> = all.iter().filter(|c| args.iter().any(|a| a == c.name)).collect();
-    for case in if named.is_empty() { all.iter().take(2).collect() } else { named } {
-        run(case, choice, steps, args.iter().any(|a| a == "--profile"));
+/// Trained parts of the base begin like [`nets::fill`], the others as the method says.
+fn initial(adapter: &Adapter) -> Vec<f32> {
+    let mut flat = adapter.init(0);
+    for (k, part) in adapter.parts.iter().enumerate().filter(|(_, part)| matches!(part.role, Role::Base(_))) {
+        let vector = part.rows == 1;
+        let value = |i: usize| if vector { 1.0 } else { (uniform(7, k as u64, i as u64) as f32 - 0.5) * 0.07 };
+        part.of_mut(&mut flat).iter_mut().enumerate().for_each(|(i, x)| *x = value(i % (1 << 16)));
+    }
+    flat
+}
+
+/// A step and what it reported, read at once.
+fn step(trainer: &mut Trainer, base: &mut Base) -> Result<StepReport> {
+    let mut reports = pollster::block_on(trainer.step(base))?;
+    reports.extend(pollster::block_on(trainer.reports(base))?);
+    Ok(reports.pop().expect("a step has a report"))
+}
+
+/// Milliseconds and losses of the steps after the first.
+fn steps(machine: &Machine, trainer: &mut Trainer, base: &mut Base) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    let start = Instant::now();
+    let most = machine.args.steps.max(1);
+    while times.len() < most && (times.len() < LEAST_STEPS || start.elapsed_ms() < CASE_MS) {
+        let start = Instant::now();
+        losses.push(step(trainer, base)?.loss);
+        times.push(start.elapsed_ms());
+    }
+    Ok((times, losses))
+}
+
+/// Begins or ends profiling; what was gathered so far.
+fn set_profile(device: &mut Device, profile: Option<Profile>) -> Option<Profile> {
+    match device {
+        Device::Cpu(cpu) => std::mem::replace(&mut cpu.profile, profile),
+        Device::Gpu(gpu) => std::mem::replace(&mut gpu.profile, profile),
+        Device::Reference(_) => None,
+    }
+}
+
+/// The sequences that a step submits.
+struct Submitted([SequenceId; 2]);
+
+impl Submitted {
+    fn of(base: &Base) -> Result<Submitted> {
+        let named = |name: &str| base.plan.sequences.iter().rposition(|sequence| sequence.name == name);
+        let missing =
+            || Error::device("the plan has no \"train\" or \"update\" sequence", "benches/steps.rs names them");
+        match (named("train"), named("update")) {
+            (Some(train), Some(update)) => Ok(Submitted([train, update])),
+            _ => Err(missing()),
+        }
+    }
+
+    /// Those that run with so many supervised rows.
+    fn steps<'a>(&self, base: &'a Base, rows: usize) -> impl Iterator<Item = &'a Step> {
+        let all = self.0.into_iter().flat_map(|sequence| &base.plan.sequences[sequence].steps);
+        all.filter(move |step| step.skip_up_to == 0 || rows as u32 > step.skip_up_to)
+    }
+
+    /// How long the program itself is busy handing a step to the GPU; null where the program does the work.
+    fn encode_ms(&self, base: &mut Base, trainer: &Trainer) -> Result<Option<f64>> {
+        if !matches!(base.device, Device::Gpu(_)) {
+            return Ok(None);
+        }
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            pollster::block_on(trainer.values(base))?;
+            let start = Instant::now();
+            for sequence in self.0 {
+                base.device.run(&base.plan, sequence, u32::MAX)?;
+            }
+            best = best.min(start.elapsed_ms());
+        }
+        pollster::block_on(trainer.values(base))?;
+        Ok(Some(best))
     }
 }

@@ -1,11 +1,12 @@
 // Products with a frozen matrix W:[O,I], staged through workgroup memory: TY·TALL × TX·WIDE outputs a workgroup of
 // TX × TY invocations, TALL × WIDE an invocation in registers, 16 of the inner index at a time.
 //
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
+// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
+// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
+// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
 //
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
-// I, ld, low_ld, col and (in backward) O are multiples of 4.
+// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
+// I, ld, every col and width and (in backward) O are multiples of 4.
 // Dispatch: x over tiles of rows, y over tiles of outputs. load_w is prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 //
@@ -13,15 +14,16 @@
 // Rows and columns beyond the edge repeat the last one; their results are not stored. Beyond the end of the inner index
 // x counts as 0 and W repeats its last, so that no load needs a branch.
 
+struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32,
-    r: u32, low_off: u32, low_ld: u32, low_scale: f32, scale: f32, flags: u32,
+    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
+    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
 @group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> res: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
@@ -87,6 +89,33 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         }
         workgroupBarrier();
     }
+#for m in TALL
+    let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
+#for j in WIDE by 4
+    c{m}_{j} *= p.scale;
+#end
+#end
+    // The low-rank terms, all outputs of an invocation at a time.
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        let first = p.col + col0 + tx;
+#for j in WIDE
+        let in{j} = first + {j}u * TX >= f.col && first + {j}u * TX < f.col + f.width;
+        let scale{j} = select(0.0, f.scale, in{j});
+        let at{j} = f.off + select(0u, first + {j}u * TX - f.col, in{j});
+#end
+        for (var r = 0u; r < f.rank; r += 1u) {
+#for j in WIDE
+            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u][at{j} & 3u];
+#end
+#for m in TALL
+            let t{m} = t[n{m} * p.t_ld + f.t + r];
+#for j in WIDE by 4
+            c{m}_{j} += t{m} * vec4<f32>(f{j}, f{j+1}, f{j+2}, f{j+3});
+#end
+#end
+        }
+    }
     var c = array<vec4<f32>, TALL * WIDE / 4>(
 #for m in TALL
 #for j in WIDE by 4
@@ -100,12 +129,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var j = 0u; j < WIDE; j += 1u) {
             if (col0 + tx + j * TX >= p.o) { break; }
             let o = p.col + col0 + tx + j * TX;
-            var v = c[(m * WIDE + j) / 4u][j & 3u] * p.scale;
-            for (var r = 0u; r < p.r; r += 1u) {
-                let at = p.low_off + r * p.low_ld + o;
-                v += p.low_scale * t[n * p.r + r] * low[at / 4u][at & 3u];
-            }
-            if ((p.flags & 1u) != 0u) { v += bias[o]; }
+            var v = c[(m * WIDE + j) / 4u][j & 3u];
+            if ((p.flags & 1u) != 0u) { v += bias[p.bias_off + o - p.col]; }
             if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
             if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
             y[n * p.ld + o] = v;
@@ -162,6 +187,29 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         }
         workgroupBarrier();
     }
+#for m in TALL
+    let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
+#end
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        let first = col0 + 4u * tx;
+#for j in WIDE by 4
+        let in{j} = first + {j}u * TX >= f.col && first + {j}u * TX < f.col + f.width;
+        let scale{j} = select(0.0, f.scale, in{j});
+        let at{j} = f.off + select(0u, first + {j}u * TX - f.col, in{j});
+#end
+        for (var r = 0u; r < f.rank; r += 1u) {
+#for j in WIDE by 4
+            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u];
+#end
+#for m in TALL
+            let t{m} = t[n{m} * p.t_ld + f.t + r];
+#for j in WIDE by 4
+            c{m}_{j} += t{m} * f{j};
+#end
+#end
+        }
+    }
     var c = array<vec4<f32>, TALL * WIDE / 4>(
 #for m in TALL
 #for j in WIDE by 4
@@ -176,9 +224,6 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             let i0 = col0 + j * TX + 4u * tx;
             if (i0 >= p.i) { break; }
             var v = c[(m * WIDE + j) / 4u];
-            for (var r = 0u; r < p.r; r += 1u) {
-                v += p.low_scale * t[n * p.r + r] * low[(p.low_off + r * p.low_ld + i0) / 4u];
-            }
             let at = (n * p.i + i0) / 4u;
             if ((p.flags & 4u) != 0u) { v += dx[at]; }
             dx[at] = v;

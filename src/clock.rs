@@ -69,5 +69,5 @@ fn now_ms() -> f64 {
     js_sys::Date::now()
 }
 
-/// Runs and milliseconds by kernel, gathered where an executor's `profile` is set: `benches/steps.rs --profile`.
+/// Runs and milliseconds by kernel, gathered where an executor's `profile` is set: `cargo xtask bench --profile`.
 pub type Profile = std::collections::BTreeMap<String, (u64, f64)>;

@@ -69,6 +69,6 @@ export default defineConfig({
     target: "es2023",
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
-    rolldownOptions: { input: ["index.html", "models.html"].map((name) => resolve(here, name)) },
+    rolldownOptions: { input: ["index.html", "models.html", "bench.html"].map((name) => resolve(here, name)) },
   },
 });

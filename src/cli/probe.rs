@@ -3,6 +3,7 @@
 use super::{ColumnArgs, DeviceArg, ModelArg, hidden_bar, say, size};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::Result;
+use luthier::adapter::Kind;
 use luthier::eval::{Item, findings::Finding, items};
 use luthier::session::{Probe, ProbeOptions};
 use luthier::train::TrainOptions;
@@ -39,7 +40,8 @@ pub struct Args {
     options: TrainOptions,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
+    Kind::refuse_unread(&[args.options.method], given)?;
     let records = args.columns.read(&args.data)?;
     let all = items(&records, &text(&args.data)?)?;
     let test = args.test_data.as_ref().map(|file| read(&args.columns, file)).transpose()?;

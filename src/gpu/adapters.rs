@@ -110,5 +110,5 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
     Ok(Some(Gpu::new(facts, device, queue)))
 }
 
-/// Storage buffers of the widest kernel (attention's backward by keys): WebGPU's guaranteed minimum.
+/// Storage buffers of the widest kernel (attention's backward pass): WebGPU's guaranteed minimum.
 pub const MAX_BINDINGS: u32 = 8;

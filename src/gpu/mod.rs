@@ -16,7 +16,7 @@ pub use shader::{assemble, defaults};
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, MAX_GROUPS, Plan, SequenceId, Step, Style};
+use crate::plan::{Access, Buf, MAX_GROUPS, MAX_PARAMS, Plan, SequenceId, Shader, Step, Style};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -112,7 +112,7 @@ impl Gpu {
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
         let choices = tune::Choices::of(&facts);
-        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
             facts,
@@ -271,12 +271,8 @@ impl Gpu {
     }
 
     /// The pipeline of a step, shared by all steps with the same source.
-    fn pipeline(
-        &mut self,
-        step: &Step,
-        shader: &crate::plan::Shader,
-    ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let source = assemble(shader, step.format, &step.consts, step.workgroup);
+    fn pipeline(&mut self, step: &Step, shader: &Shader) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
+        let source = assemble(shader, step.format, &step.consts, workgroup(step, shader));
         let key = format!("{} {}", step.kernel.entry, source);
         if let Some(found) = self.pipelines.get(&key) {
             return Ok(found.clone());
@@ -472,10 +468,18 @@ fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) ->
     wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
+/// Invocations of a direct shader's workgroup along x and y. Those that share loads lie along x.
+fn workgroup(step: &Step, shader: &Shader) -> [u32; 2] {
+    match shader.constant("LANES") {
+        0 | 1 => step.workgroup,
+        lanes => [4 * lanes, 1],
+    }
+}
+
 /// Workgroups that cover the grid. Kernels that know their number stride over what exceeds the limit; the others have a
 /// workgroup a tile, or a token, and no plan has so many.
-fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
-    let grow = if shader.style == Style::Direct { step.workgroup } else { [1, 1] };
+fn groups(step: &Step, shader: &Shader) -> [u32; 3] {
+    let grow = if shader.style == Style::Direct { workgroup(step, shader) } else { [1, 1] };
     let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];
     let groups: [u32; 3] = std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).max(1));
     let strides = shader.source.contains("num_workgroups") && groups[1..] == [1, 1];

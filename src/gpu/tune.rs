@@ -96,7 +96,7 @@ impl Gpu {
         let lanes = shader.constant("LANES");
         let skinny = shader.constant("SKINNY");
         let (rows, outs) = (step.grid[0], step.grid[1]);
-        (lanes <= 1 || (lanes == self.facts.lanes && step.workgroup[0].is_multiple_of(lanes)))
+        (lanes <= 1 || (lanes == self.facts.lanes && rows >= 4 * lanes))
             && (skinny == 0 || rows <= skinny || outs <= skinny)
             && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
     }

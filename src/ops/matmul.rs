@@ -1,10 +1,11 @@
 //! Products with a frozen matrix: `y = x·Wᵀ` and `dx = dy·W`, with the LoRA term, bias, residual and accumulation
 //! in the epilogue. See `shaders/matmul_direct.wgsl` for the contract; `matmul_tiled.wgsl` keeps the same one.
 //!
-//! The low-rank factors are stored so that both have rows along the wide side: A as [R, I], B transposed as Bᵀ [R, O].
-//! `u = x·Aᵀ` and `du = s·dz·B = s·dz·(Bᵀ)ᵀ` are then the same forward product with an f32 matrix.
+//! Matrices that share an input can be stacked ([`Matrix::stack`]): one product, whose outputs lie side by side.
 
-use super::{kernel, par, params};
+use super::gain::Vector;
+use super::low_rank::{Factor, Factors, Lift, LiftTwin};
+use super::{Columns, kernel, par, params};
 use crate::format::{WeightFormat, unpack};
 use crate::num::Float;
 use crate::plan::{Access, Buf, Call, Plan, Scratch, Slot, Step};
@@ -21,16 +22,17 @@ params!(
         col: u32,
         /// First word of W within its buffer (factors of an adapter share one buffer).
         w_off: u32,
-        /// Rank of the low-rank term, 0 for none.
-        r: u32,
-        /// First float of the term's factor: Bᵀ [R, ·] forward, A [R, I] backward.
-        low_off: u32,
-        /// Row length of that factor.
-        low_ld: u32,
-        low_scale: f32,
         /// Factor of the whole product x·Wᵀ.
         scale: f32,
         flags: u32,
+        /// The bias of column `col`.
+        bias_off: u32,
+        /// Row length of t.
+        t_ld: u32,
+        pad0: u32,
+        pad1: u32,
+        /// Of the low-rank terms: Bᵀ forward, A backward; their columns are those of y or dx.
+        factors: [Factor; 3],
     }
 );
 
@@ -87,20 +89,49 @@ pub struct Shard {
     pub offset: usize,
 }
 
-/// The low-rank term of an epilogue: `scale · t · factor` with t:[N,R] and the factor at `offset` of the adapter buffer.
-#[derive(Clone, Copy, Debug)]
-pub struct LowRank {
-    pub t: Buf,
-    pub params: Buf,
-    pub offset: usize,
-    pub rank: usize,
-    pub scale: f32,
+impl Matrix {
+    /// A part of a buffer as a matrix, from word `offset` on.
+    pub fn at(buf: Buf, offset: usize, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset }] }
+    }
+
+    /// Some of its rows, as a matrix.
+    pub fn slice(&self, rows: Range<usize>) -> Matrix {
+        let words = self.format.words(self.cols);
+        let part = |s: &Shard| {
+            let (lo, hi) = (s.row0.max(rows.start), (s.row0 + s.rows).min(rows.end));
+            let offset = s.offset + (lo.max(s.row0) - s.row0) * words;
+            (lo < hi).then(|| Shard { buf: s.buf, row0: lo - rows.start, rows: hi - lo, offset })
+        };
+        let shards = self.shards.iter().filter_map(part).collect();
+        Matrix { rows: rows.len(), shards, ..*self }
+    }
+
+    /// Matrices of one format and width below one another; those that follow each other in a buffer are one again.
+    pub fn stack<'a>(parts: impl IntoIterator<Item = &'a Matrix>) -> Matrix {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().expect("something to stack").clone();
+        for part in parts {
+            assert_eq!((part.format, part.cols), (all.format, all.cols), "stacked matrices are of one kind");
+            let words = all.format.words(all.cols);
+            for shard in &part.shards {
+                match all.shards.last_mut() {
+                    Some(l) if l.buf == shard.buf && l.offset + l.rows * words == shard.offset => l.rows += shard.rows,
+                    _ => all.shards.push(Shard { row0: all.rows + shard.row0, ..*shard }),
+                }
+            }
+            all.rows += part.rows;
+        }
+        all
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue {
-    pub low: Option<LowRank>,
-    pub bias: Option<Buf>,
+    /// Low-rank terms; their columns are those of y.
+    pub low: Option<Lift>,
+    pub bias: Option<Vector>,
+    /// Lies as y does.
     pub residual: Option<Buf>,
     pub accumulate: bool,
 }
@@ -114,31 +145,42 @@ impl Epilogue {
 }
 
 /// `y[N,O] = scale·x[N,I]·Wᵀ + low + bias + residual (+ y)`. `none` is any small buffer, bound where nothing is read.
-pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale: f32, e: Epilogue, none: Buf, y: Buf) {
+pub fn forward(
+    plan: &mut Plan,
+    label: &str,
+    n: usize,
+    x: Buf,
+    w: &Matrix,
+    scale: f32,
+    e: Epilogue,
+    none: Buf,
+    y: impl Into<Columns>,
+) {
+    let y = y.into();
+    let [ld, col] = y.place(w.rows);
     for shard in &w.shards {
-        let low = e.low;
         let params = Params {
             n: n as u32,
             i: w.cols as u32,
             o: shard.rows as u32,
-            ld: w.rows as u32,
-            col: shard.row0 as u32,
+            ld,
+            col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
-            r: low.map_or(0, |l| l.rank as u32),
-            low_off: low.map_or(0, |l| l.offset as u32),
-            low_ld: w.rows as u32,
-            low_scale: low.map_or(0.0, |l| l.scale),
             scale,
             flags: e.flags(),
+            bias_off: e.bias.map_or(0, |b| (b.off + shard.row0) as u32),
+            t_ld: e.low.map_or(0, |l| l.t.width as u32),
+            factors: factors(e.low),
+            ..Default::default()
         };
         let bufs = [
             x,
             shard.buf,
-            low.map_or(none, |l| l.t),
-            low.map_or(none, |l| l.params),
-            e.bias.unwrap_or(none),
+            e.low.map_or(none, |l| l.t.buf),
+            e.low.map_or(none, |l| l.flat),
+            e.bias.map_or(none, |b| b.buf),
             e.residual.unwrap_or(none),
-            y,
+            y.buf,
         ];
         let step = plan.push(&FORWARD, params, &bufs, [n as u32, shard.rows as u32, 1]);
         finish(step, label, w, n, shard.rows, w.cols);
@@ -148,35 +190,40 @@ pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale
     }
 }
 
+fn factors(low: Option<Lift>) -> Factors {
+    low.map_or(Factors::default(), |low| low.factors)
+}
+
 /// `dx[N,I] (+)= dy[N,O]·W + low`. A matrix of no rows leaves the low-rank term alone.
 pub fn backward(
     plan: &mut Plan,
     label: &str,
     n: usize,
-    dy: Buf,
+    dy: impl Into<Columns>,
     w: &Matrix,
-    low: Option<LowRank>,
+    low: Option<Lift>,
     accumulate: bool,
     none: Buf,
     dx: Buf,
 ) {
+    let dy = dy.into();
+    let [ld, col] = dy.place(w.rows);
     for (k, shard) in w.shards.iter().enumerate() {
         let low = low.filter(|_| k == 0); // the low-rank term belongs to the sum once
         let params = Params {
             n: n as u32,
             i: w.cols as u32,
             o: shard.rows as u32,
-            ld: w.rows as u32,
-            col: shard.row0 as u32,
+            ld,
+            col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
-            r: low.map_or(0, |l| l.rank as u32),
-            low_off: low.map_or(0, |l| l.offset as u32),
-            low_ld: w.cols as u32,
-            low_scale: low.map_or(0.0, |l| l.scale),
             scale: 1.0,
             flags: if accumulate || k > 0 { ACCUMULATE } else { 0 },
+            t_ld: low.map_or(0, |l| l.t.width as u32),
+            factors: factors(low),
+            ..Default::default()
         };
-        let bufs = [dy, shard.buf, low.map_or(none, |l| l.t), low.map_or(none, |l| l.params), dx];
+        let bufs = [dy.buf, shard.buf, low.map_or(none, |l| l.t.buf), low.map_or(none, |l| l.flat), dx];
         let step = plan.push(&BACKWARD, params, &bufs, [n as u32, w.cols as u32, 1]);
         finish(step, label, w, n, w.cols, shard.rows);
         if params.flags & ACCUMULATE == 0 {
@@ -263,10 +310,10 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
     let (x, w) = (call.f(0), Weight::new(call, &p));
-    let (start, low) = (Start::new(call, &p), Low::new(call, &p, col));
+    let (start, low) = (Start::new(call, &p), LiftTwin::new(call.f(2), p.t_ld, call.f(3), p.factors));
     let (y, scratch) = (call.f_mut(6), call.scratch);
     let scale = F::of32(p.scale);
-    par::blocks(y, n, ld, col..col + o, 2 * n * o * (i + low.rank), |r0, c0, mut y| {
+    par::blocks(y, n, ld, col..col + o, 2 * n * o * (i + low.depth()), |r0, c0, mut y| {
         let rows = c0 - col..c0 - col + y.cols;
         let mut keep = start.fill(r0, c0, &mut y);
         if y.rows <= FEW_ROWS {
@@ -280,16 +327,17 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
                 keep = true;
             }
         }
-        low.add(r0, c0 - col, keep, &mut y);
+        low.add(r0, c0, keep, &mut y);
     });
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
-    let (dy, w, low) = (call.f(0), Weight::new(call, &p), Low::new(call, &p, 0));
+    let (dy, w) = (call.f(0), Weight::new(call, &p));
+    let low = LiftTwin::new(call.f(2), p.t_ld, call.f(3), p.factors);
     let (dx, scratch) = (call.f_mut(4), call.scratch);
-    par::blocks(dx, n, i, 0..i, 2 * n * i * (o + low.rank), |r0, c0, mut dx| {
+    par::blocks(dx, n, i, 0..i, 2 * n * i * (o + low.depth()), |r0, c0, mut dx| {
         let mut keep = p.flags & ACCUMULATE != 0;
         for k in pieces(o) {
             w.with(i, k.clone(), c0..c0 + dx.cols, scratch, |w, w_ld| {
@@ -327,38 +375,13 @@ impl<'a, F: Float> Start<'a, F> {
                 y.fill(F::ZERO);
             }
             if has(BIAS) {
-                simd::add_scaled(y, &self.bias[c0..], F::ONE);
+                let bias = c0 - self.p.col as usize + self.p.bias_off as usize;
+                simd::add_scaled(y, &self.bias[bias..], F::ONE);
             }
             if has(RESIDUAL) {
                 simd::add_scaled(y, &self.residual[(r0 + row) * self.p.ld as usize + c0..], F::ONE);
             }
         }
         true
-    }
-}
-
-/// The low-rank term: `scale · t[N,R] · factor[R, ·]`.
-struct Low<'a, F> {
-    t: &'a [F],
-    factor: &'a [F],
-    ld: usize,
-    rank: usize,
-    scale: F,
-}
-
-impl<'a, F: Float> Low<'a, F> {
-    /// `skip` columns of the factor belong to shards before this one.
-    fn new(call: &Call<'a, F>, p: &Params, skip: usize) -> Self {
-        let (rank, ld) = (p.r as usize, p.low_ld as usize);
-        let factor = if rank > 0 { &call.f(3)[p.low_off as usize + skip..] } else { &[] };
-        Low { t: call.f(2), factor, ld, rank, scale: F::of32(p.low_scale) }
-    }
-
-    /// Adds the term's block at row `r0` and column `c0` of the factor.
-    fn add(&self, r0: usize, c0: usize, keep: bool, out: &mut par::Rect<F>) {
-        if self.rank > 0 {
-            let t = par::Mat::new(&self.t[r0 * self.rank..], self.rank);
-            out.product(keep, self.rank, t, par::Mat::new(&self.factor[c0..], self.ld), self.scale);
-        }
     }
 }

@@ -60,6 +60,11 @@ impl<'a, F> Mat<'a, F> {
         Mat { data, ld, transposed: true }
     }
 
+    /// The transpose.
+    pub fn turned(self) -> Self {
+        Mat { transposed: !self.transposed, ..self }
+    }
+
     /// Panics unless the view of `rows` × `cols` lies within the data.
     fn strides(&self, rows: usize, cols: usize) -> (isize, isize) {
         let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
@@ -90,6 +95,22 @@ impl<'a, F: Float> Rect<'a, F> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.ld), self.cols) }
     }
 
+    /// The rows `rows` of the rectangle.
+    pub fn part(&mut self, rows: std::ops::Range<usize>) -> Rect<'_, F> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        // SAFETY: within the rectangle.
+        let at = unsafe { self.at.add(rows.start * self.ld) };
+        Rect { at, rows: rows.len(), cols: self.cols, ld: self.ld, borrow: PhantomData }
+    }
+
+    /// Some of its columns.
+    pub fn columns(&mut self, cols: std::ops::Range<usize>) -> Rect<'_, F> {
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        // SAFETY: within the rectangle, which is borrowed for as long.
+        let at = unsafe { self.at.add(cols.start) };
+        Rect { at, rows: self.rows, cols: cols.len(), ld: self.ld, borrow: PhantomData }
+    }
+
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.
     pub fn product(&mut self, keep: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
         let (m, n) = (self.rows, self.cols);
@@ -108,6 +129,46 @@ impl<'a, F: Float> Rect<'a, F> {
             );
         }
     }
+}
+
+/// A row-major matrix of which tasks write rectangles side by side.
+pub struct Sheet<'a, F> {
+    at: *mut F,
+    len: usize,
+    ld: usize,
+    borrow: PhantomData<&'a mut [F]>,
+}
+
+// SAFETY: what is written is written through rectangles, which do not overlap.
+unsafe impl<F: Send> Sync for Sheet<'_, F> {}
+
+impl<'a, F: Float> Sheet<'a, F> {
+    pub fn new(out: &'a mut [F], ld: usize) -> Self {
+        Sheet { at: out.as_mut_ptr(), len: out.len(), ld, borrow: PhantomData }
+    }
+
+    /// `rows` × `cols` elements from row `r0` and column `c0` on.
+    ///
+    /// # Safety
+    /// No two rectangles that live at the same time may overlap.
+    pub unsafe fn rect(&self, (r0, c0): (usize, usize), (rows, cols): (usize, usize)) -> Rect<'_, F> {
+        let inside =
+            rows == 0 || cols == 0 || c0 + cols <= self.ld && (r0 + rows - 1) * self.ld + c0 + cols <= self.len;
+        assert!(inside, "a rectangle of {rows} x {cols} at {r0}, {c0} leaves its matrix");
+        // SAFETY: within the matrix.
+        Rect { at: unsafe { self.at.add(r0 * self.ld + c0) }, rows, cols, ld: self.ld, borrow: PhantomData }
+    }
+}
+
+/// Calls `f` for each of `tasks`, in parallel where the work of all, in operations, is worth it.
+pub fn tasks(tasks: usize, flops: usize, f: impl Fn(usize) + Sync) {
+    #[cfg(not(target_arch = "wasm32"))]
+    if flops > WORTH_SPREADING {
+        use rayon::prelude::*;
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(|task| f(task));
+    }
+    let _ = flops;
+    (0..tasks).for_each(f);
 }
 
 /// Columns of a block of [`blocks`]: a multiple of every quantised block and of the vector kernels' widths. Measured on
@@ -133,25 +194,13 @@ pub fn blocks<F: Float>(
         1
     };
     let height = rows.div_ceil(down).max(1);
-    struct Shared<F>(*mut F);
-    // SAFETY: tasks write disjoint rectangles.
-    unsafe impl<F> Sync for Shared<F> {}
-    let base = Shared(out.as_mut_ptr());
-    let base = &base;
-    let task = |i: usize| {
+    let sheet = Sheet::new(out, ld);
+    tasks(across * rows.div_ceil(height), flops, |i| {
         let (r0, c0) = (i / across * height, cols.start + i % across * BLOCK_COLS);
-        let (rows, cols) = (height.min(rows - r0), BLOCK_COLS.min(cols.end - c0));
-        // SAFETY: within `out` by the assertion above, and no other task's.
-        let at = unsafe { base.0.add(r0 * ld + c0) };
-        f(r0, c0, Rect { at, rows, cols, ld, borrow: PhantomData });
-    };
-    let tasks = across * rows.div_ceil(height);
-    #[cfg(not(target_arch = "wasm32"))]
-    if flops > WORTH_SPREADING {
-        use rayon::prelude::*;
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-    }
-    (0..tasks).for_each(task);
+        let shape = (height.min(rows - r0), BLOCK_COLS.min(cols.end - c0));
+        // SAFETY: no other task has these rows and columns.
+        f(r0, c0, unsafe { sheet.rect((r0, c0), shape) });
+    });
 }
 
 fn threads() -> usize {

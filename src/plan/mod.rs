@@ -96,6 +96,8 @@ pub struct Kernel {
     pub access: &'static [Access],
     /// Names and types of `Params`, in order, for the comparison with the shader.
     pub fields: &'static [(&'static str, &'static str)],
+    /// Bytes of `Params`.
+    pub params: usize,
     pub shaders: &'static [Shader],
     pub f32: fn(&mut Call<f32>),
     pub f64: fn(&mut Call<f64>),
@@ -109,6 +111,9 @@ impl std::fmt::Debug for Kernel {
 
 /// Workgroups a dispatch may have along a dimension: WebGPU's `maxComputeWorkgroupsPerDimension`.
 pub const MAX_GROUPS: u32 = 65_535;
+
+/// Bytes that the parameters of a step may take.
+pub const MAX_PARAMS: usize = 256;
 
 /// One dispatch: a kernel, what it is bound to, and the size of its problem.
 #[derive(Clone, Debug)]
@@ -187,7 +192,7 @@ impl Plan {
         grid: [u32; 3],
     ) -> &mut Step {
         assert_eq!(bufs.len(), kernel.access.len(), "{kernel:?}: bindings");
-        assert_eq!(size_of::<P>(), kernel.fields.len() * 4, "{kernel:?}: params");
+        assert_eq!(size_of::<P>(), kernel.params, "{kernel:?}: params");
         let step = Step {
             kernel,
             format: None,

@@ -6,7 +6,7 @@ mod measure;
 mod session;
 
 use crate::benchmark;
-use crate::device::Device;
+use crate::device::{Device, DeviceChoice};
 use crate::train;
 use js::{Outcome, json, parse, thrown};
 use serde_json::json;
@@ -35,4 +35,16 @@ pub async fn benchmark(device: String) -> Outcome<String> {
     let mut device = Device::open(parse("device", &json(&device))?).await.map_err(thrown)?;
     let gflops = benchmark::gflops(&mut device).await.map_err(thrown)?;
     Ok(json(&json!({ "device": device.info(), "gflops": gflops })))
+}
+
+/// `KernelBench`: the kernels that a step spends its time in, beside what the device can do at most.
+#[wasm_bindgen]
+pub async fn benchmark_kernels(device: String) -> Outcome<String> {
+    let choice: DeviceChoice = parse("device", &json(&device))?;
+    let device = Device::open(choice).await.map_err(thrown)?;
+    let info = device.info();
+    let limits = benchmark::limits(device).await.map_err(thrown)?;
+    let device = Device::open(choice).await.map_err(thrown)?;
+    let kernels = benchmark::kernels(device, &limits).await.map_err(thrown)?;
+    Ok(json(&json!({ "device": info, "limits": limits, "kernels": kernels })))
 }

@@ -2,6 +2,7 @@
 //! through the command line, and the tests with the tools they need. Nothing has to be installed beforehand but rustup,
 //! and Node.js for the page.
 
+mod bench;
 mod browser;
 mod demo;
 mod demo_data;
@@ -28,6 +29,13 @@ cargo xtask COMMAND
        --port P             serve from this port
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
+  bench [CASE...]         measure this machine: kernels, training steps, generation, loading (--help lists its options)
+       --browser [--json FILE] [--device webgpu|cpu] [--full]
+                            the same in headless Chromium; with --open alone, in your own browser
+       --peers [NAME...] [--rounds N] [--json FILE]
+                            in turns with the peers of benches/peers that are installed
+       --gpu-report FOLDER [MINUTES]
+                            all that a machine with a large GPU can tell: parity, table, PyTorch
   page                    build the page into www/dist, for any static host
   wasm                    build the engine for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
@@ -52,6 +60,7 @@ fn run(args: &[String]) -> Outcome {
             print!("{HELP}");
             Ok(())
         }
+        Some(("bench", rest)) => bench::run(rest),
         Some((_, rest)) if rest.iter().any(|arg| arg == "--help" || arg == "-h") => {
             print!("{HELP}");
             Ok(())

@@ -2,7 +2,7 @@
 
 import type { SeenRequest } from "./privacy.js";
 import type {
-  AdapterFormat, Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Evaluation, Forgetting, GeneratedText, LuthierErrorData,
+  AdapterFormat, Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Evaluation, Forgetting, GeneratedText, KernelBench, LuthierErrorData,
   Merged, MergeTarget, Method, MethodRow, ModelDownload, ModelFiles, ModelInfo, NamedBlob, OptionRow, Preview, ProbeBudget, Prompt,
   SamplingOptions, Summary, Task, TaskOptions, TaskReport, TrainEvent, TrainOptions,
 } from "./types.js";
@@ -54,6 +54,7 @@ type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event
 export interface Calls {
   open: Call<{ model: ModelFiles; device: DeviceChoice }, Opened, Bytes>;
   benchmark: Call<DeviceChoice, { device: DeviceInfo; gflops: number }>;
+  kernels: Call<DeviceChoice, KernelBench>;
   options: Call<null, { options: OptionRow[]; methods: MethodRow[] }>;
   preview: Call<{ data: DataText; options: { seq_len?: number; limit?: number } }, Preview>;
   estimate: Call<{ data: DataText; validation?: DataText; options: TrainOptions }, Summary>;
@@ -70,6 +71,9 @@ export interface Calls {
   exportMerged: Call<MergeTarget, Merged, Bytes>;
   mergedSize: Call<MergeTarget, number>;
   exportRun: Call<null, string>;
+  keepAdapter: Call<string, null>;
+  /** One that was kept in this very worker; null is none. */
+  useAdapter: Call<string | null, null>;
   importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
   downloadModel: Call<ModelDownload, null, Bytes>;
