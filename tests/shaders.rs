@@ -5,21 +5,27 @@ use luthier::gpu::{assemble, defaults};
 use luthier::ops::low_rank::Factor;
 use luthier::ops::{KERNELS, control, gather, sum_squares};
 use luthier::plan::{Access, Kernel, MAX_PARAMS, Shader};
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, ArraySize, Expression, Literal, Module, ScalarKind, StorageAccess, StructMember, TypeInner};
 use std::path::Path;
 
-/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves).
+/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves), and subgroups for the
+/// shaders that only run where a subgroup is known.
 fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+    let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut validator = Validator::new(ValidationFlags::all(), core);
+    if source.contains("subgroupBroadcast(") {
+        validator = Validator::new(ValidationFlags::all(), core | Capabilities::SUBGROUP);
+        validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    }
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     (module, info)
 }
 
 fn label(kernel: &Kernel, shader: &Shader) -> String {
-    format!("{kernel:?} ({:?})", shader.style)
+    format!("{kernel:?} ({shader})")
 }
 
 /// Calls `f` for each shader of each kernel, with its default format and constants.

@@ -41,10 +41,35 @@ pub const BIAS: u32 = 1;
 pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
-kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params,
-    [Direct "matmul_direct" [8, 8, 1], Tiled "matmul_tiled" [64, 64, 1]], forward_twin);
-kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params,
-    [Direct "matmul_direct" [8, 8, 1], Tiled "matmul_tiled" [64, 64, 1]], backward_twin);
+// The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
+// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs.
+kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
+    Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
+    Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
+    Tiled "matmul_split" [4, 8, 1] {TALL: 4, WIDE: 8, SKINNY: 8},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+], forward_twin);
+kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
+    Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
+    Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+], backward_twin);
 
 /// A matrix [rows, cols] in one or more buffers, split by rows where a binding would be too large.
 #[derive(Clone, Debug)]

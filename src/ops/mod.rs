@@ -89,9 +89,9 @@ macro_rules! params {
 }
 pub(crate) use params;
 
-/// Declares a kernel: name, entry point, bindings, params, shaders, twin.
+/// Declares a kernel: name, entry point, bindings, params, shaders (style, file, tile, constants), twin.
 macro_rules! kernel {
-    ($ident:ident, $name:literal, $entry:literal, [$($access:ident),*], $params:ty, [$($style:ident $file:literal $tile:expr),*], $twin:ident) => {
+    ($ident:ident, $name:literal, $entry:literal, [$($access:ident),*], $params:ty, [$($style:ident $file:literal $tile:tt $({$($constant:ident: $value:literal),*})?),*], $twin:ident) => {
         pub static $ident: crate::plan::Kernel = crate::plan::Kernel {
             name: $name,
             entry: $entry,
@@ -100,8 +100,10 @@ macro_rules! kernel {
             params: size_of::<$params>(),
             shaders: &[$(crate::plan::Shader {
                 style: crate::plan::Style::$style,
+                file: $file,
                 source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
                 tile: $tile,
+                consts: &[$($((stringify!($constant), $value)),*)?],
             }),*],
             f32: $twin::<f32>,
             f64: $twin::<f64>,

@@ -60,12 +60,32 @@ pub enum Style {
     Tiled,
 }
 
-/// One WGSL source of a kernel. `tile` is what one workgroup covers of the step's `grid`.
+/// One way to compute a kernel: a WGSL source, and the constants it is compiled with. A kernel may have several of one
+/// style, the best guess first; which one runs is the executor's choice, by the machine and by measurement.
 #[derive(Debug)]
 pub struct Shader {
     pub style: Style,
+    /// The file's stem in `shaders/`.
+    pub file: &'static str,
     pub source: &'static str,
+    /// What one workgroup covers of the step's `grid`.
     pub tile: [u32; 3],
+    pub consts: &'static [(&'static str, u32)],
+}
+
+impl Shader {
+    /// The value of a constant, 0 if it has none of this name.
+    pub fn constant(&self, name: &str) -> u32 {
+        self.consts.iter().find(|(n, _)| *n == name).map_or(0, |(_, value)| *value)
+    }
+}
+
+/// File and constants: "matmul_direct TALL=8 WIDE=8 LANES=1".
+impl std::fmt::Display for Shader {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.file)?;
+        self.consts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
 }
 
 /// A kernel: its shaders, its bindings in order, and its twin for each float.

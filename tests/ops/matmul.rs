@@ -206,3 +206,18 @@ fn executors_agree_without_a_matrix() {
     }
     s.check();
 }
+
+/// Measuring says for each step it measured which of the kernel's shaders is to run, and changes no result.
+#[test]
+fn measured_shaders_agree() {
+    let mut s = Suite::new(SUM);
+    let p = Product { format: WeightFormat::BF16, n: 129, i: 128, o: 132, extras: PLAIN };
+    p.forward(s.case(p.label("forward")), &random(p.n * p.i, 1));
+    let tuned = s.check_tuned();
+    let names: Vec<String> = matmul::FORWARD.shaders.iter().map(|s| s.to_string()).collect();
+    for (step, shader) in &tuned {
+        assert!(step.starts_with("matmul.forward bf16 129x132x1"), "{step}");
+        assert!(names.contains(shader), "{step}: {shader} is none of {names:?}");
+    }
+    assert!(tuned.len() == 1 || crate::common::gpu().is_none(), "{tuned:?}");
+}
