@@ -47,7 +47,7 @@ await page.locator("#ask-base").click();
 await idle("#ask-base");
 await take("try");
 await page.locator("#probe").click();
-await page.locator("[data-found-potential]").waitFor({ timeout: 240_000 });
+await page.locator("[data-found-potential]").waitFor({ timeout: 600_000 });
 await scrollTo("#probe-title");
 await take("probe");
 await goTo(page, "train");
