@@ -46,6 +46,7 @@ await goTo(page, "try");
 await page.locator("#ask-base").click();
 await idle("#ask-base");
 await take("try");
+await page.locator("#probe-minutes").selectOption("0.5");
 await page.locator("#probe").click();
 await page.locator("[data-found-potential]").waitFor({ timeout: 600_000 });
 await scrollTo("#probe-title");
