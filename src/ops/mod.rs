@@ -24,6 +24,7 @@ pub mod layernorm;
 pub mod lora_grad;
 pub mod matmul;
 pub mod par;
+pub mod product;
 pub mod rmsnorm;
 pub mod rope;
 pub mod row_gain;
