@@ -302,8 +302,15 @@ impl<'a, F: Float> Panels<'a, F> {
     fn new(engine: Engine<F>, data: &'a mut [F], k: usize, rank: usize, cols: usize) -> Self {
         assert_eq!(data.len(), Self::room(engine, k, rank, cols), "room for panels");
         // What pads them is multiplied too: zeros, since NaN would spread along k, and small numbers may be slow.
-        if !(cols.is_multiple_of(engine.width()) && engine.whole(k) && engine.whole(rank)) {
-            data.fill(F::ZERO);
+        let [main, low] = engine.room(k, rank);
+        for (group, panel) in data.chunks_exact_mut((main + low).max(1)).enumerate() {
+            let (panel, factor) = panel.split_at_mut(main);
+            let full = (group + 1) * engine.group() <= cols;
+            for (part, rows) in [(panel, k), (factor, rank)] {
+                if !(full && engine.whole(rows)) {
+                    part.fill(F::ZERO);
+                }
+            }
         }
         Panels { engine, data, k, rank, cols }
     }
@@ -567,6 +574,8 @@ mod tests {
         let term = Term { t: &t, factor: &factor, ld: n, rank, scale: 1.5 };
         let plus = Plus { scale: 0.75, old: true, bias: Some(&bias), residual: Some((&residual, n)) };
         let scratch = Scratch::default();
+        let spoiled = |f: &dyn Fn()| scratch.with(1 << 16, |room| (room.fill(f32::NAN), f()).1);
+        spoiled(&|| spoiled(&|| spoiled(&|| ())));
         let b_at = |k0: usize, col: usize| if transposed { b[col * k + k0] } else { b[k0 * n + col] };
         let mut y = old.clone();
         Left::with_engine(engine, m, Mat::new(&x, k), k, term, &scratch, |left| {
