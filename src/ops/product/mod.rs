@@ -58,6 +58,10 @@ impl<'a, F> Mat<'a, F> {
     }
 }
 
+/// Multiply-adds from which on packing A for AMX is worth its time.
+#[cfg(target_arch = "x86_64")]
+const WORTH_PACKING: usize = 1 << 21;
+
 /// What multiplies.
 #[derive(Clone, Copy)]
 enum Engine<F: 'static> {
@@ -71,8 +75,11 @@ impl<F: Float> Engine<F> {
     /// For a product of so many rows, columns and terms, whose B is made of so many bf16.
     fn choose((_rows, cols, _k): (usize, usize, usize), _parts: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if is_f32::<F>() && _rows >= amx::WIDE && cols >= 2 * amx::SIDE && _k >= amx::DEEP && amx::available() {
-            return Engine::Amx(_parts);
+        {
+            let worth = _rows >= amx::WIDE && cols >= 2 * amx::SIDE && _rows * cols * _k >= WORTH_PACKING;
+            if is_f32::<F>() && worth && amx::available() {
+                return Engine::Amx(_parts);
+            }
         }
         Engine::Tile(tile(cols))
     }
