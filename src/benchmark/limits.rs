@@ -40,7 +40,13 @@ pub fn bytes(plan: &Plan, step: &Step) -> f64 {
 
 crate::ops::params!(Params { len: u32, rounds: u32, pad0: u32, pad1: u32 });
 
-const SHADERS: &[Shader] = &[Shader { style: Style::Direct, source: include_str!("limits.wgsl"), tile: [64, 1, 1] }];
+const SHADERS: &[Shader] = &[Shader {
+    style: Style::Direct,
+    file: "limits",
+    source: include_str!("limits.wgsl"),
+    tile: [64, 1, 1],
+    consts: &[],
+}];
 const ACCESS: &[Access] = &[Access::Read, Access::Write];
 
 pub static COPY: Kernel = Kernel {
