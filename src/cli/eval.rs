@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     say(format!(
         "measured on    {} supervised tokens of {}, in {}",
         grouped(e.tokens),
-        grouped(stats.tokens),
+        grouped(stats.tokens as u64),
         count(stats.examples, "example")
     ));
     if stats.truncated > 0 {

@@ -53,6 +53,12 @@ pub fn chance_of_items(losses: &[(f64, f64)]) -> f64 {
 const APART: f64 = 0.05;
 const WORTH: f64 = 2.0;
 
+/// How much a run on `size` examples says about one on `largest`: small ones scatter more, and what the first examples
+/// teach is mostly the form of the answers.
+pub fn weight(size: f64, largest: f64) -> f64 {
+    (size / largest).sqrt()
+}
+
 struct Candidate {
     law: Law,
     /// Of all candidates up to this one.
@@ -74,8 +80,7 @@ impl Curve {
     pub fn new(points: &[(f64, f64)], seed: u64) -> Curve {
         let lowest = points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
         let largest = points.iter().map(|p| p.0).fold(0.0, f64::max);
-        // Small runs say less about large ones: what the first examples teach is mostly the form of the answers.
-        let weights: Vec<f64> = points.iter().map(|(size, _)| (size / largest).sqrt()).collect();
+        let weights: Vec<f64> = points.iter().map(|(size, _)| weight(*size, largest)).collect();
         let runs: f64 = weights.iter().sum();
         let mut fits = Vec::new();
         for step in 0..21 * 40 {
@@ -143,8 +148,8 @@ pub fn middle(mut draws: Vec<f64>) -> Estimate {
 pub struct Foreseen {
     /// Held-out loss in nats a token.
     pub loss: Estimate,
-    /// Percent of held-out answers that are exactly the expected ones.
-    pub exact: Estimate,
+    /// Percent of held-out answers that are exactly the expected ones; None of texts, which answer nothing.
+    pub exact: Option<Estimate>,
 }
 
 /// Of the slope of an exact answer's log odds over the log of the loss, before anything is seen: about -1.75, give or
@@ -153,7 +158,8 @@ const SLOPE: f64 = -1.75;
 /// Scatter of those log odds beside the chance of the items.
 const SCATTER: f64 = 0.05;
 
-pub fn foresee(points: &[Point], curve: &Curve, n: f64) -> Foreseen {
+/// `answers` says whether the items are answers.
+pub fn foresee(points: &[Point], curve: &Curve, n: f64, answers: bool) -> Foreseen {
     let full = points.iter().max_by_key(|p| p.size).expect("some points");
     // These items and those of the coming test are two samples.
     let items = chance_of_items(&full.losses) * 2f64.sqrt();
@@ -168,7 +174,8 @@ pub fn foresee(points: &[Point], curve: &Curve, n: f64) -> Foreseen {
         let sampled = share + (share * (1.0 - share) / count).sqrt() * chance(number, 2);
         100.0 * sampled.clamp(0.0, 1.0)
     };
-    Foreseen { loss: middle(measured.collect()), exact: middle(losses.iter().enumerate().map(exact).collect()) }
+    let exact = answers.then(|| middle(losses.iter().enumerate().map(exact).collect()));
+    Foreseen { loss: middle(measured.collect()), exact }
 }
 
 /// How the log odds of an exact answer follow the log of the loss: a line, by Bayes' rule.
@@ -254,11 +261,11 @@ mod tests {
             let law = Law { a: u(0), b: 1.0 + 9.0 * u(1), c: 0.2 + u(2) };
             let noise = 0.02 + 0.06 * u(3);
             let seen = points(law, &SIZES, noise, seed);
-            let foreseen = foresee(&seen, &curve(&seen, seed), 800.0);
+            let foreseen = foresee(&seen, &curve(&seen, seed), 800.0, true);
             let truth = &points(law, &[800], noise, seed + 10_000)[0];
             let within = |e: Estimate, x: f64| usize::from(e.low <= x && x <= e.high);
             held[0] += within(foreseen.loss, truth.loss());
-            held[1] += within(foreseen.exact, 100.0 * truth.exact);
+            held[1] += within(foreseen.exact.unwrap(), 100.0 * truth.exact);
         }
         assert!(held.iter().all(|h| h * 100 >= 92 * trials as usize), "{held:?} of {trials}");
     }

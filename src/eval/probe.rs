@@ -6,7 +6,7 @@
 //! control, on held-out items, with an interval that allows for the choice of the items and for the chance of a run
 //! (runs on parts of one size tell how far apart equal runs are).
 
-use super::curve::{Curve, Foreseen, Law, Point, foresee, mean};
+use super::curve::{Curve, Foreseen, Law, Point, foresee, mean, weight};
 use super::score::{self, Counts, Estimate, Figure, Rule};
 use serde::Serialize;
 
@@ -30,6 +30,8 @@ pub struct Seen {
     /// Examples of the full run, and whether the runs on parts of the data made as many passes as it would.
     pub full_size: usize,
     pub in_small: bool,
+    /// Whether the items are answers to something, not texts.
+    pub answers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -83,16 +85,16 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
-/// How far apart runs on equally much data are, as a share of the loss: 95 % of one run's chance, by Student's t, from
-/// the pairs of runs on parts of one size. 0 where there are none.
-fn chance(parts: &[Point]) -> f64 {
+/// How far apart runs on as much data as the largest are, as a share of the loss: 95 % of one run's chance, by Student's
+/// t, from the pairs of runs on parts of one size. 0 where there are none.
+fn chance(parts: &[Point], largest: usize) -> f64 {
     const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
     let twin = |(i, p): (usize, &Point)| {
         let other = parts[..i].iter().find(|q| q.size == p.size)?;
-        Some((p.loss() / other.loss()).ln())
+        Some(weight(p.size as f64, largest as f64) * (p.loss() / other.loss()).ln().powi(2) / 2.0)
     };
     let apart: Vec<f64> = parts.iter().enumerate().filter_map(twin).collect();
-    let variance = apart.iter().map(|d| d * d / 2.0).sum::<f64>() / apart.len().max(1) as f64;
+    let variance = apart.iter().sum::<f64>() / apart.len().max(1) as f64;
     T[apart.len().min(T.len() - 1)] * variance.sqrt()
 }
 
@@ -105,7 +107,7 @@ fn widened(e: Estimate, chance: f64) -> Estimate {
 pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     let all = |losses: &Losses| mean(losses, 0..losses.len());
     let full = seen.parts.iter().max_by_key(|p| p.size).expect("a run on all data");
-    let chance = 100.0 * chance(&seen.parts) * all(&seen.tuned);
+    let chance = 100.0 * chance(&seen.parts, full.size) * all(&seen.tuned);
     // Two runs are compared with each other, one run with none.
     let learned = widened(saved(&seen.tuned, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
     let gained = widened(saved(&seen.tuned, &seen.base, seed), chance / all(&seen.base));
@@ -126,7 +128,7 @@ pub fn judge(seen: &Seen, seed: u64) -> Verdict {
         gained,
         curve: seen.parts.iter().map(|p| (p.size, p.loss(), 100.0 * p.exact)).collect(),
         law: [a, b, c],
-        foreseen: seen.in_small.then(|| foresee(&seen.parts, &curve, n)),
+        foreseen: seen.in_small.then(|| foresee(&seen.parts, &curve, n, seen.answers)),
         twice_the_data: twice,
         more_data: potential != Potential::None && twice.low >= SURELY && twice.value >= MATTERS,
         more_training: potential != Potential::None && still_falling(&seen.moments),
@@ -182,11 +184,12 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
         return words;
     }
     words.push(match &v.foreseen {
-        Some(Foreseen { loss, exact }) => format!(
-            "The full run should come to a held-out loss of {:.3} (95 %: {:.3} to {:.3}), with {:.0} % ({:.0} to {:.0}) \
-             of the answers exactly as expected.",
-            loss.value, loss.low, loss.high, exact.value, exact.low, exact.high
-        ),
+        Some(Foreseen { loss, exact }) => {
+            let exact =
+                exact.map_or(String::new(), |e| format!(", with {} of the answers exactly as expected", range(&e)));
+            let Estimate { value, low, high } = loss;
+            format!("The full run should come to a held-out loss of {value:.3} (95 %: {low:.3} to {high:.3}){exact}.")
+        }
         None => "What the full run comes to cannot be told from so short a probe: give it more --minutes.".into(),
     });
     let twice = range(&v.twice_the_data);
@@ -226,6 +229,7 @@ mod tests {
             steps_an_epoch: 10.0,
             full_size: 800,
             in_small: true,
+            answers: true,
         }
     }
 

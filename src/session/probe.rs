@@ -455,7 +455,7 @@ impl<'a> Bench<'a> {
         }
         let train_losses = self.train_losses(&largest).await?;
         say("control", 1, total);
-        let control = self.control(control, &orders[0][..size.examples], size.steps).await?;
+        let mixed = self.control(control, &orders[0][..size.examples], size.steps).await?;
         let mut parts = vec![Point { size: size.examples, losses: main.last.losses, exact: main.last.exact }];
         for (done, (share, drawing)) in PARTS.into_iter().enumerate() {
             let (examples, steps) = (size.examples / share, (size.steps / share as u64).max(1));
@@ -471,8 +471,12 @@ impl<'a> Bench<'a> {
             }
         }
         let steps_an_epoch = Batches::new(&largest, packing(&self.options))?.batches_per_epoch() as f64;
+        let answers = control.records.iter().any(|(_, r)| !matches!(r, Record::Text { .. }));
         let (tuned, moments, in_small) = (main.best.losses, main.moments, size.in_small && parts.len() >= 3);
-        Ok((Seen { base, parts, tuned, control, moments, steps_an_epoch, full_size, in_small }, train_losses))
+        Ok((
+            Seen { base, parts, tuned, control: mixed, moments, steps_an_epoch, full_size, in_small, answers },
+            train_losses,
+        ))
     }
 
     /// The run on the control's records of the same places.

@@ -270,8 +270,8 @@ export interface DataProbe {
     curve: [examples: number, loss: number, exact: number][];
     /** a, b, c of the law a + b·n^-c through them. */
     law: [a: number, b: number, c: number];
-    /** What the full run comes to, by held-out loss and percent of answers exactly right; null where the probe was too short. */
-    foreseen: { loss: Estimate; exact: Estimate } | null;
+    /** What the full run comes to, by held-out loss and percent of answers exactly right (of texts null); null where the probe was too short. */
+    foreseen: { loss: Estimate; exact: Estimate | null } | null;
     /** How much lower the loss of the full run would be with twice the data, in percent. */
     twice_the_data: Estimate;
     more_data: boolean;
