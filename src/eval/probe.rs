@@ -180,7 +180,12 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
     words
         .push(format!("Loss a token: {:.3} before, {:.3} tuned on {size}, {:.3} control.", v.base, v.tuned, v.control));
     if v.potential == Potential::None {
-        words.push("More data of this kind or more training cannot be expected to help. Check the answers, or try a larger model.".into());
+        words.push(match v.learned.high >= CLEAR && v.gained.high >= CLEAR {
+            true => "The ranges are wide: a longer probe (--minutes) may show something yet.".into(),
+            false => "More data of this kind or more training cannot be expected to help. Check the answers, or try a \
+                      larger model."
+                .into(),
+        });
         return words;
     }
     words.push(match &v.foreseen {
@@ -216,13 +221,14 @@ mod tests {
         let losses = |mean: f64, stream: u64| -> Losses {
             (0..80).map(|i| (mean * 5.0 * (0.5 + crate::num::uniform(2, stream, i)), 5.0)).collect()
         };
-        let part = |size: usize| {
-            let losses = losses(tuned * (200.0 / size as f64).powf(0.3), 1);
+        let part = |(size, chance): (usize, f64)| {
+            let losses = losses(chance * tuned * (200.0 / size as f64).powf(0.3), 1);
             Point { size, losses, exact: 0.5 }
         };
+        let twins = [(25, 1.01), (50, 0.99), (100, 1.01)];
         Seen {
             base: losses(base, 1),
-            parts: [25, 50, 100, 200].map(part).to_vec(),
+            parts: [(200, 1.0), (25, 1.0), (50, 1.0), (100, 1.0)].into_iter().chain(twins).map(part).collect(),
             tuned: losses(tuned, 1),
             control: losses(control, 1),
             moments: vec![(10, 2.0), (20, 1.5), (40, 1.49)],
@@ -242,8 +248,8 @@ mod tests {
         assert_eq!(judge(&seen(1.8, 2.0, 3.0), 0).potential, Potential::Some);
         // Runs on parts of one size that are far apart: the same gain may be chance.
         let mut scattered = seen(1.8, 2.0, 3.0);
-        let again = |p: &Point| Point { losses: p.losses.iter().map(|(l, n)| (1.1 * l, *n)).collect(), ..p.clone() };
-        scattered.parts = scattered.parts.iter().take(3).map(again).chain(scattered.parts.clone()).collect();
+        let further = |p: &mut Point| p.losses.iter_mut().for_each(|(loss, _)| *loss *= 1.1);
+        scattered.parts[4..].iter_mut().for_each(further);
         assert_eq!(judge(&scattered, 0).potential, Potential::None);
         let mut late = seen(1.0, 2.0, 3.0);
         late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];

@@ -391,7 +391,8 @@ impl<'a> Bench<'a> {
         let count = self.held.examples.len();
         let fewer = (count as f64 * 0.4 * left / (MEASURED * self.measuring)) as usize;
         if fewer < count {
-            let keep: Vec<usize> = (0..fewer.clamp(LEAST_HELD.min(count), count)).collect();
+            let mut keep = permutation(count, self.options.seed, 1 << 53);
+            keep.truncate(fewer.clamp(LEAST_HELD.min(count), count));
             self.measuring *= keep.len() as f64 / count as f64;
             self.held = self.held.subset(&keep);
             self.held_batches = Batches::new(&self.held, in_order(&self.options))?;
