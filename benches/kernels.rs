@@ -403,11 +403,11 @@ fn main() -> luthier::Result<()> {
         let mut device = Device::open(args.device).await?;
         println!("{}", device.describe());
         println!(
-            "{:<28} {:<28} {:>10} {:>10} {:>9} {:>9}",
-            "kernel", "shape", "median ms", "best ms", "GFLOP/s", "GB/s"
+            "{:<28} {:<28} {:>10} {:>10} {:>10} {:>9} {:>9}",
+            "kernel", "shape", "median ms", "best ms", "core ms", "GFLOP/s", "GB/s"
         );
         if let Device::Gpu(gpu) = &mut device {
-            gpu.set_style(Style::Direct);
+            gpu.set_style(Style::Software);
         }
         measure(&mut device, &b, "", args.quick, |_| true).await?;
         if matches!(device, Device::Gpu(_)) && b.rows.iter().any(tiled) {

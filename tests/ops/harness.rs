@@ -130,7 +130,7 @@ impl Suite {
     fn styles(&self) -> Vec<Style> {
         let steps = self.plan.sequences.iter().flat_map(|s| &s.steps);
         let tiled = steps.flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled);
-        if tiled { vec![Style::Direct, Style::Tiled] } else { vec![Style::Direct] }
+        if tiled { vec![Style::Software, Style::Tiled] } else { vec![Style::Software] }
     }
 
     fn run_cpu<F: Twin>(&self) -> Vec<Vec<Vec<f64>>> {
