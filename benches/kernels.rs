@@ -48,7 +48,7 @@ pub fn cases(machine: &Machine) -> Vec<Case> {
     for kernel in kernels {
         let tiled = KERNELS.iter().any(|k| k.name == kernel && k.shaders.iter().any(|s| s.style == Style::Tiled));
         let both = machine.gpu && tiled;
-        for style in if both { vec![Some(Style::Direct), Some(Style::Tiled)] } else { vec![None] } {
+        for style in if both { vec![Some(Style::Software), Some(Style::Tiled)] } else { vec![None] } {
             let wanted = |row: &&Row| stem(row) == kernel && machine.args.wants(&title(row, style));
             let mine: Vec<&Row> = names.rows.iter().filter(wanted).collect();
             // Two runs to warm up and nine samples.

@@ -1,10 +1,10 @@
-// Attention over a KV cache, for generation.
+// Attention over a KV cache, for generation: an invocation a row and head.
 //
 // append:   K[sequence(n), position(n), :] = k[n,:],  V[sequence(n), position(n), :] = v[n,:]
 // forward:  o[n,h] = softmax_j(cap(scale·q[n,h]·K[sequence, j, g]))·V[sequence, j, g],  g = h·G/H,  over the nearest `window`
-//           positions j ≤ position(n); cap as in attention.wgsl
+//           positions j ≤ position(n); cap as in attention_tiled.wgsl
 //
-// slots:[N] of (sequence or NONE, position)  qkv:[N, H + 2G, D] as in attention.wgsl  o:[N,H,D]  caches:[sequences, capacity, G, D]
+// slots:[N] of (sequence or NONE, position)  qkv:[N, H + 2G, D] as in attention_tiled.wgsl  o:[N,H,D]  caches:[sequences, capacity, G, D]
 // Dispatch: append x over groups of 4 floats, forward x over (row, head); 64 a workgroup, in strides.
 // Idle rows (NONE) append nothing and get zeros.
 

@@ -25,7 +25,7 @@ fn everywhere(law: impl Fn(&dyn Fn() -> Device, &str)) {
     if common::gpu().is_none() {
         return;
     }
-    for style in [Style::Direct, Style::Tiled] {
+    for style in [Style::Software, Style::Tiled] {
         let open = || {
             let mut gpu = common::gpu().expect("it was there");
             gpu.set_style(style);

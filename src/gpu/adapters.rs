@@ -31,7 +31,12 @@ fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
     let software = info.device_type == wgpu::DeviceType::Cpu || named;
     // Register tiles without barriers are fastest on software drivers and good on Apple GPUs; workgroup memory pays
     // on the others (measurements: benches/README.md).
-    let direct = software || info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    let apple = info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    let style = match (software, apple) {
+        (true, _) => Style::Software,
+        (_, true) => Style::Direct,
+        _ => Style::Tiled,
+    };
     AdapterFacts {
         name: [&info.name, &info.driver].into_iter().find(|s| !s.is_empty()).map_or("GPU".into(), String::clone),
         backend: info.backend.to_string(),
@@ -41,7 +46,7 @@ fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
         shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
-        style: if direct { Style::Direct } else { Style::Tiled },
+        style,
         lanes: if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 },
     }
 }

@@ -1,5 +1,5 @@
-//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention_direct.wgsl`;
-//! `attention_tiled.wgsl` keeps the same one.
+//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention_tiled.wgsl`;
+//! `attention_direct.wgsl` keeps the same one.
 //!
 //! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest `window`
 //! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the
@@ -20,11 +20,11 @@ use crate::simd::{self, simd};
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
 
 kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Write, Write], Params,
-    [Direct "attention_direct" [64, 1, WHOLE], Tiled "attention_tiled" [32, 1, 32]], forward_twin);
+    [Tiled "attention_tiled" [32, 1, 32], Software "attention_direct" [64, 1, WHOLE]], forward_twin);
 kernel!(DELTA, "attention", "delta", [Read, Read, Read, Read, Write], Params,
-    [Direct "attention_direct" [64, 1, 1], Tiled "attention_tiled" [64, 1, 1]], delta_twin);
+    [Tiled "attention_tiled" [64, 1, 1], Software "attention_direct" [64, 1, 1]], delta_twin);
 kernel!(BACKWARD, "attention", "backward", [Read, Read, Read, Read, Write], Params,
-    [Direct "attention_direct" [64, 1, WHOLE], Tiled "attention_tiled" [32, 1, 32]], backward_twin);
+    [Tiled "attention_tiled" [32, 1, 32], Software "attention_direct" [64, 1, WHOLE]], backward_twin);
 
 /// A direct invocation has a head's whole width, whatever it is.
 const WHOLE: u32 = u32::MAX;

@@ -1,4 +1,6 @@
-//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`.
+//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`;
+//! `attention_cached_tiled.wgsl` shares the positions of a row and head out over a workgroup, so that a GPU has work for
+//! its lanes also where one sequence is decoded.
 //!
 //! Each row n is a token of sequence `slots[2n]` at position `slots[2n+1]`; a row whose sequence is NONE is idle. Rows
 //! append their k and v to the cache first, so one kernel serves a chunk of prompt and a step of decoding alike.
@@ -13,7 +15,7 @@ use crate::simd;
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 });
 
 kernel!(APPEND, "attention_cached", "append", [Read, Read, Read, ReadWrite, ReadWrite], Params, [Direct "attention_cached" [64, 1, 1]], append_twin);
-kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Direct "attention_cached" [64, 1, 1]], forward_twin);
+kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Tiled "attention_cached_tiled" [1, 1, 1], Software "attention_cached" [64, 1, 1]], forward_twin);
 
 fn params(s: Shape, capacity: usize) -> Params {
     Params {

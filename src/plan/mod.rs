@@ -54,7 +54,9 @@ pub enum Access {
 /// Which machines a shader is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// No workgroup memory, no barriers: software drivers and Apple GPUs.
+    /// Loads are dear and registers are memory: software drivers. Where a kernel has none of this style, its first serves.
+    Software,
+    /// No workgroup memory, no barriers: Apple GPUs.
     Direct,
     /// Tiles staged through workgroup memory: discrete GPUs.
     Tiled,
