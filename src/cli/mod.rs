@@ -284,3 +284,36 @@ fn show_bytes(bar: &ProgressBar, what: &str, total: Option<u64>) {
     bar.set_length(total);
     bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Commands of a document: lines that begin with `$ luthier`, without comments, joined where a backslash ends them.
+    fn commands(text: &str) -> Vec<String> {
+        let joined = text.replace("\\\n", " ");
+        let command = |line: &str| {
+            let line = line.trim_start().strip_prefix("$ ")?;
+            line.starts_with("luthier ").then(|| line.split(" #").next().unwrap_or(line).trim_end().to_string())
+        };
+        joined.lines().filter_map(command).collect()
+    }
+
+    /// What the documents say to type is what the parser takes. An ellipsis stands for what was said before.
+    #[test]
+    fn commands_of_the_documents_parse() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let recipes = std::fs::read_dir(root.join("recipes")).unwrap().map(|entry| entry.unwrap().path());
+        let mut seen = 0;
+        for file in recipes.chain([root.join("README.md")]).filter(|f| f.extension().is_some_and(|e| e == "md")) {
+            for command in commands(&std::fs::read_to_string(&file).unwrap()) {
+                let command = command.replace(" ...", " --model nano --data x");
+                if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+                    panic!("{}: `{command}`: {error}", file.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen >= 16, "{seen} commands found");
+    }
+}

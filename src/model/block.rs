@@ -1,7 +1,7 @@
 //! One decoder block, forward facing backward. Letters: `ops/mod.rs`.
 
 use super::linear::{Build, Group, Saved};
-use super::norm::Norm;
+use super::norm::{Gradient, Norm};
 use super::seam::Patches;
 use super::spec::ModelSpec;
 use crate::ops::attention::{self, Shape};
@@ -227,7 +227,7 @@ impl Block {
         self.o.gradients(cx, &kept.o.saved, &flow, kept.attended);
         let dqkv = self.attention_backward(cx, spec, common, kept, d_o);
         let Attention { x, saved, .. } = &kept.attention;
-        norm_and_group_backward(cx, &self.attention_norm, &self.qkv, *x, saved, dqkv, dx, need_dx);
+        norm_and_group_backward(cx, &self.attention_norm, &self.qkv, (*x, saved), dqkv, dx, need_dx);
     }
 
     /// The MLP's half: adds to `dx`, which is left alone where nothing below needs it.
@@ -239,7 +239,7 @@ impl Block {
         activation::backward(cx.plan, "activation", spec.activation, (n, spec.ffn), spec.gated, dact, kept.up);
         let (act, d_up) = (dact, kept.up); // in their places by now
         self.down.gradients(cx, &kept.down.saved, &flow, act);
-        norm_and_group_backward(cx, &self.mlp_norm, &self.up, kept.x, &kept.saved, d_up, dx, need_dx);
+        norm_and_group_backward(cx, &self.mlp_norm, &self.up, (kept.x, &kept.saved), d_up, dx, need_dx);
     }
 
     /// The gradients of what the linears of q, k and v gave.
@@ -272,8 +272,7 @@ fn norm_and_group_backward(
     cx: &mut Build,
     norm: &Norm,
     group: &Group,
-    x: Buf,
-    saved: &Saved,
+    (x, saved): (Buf, &Saved),
     dy: Buf,
     dx: Buf,
     need_dx: bool,
@@ -283,7 +282,7 @@ fn norm_and_group_backward(
     let flow = group.backward(cx, saved, dy, dh);
     let h = match dh {
         Some(dh) if need_dx => {
-            norm.backward(cx, n, x, dh, dx, true, needs_input);
+            norm.backward(cx, n, x, dh, Gradient::Onto { dx, normed: needs_input });
             dh // holds the norm's output by now
         }
         _ => {
@@ -326,6 +325,6 @@ fn join(cx: &mut Build, linear: &Group, post: Option<Norm>, x: Buf, residual: Bu
 fn branch_gradient(cx: &mut Build, post: Option<Norm>, kept: &Branch, dx: Buf) -> Buf {
     let (Some(norm), Some(out)) = (post, kept.out) else { return dx };
     let d = cx.plan.temp("dbranch", cx.n * norm.width);
-    norm.backward(cx, cx.n, out, dx, d, false, false);
+    norm.backward(cx, cx.n, out, dx, Gradient::Over(d));
     d
 }

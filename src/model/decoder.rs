@@ -2,7 +2,7 @@
 
 use super::block::{Block, Cache, Common, Kept};
 use super::linear::{Build, Group, Linear};
-use super::norm::Norm;
+use super::norm::{Gradient, Norm};
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
 use super::tensors::{NormAt, Tensor};
@@ -199,8 +199,8 @@ fn group(
     let names: Vec<&str> = sites.iter().map(|site| site.module.name()).collect();
     let label = |names: &[&str]| format!("layers.{}.{}", sites[0].layer, names.join("+"));
     let formats: Vec<WeightFormat> = sites.iter().map(|site| format(Tensor::Weight(*site))).collect();
-    let (widths, cols): (Vec<usize>, _) =
-        (sites.iter().map(|site| spec.linear_shape(site.module).0).collect(), spec.linear_shape(sites[0].module).1);
+    let widths: Vec<usize> = sites.iter().map(|site| spec.linear_shape(site.module).0).collect();
+    let cols = spec.linear_shape(sites[0].module).1;
     let width = widths.iter().sum();
     let alike = formats.iter().all(|format| *format == formats[0]);
     let joined = alike.then(|| matrix(plan, &label(&names), width, cols, formats[0], max_binding));
@@ -365,7 +365,7 @@ impl Decoder {
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
         let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
-        self.norm.backward(&mut cx, io.n, x, d_hidden, dx, false, false);
+        self.norm.backward(&mut cx, io.n, x, d_hidden, Gradient::Over(dx));
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
@@ -409,7 +409,7 @@ impl Decoder {
                 let dh = cx.plan.temp("dsupervised", m * c);
                 let head = cx.matrix(self.head_tensor(), &self.head);
                 let dlogits = Narrow { buf: logits, width: ld };
-                cx.matrix_grad_of(m, self.head_tensor(), (dlogits, 0, ld), (h, c));
+                cx.matrix_grad(self.head_tensor(), m, (dlogits, 0, ld), (h, c));
                 matmul::backward(cx.plan, "lm_head", m, logits, &head, None, false, cx.none, dh);
                 gather::backward(cx.plan, n, (m, first), c, io.inverse, dh, d_hidden);
             }

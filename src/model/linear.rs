@@ -64,30 +64,18 @@ impl<'a> Build<'a> {
     }
 
     /// Adds `pᵀ·x` to the gradient of a trained matrix [O, I]; p: O columns of a wider buffer, x:[n, I].
-    pub fn matrix_grad(&mut self, tensor: Tensor, (p, col, o): (Narrow, usize, usize), (x, i): (Buf, usize)) {
-        let n = self.n;
-        self.matrix_grad_of(n, tensor, (p, col, o), (x, i));
-    }
-
-    /// [`Build::matrix_grad`] over `n` rows.
-    pub fn matrix_grad_of(
-        &mut self,
-        n: usize,
-        tensor: Tensor,
-        (p, col, o): (Narrow, usize, usize),
-        (x, i): (Buf, usize),
-    ) {
+    pub fn matrix_grad(&mut self, tensor: Tensor, n: usize, (p, col, o): (Narrow, usize, usize), (x, i): (Buf, usize)) {
         let Some((patches, at)) = self.active(tensor) else { return };
         let (off, rank, t, width) = (at as u32, o as u32, col as u32, i as u32);
         let whole = Factor { off, rank, t, width, scale: 1.0, ..Default::default() };
-        let pair =
-            Pair { t: p, x: Columns { buf: x, ld: i, col: 0 }, factors: [whole, Factor::default(), Factor::default()] };
+        let factors = [whole, Factor::default(), Factor::default()];
+        let pair = Pair { t: p, x: Columns { buf: x, ld: i, col: 0 }, factors };
         low_rank::gradient(self.plan, "matrix grad", n, pair, None, patches.grads);
     }
 }
 
-/// Linears of one input, as what differs between families has them: q, k and v; gate and up; or one alone. Their outputs
-/// lie side by side in one buffer. They are one product where nothing sets one of them apart (see [`Group::runs`]).
+/// Linears of one input: q, k and v; gate and up; or one by itself. Their outputs lie side by side in one buffer, and they
+/// are one product where nothing sets one of them apart (`Group::runs`).
 #[derive(Clone, Debug)]
 pub struct Group {
     pub linears: Vec<Linear>,
@@ -457,7 +445,7 @@ impl Run<'_> {
         let dz = Narrow { buf: flow.dz.buf, width: flow.dz.ld };
         for linear in self.linears {
             let col = flow.dz.col + linear.col - self.first().col;
-            cx.matrix_grad(Tensor::Weight(linear.site), (dz, col, linear.w.rows), (x, i));
+            cx.matrix_grad(Tensor::Weight(linear.site), n, (dz, col, linear.w.rows), (x, i));
         }
         let Some(low) = self.low_rank(cx, flow.dz) else { return };
         let (u, du) = saved.u.zip(flow.du).expect("a low-rank update has u and du");

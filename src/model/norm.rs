@@ -16,6 +16,15 @@ pub struct Norm {
     pub eps: f32,
 }
 
+/// Where the gradient of a norm's input goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient {
+    /// Overwritten.
+    Over(Buf),
+    /// Added to; where `normed`, dy is then turned into what forward gave, for the gradients of whatever read that.
+    Onto { dx: Buf, normed: bool },
+}
+
 impl Norm {
     /// `norm(x) + residual` in a buffer of its own, for x of `rows` times the norm's width.
     pub fn forward(&self, cx: &mut Build, rows: usize, x: Buf, residual: Option<Buf>) -> Buf {
@@ -48,9 +57,12 @@ impl Norm {
         rmsnorm::forward_heads(cx.plan, "norm", at, self.width, self.eps, x, w, y);
     }
 
-    /// `dx (+)=` the gradient of the norm's input `x`; adds those of what is trained. Where `normed`, dy is turned into
-    /// what forward gave, for the gradients of whatever read that.
-    pub fn backward(&self, cx: &mut Build, n: usize, x: Buf, dy: Buf, dx: Buf, accumulate: bool, normed: bool) {
+    /// The gradient of the norm's input `x`; adds those of what is trained.
+    pub fn backward(&self, cx: &mut Build, n: usize, x: Buf, dy: Buf, dx: Gradient) {
+        let (dx, accumulate, normed) = match dx {
+            Gradient::Over(dx) => (dx, false, false),
+            Gradient::Onto { dx, normed } => (dx, true, normed),
+        };
         self.gradients(cx, n, x, dy);
         let (size, eps) = ((n, self.width), self.eps);
         let w = cx.vector(Tensor::Norm(self.at), self.w, self.width);

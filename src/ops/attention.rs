@@ -327,7 +327,7 @@ impl<F: Float> Chunk<'_, F> {
                 for head in self.block.group(kv_head) {
                     // SAFETY: no other task has these rows of this head.
                     let dq = unsafe { dq.rect((start, head * d), (block.len(), d)) };
-                    let parts = parts.each_mut().map(|part| part.part(keys.start - begin..keys.end - begin));
+                    let parts = parts.each_mut().map(|part| part.part((keys.start - begin, 0), (keys.len(), d)));
                     self.strip((head, kv_head), &block, &keys, (from > first, dq), parts, strips);
                 }
             }

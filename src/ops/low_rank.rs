@@ -11,6 +11,7 @@
 //! gradient   dF += s·tᵀ·x     dA = duᵀ·x          dBᵀ = s·uᵀ·dz
 //! ```
 
+use super::product::{PARTS, Part, Term};
 use super::{Columns, kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
@@ -35,7 +36,7 @@ params!(
 );
 
 /// Factors a step takes at most: q, k and v. Those of no rank do nothing.
-pub const FACTORS: usize = 3;
+pub const FACTORS: usize = PARTS;
 
 pub type Factors = [Factor; FACTORS];
 
@@ -133,7 +134,7 @@ fn project_twin<F: Float>(call: &mut Call<F>) {
     let (n, ld, t_ld) = (p.n as usize, p.ld as usize, p.t_ld as usize);
     let (x, flat, t) = (call.f(0), call.f(1), call.f_mut(2));
     for (k, f) in p.factors.iter().enumerate().filter(|(_, f)| f.rank > 0) {
-        let keep = some(&p.factors).take(k).any(|before| before.t == f.t);
+        let keep = p.factors[..k].iter().any(|before| before.rank > 0 && before.t == f.t);
         let (factor, width, scale) = (f.of(flat), f.width as usize, F::of32(f.scale));
         par::blocks(t, n, t_ld, f.narrow(), 2 * n * factor.len(), |r0, c0, mut t| {
             let factor = &factor[(c0 - f.t as usize) * width..];
@@ -179,39 +180,21 @@ pub struct Lift {
     pub factors: Factors,
 }
 
-/// [`Lift`] as the twins of products see it.
-pub struct LiftTwin<'a, F> {
-    t: &'a [F],
-    t_ld: usize,
-    flat: &'a [F],
-    factors: Factors,
-}
-
-impl<'a, F: Float> LiftTwin<'a, F> {
-    pub fn new(t: &'a [F], t_ld: u32, flat: &'a [F], factors: Factors) -> Self {
-        LiftTwin { t, t_ld: t_ld as usize, flat, factors }
-    }
-
-    /// Multiply-adds for each element of the output.
-    pub fn depth(&self) -> usize {
-        some(&self.factors).map(|f| f.rank as usize).max().unwrap_or(0)
-    }
-
-    /// Adds the term to the block at row `r0` and column `c0` of the output, which without `keep` holds nothing yet.
-    pub fn add(&self, r0: usize, c0: usize, keep: bool, out: &mut par::Rect<F>) {
-        if !keep {
-            (0..out.rows).for_each(|row| out.row(row).fill(F::ZERO));
-        }
-        let block = c0..c0 + out.cols;
-        for f in some(&self.factors) {
-            let (lo, hi) = (block.start.max(f.wide().start), block.end.min(f.wide().end));
-            if lo >= hi {
-                continue;
-            }
-            let part = &mut out.columns(lo - c0..hi - c0);
-            let t = par::Mat::new(&self.t[r0 * self.t_ld + f.t as usize..], self.t_ld);
-            let factor = par::Mat::new(&f.of(self.flat)[lo - f.wide().start..], f.width as usize);
-            part.product(true, f.rank as usize, t, factor, F::of32(f.scale));
-        }
+impl Lift {
+    /// The term as the twins of products see it: t, its row length and the flat buffer are what the step was given.
+    pub fn term<'a, F: Float>(t: &'a [F], t_ld: u32, flat: &'a [F], factors: &Factors) -> Term<'a, F> {
+        let parts = factors.map(|f| match f.rank {
+            0 => Part::default(),
+            rank => Part {
+                factor: f.of(flat),
+                rank: rank as usize,
+                width: f.width as usize,
+                t: f.t as usize,
+                col: f.col as usize,
+                scale: F::of32(f.scale),
+            },
+        });
+        let rank = some(factors).map(|f| f.narrow().end).max().unwrap_or(0);
+        Term { t, ld: t_ld as usize, rank, parts }
     }
 }

@@ -4,7 +4,8 @@
 //! Matrices that share an input can be stacked ([`Matrix::stack`]): one product, whose outputs lie side by side.
 
 use super::gain::Vector;
-use super::low_rank::{Factor, Factors, Lift, LiftTwin};
+use super::low_rank::{Factor, Factors, Lift};
+use super::product::{Left, Mat, Panels, Plus, Term};
 use super::{Columns, kernel, par, params};
 use crate::format::{WeightFormat, unpack};
 use crate::num::Float;
@@ -262,6 +263,16 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
+    /// How many bf16 add up to a value. Two hold 16 bits: a value in f16 has 11, one in four bits 15 (more only beside a
+    /// minimum far below its step, and then of no weight).
+    fn parts(&self) -> usize {
+        match self {
+            Weight::Floats(_) | Weight::Packed(_, WeightFormat::F32 | WeightFormat::Q8_0) => 3,
+            Weight::Packed(_, WeightFormat::F16 | WeightFormat::Q4_0 | WeightFormat::Q4_1) => 2,
+            Weight::Packed(_, WeightFormat::BF16) => 1,
+        }
+    }
+
     /// Lends rows `rows` and columns `cols` of the matrix, `i` wide, as floats and their row length.
     fn with<R>(
         &self,
@@ -283,6 +294,29 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
+    /// Packs rows × columns of the matrix: as rows of B, or as its columns where `transposed`.
+    fn lay(
+        &self,
+        i: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        transposed: bool,
+        scratch: &Scratch<F>,
+        panels: &mut Panels<F>,
+    ) {
+        for row in (rows.clone()).step_by(PART.0) {
+            let some = row..(row + PART.0).min(rows.end);
+            for col in cols.clone().step_by(PART.1) {
+                let (height, part) = (some.len(), col..(col + PART.1).min(cols.end));
+                let (down, across, width) = (row - rows.start, col - cols.start, part.len());
+                self.with(i, some.clone(), part, scratch, |values, ld| match transposed {
+                    true => panels.lay((across, down), Mat::t(values, ld), (width, height)),
+                    false => panels.lay((down, across), Mat::new(values, ld), (height, width)),
+                });
+            }
+        }
+    }
+
     /// `y += scale · x · W[rows]ᵀ` for a few rows of x: a row of W is unpacked once and multiplied by all of them.
     fn times_few(&self, i: usize, rows: Range<usize>, x: &[F], scale: F, scratch: &Scratch<F>, y: &mut par::Rect<F>) {
         for (c, row) in rows.enumerate() {
@@ -295,13 +329,11 @@ impl<'a, F: Float> Weight<'a, F> {
     }
 }
 
+/// Rows and columns of W that are unpacked before they are packed for tiles: 16 KiB, in the first cache.
+const PART: (usize, usize) = (32, 128);
+
 /// Inner dimension of one product: with [`par::BLOCK_COLS`] a panel of 576 KiB, which stays in the second cache.
 const INNER: usize = 1536;
-
-/// `0..len` in pieces of [`INNER`].
-fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(INNER).map(move |start| start..(start + INNER).min(len))
-}
 
 /// Up to so many rows of x, each row of W is unpacked once and multiplied by all of them: decoding.
 const FEW_ROWS: usize = 8;
@@ -310,24 +342,22 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
     let (x, w) = (call.f(0), Weight::new(call, &p));
-    let (start, low) = (Start::new(call, &p), LiftTwin::new(call.f(2), p.t_ld, call.f(3), p.factors));
-    let (y, scratch) = (call.f_mut(6), call.scratch);
-    let scale = F::of32(p.scale);
-    par::blocks(y, n, ld, col..col + o, 2 * n * o * (i + low.depth()), |r0, c0, mut y| {
-        let rows = c0 - col..c0 - col + y.cols;
-        let mut keep = start.fill(r0, c0, &mut y);
-        if y.rows <= FEW_ROWS {
-            w.times_few(i, rows, &x[r0 * i..], scale, scratch, &mut y);
-            keep = true;
-        } else {
-            for k in pieces(i) {
-                w.with(i, rows.clone(), k.clone(), scratch, |w, ld| {
-                    y.product(keep, k.len(), par::Mat::new(&x[r0 * i + k.start..], i), par::Mat::t(w, ld), scale);
-                });
-                keep = true;
-            }
-        }
-        low.add(r0, c0, keep, &mut y);
+    let (start, term) = (Start::new(call, &p), Lift::term(call.f(2), p.t_ld, call.f(3), &p.factors));
+    let (y, scratch, flops) = (call.f_mut(6), call.scratch, 2 * n * o * (i + term.rank));
+    if n <= FEW_ROWS {
+        return par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
+            start.fill(r0, c0, &mut y);
+            w.times_few(i, c0 - col..c0 - col + y.cols, &x[r0 * i..], F::of32(p.scale), scratch, &mut y);
+            add_term(&term, r0, c0, &mut y);
+        });
+    }
+    Left::with((n, o, i), Mat::new(x, i), term, w.parts(), scratch, |left| {
+        par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
+            let rows = c0 - col..c0 - col + y.cols;
+            left.multiply(&mut y, (r0, c0), INNER, start.plus(r0, c0), |k, panels| {
+                w.lay(i, rows.clone(), k, true, scratch, panels);
+            });
+        });
     });
 }
 
@@ -335,18 +365,17 @@ fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
     let (dy, w) = (call.f(0), Weight::new(call, &p));
-    let low = LiftTwin::new(call.f(2), p.t_ld, call.f(3), p.factors);
+    let term = Lift::term(call.f(2), p.t_ld, call.f(3), &p.factors);
     let (dx, scratch) = (call.f_mut(4), call.scratch);
-    par::blocks(dx, n, i, 0..i, 2 * n * i * (o + low.depth()), |r0, c0, mut dx| {
-        let mut keep = p.flags & ACCUMULATE != 0;
-        for k in pieces(o) {
-            w.with(i, k.clone(), c0..c0 + dx.cols, scratch, |w, w_ld| {
-                let dy = par::Mat::new(&dy[r0 * ld + col + k.start..], ld);
-                dx.product(keep, k.len(), dy, par::Mat::new(w, w_ld), F::ONE);
+    let plus = Plus::nothing(F::ONE, p.flags & ACCUMULATE != 0);
+    let dy = Mat::new(&dy[col.min(dy.len())..], ld);
+    Left::with((n, i, o), dy, term, w.parts(), scratch, |left| {
+        par::blocks(dx, n, i, 0..i, 2 * n * i * (o + term.rank), |r0, c0, mut dx| {
+            let cols = c0..c0 + dx.cols;
+            left.multiply(&mut dx, (r0, c0), INNER, plus, |k, panels| {
+                w.lay(i, k, cols.clone(), false, scratch, panels);
             });
-            keep = true;
-        }
-        low.add(r0, c0, keep, &mut dx);
+        });
     });
 }
 
@@ -362,26 +391,40 @@ impl<'a, F: Float> Start<'a, F> {
         Start { p: *p, bias: call.f(4), residual: call.f(5) }
     }
 
-    /// Fills the block at row `r0`, column `c0` of y; false if there is nothing to add to, and it was left alone.
-    fn fill(&self, r0: usize, c0: usize, y: &mut par::Rect<F>) -> bool {
-        let has = |flag: u32| self.p.flags & flag != 0;
-        // Few rows are added to row by row, so they start at something.
-        if !has(ACCUMULATE | BIAS | RESIDUAL) && y.rows > FEW_ROWS {
-            return false;
+    fn has(&self, flag: u32) -> bool {
+        self.p.flags & flag != 0
+    }
+
+    /// For the block at row `r0`, column `c0` of y.
+    fn plus(&self, r0: usize, c0: usize) -> Plus<'a, F> {
+        let ld = self.p.ld as usize;
+        Plus {
+            scale: F::of32(self.p.scale),
+            old: self.has(ACCUMULATE),
+            bias: self.has(BIAS).then(|| &self.bias[c0 - self.p.col as usize + self.p.bias_off as usize..]),
+            residual: self.has(RESIDUAL).then(|| (&self.residual[r0 * ld + c0..], ld)),
         }
+    }
+
+    /// The same as a block that rows are added to.
+    fn fill(&self, r0: usize, c0: usize, y: &mut par::Rect<F>) {
+        let plus = self.plus(r0, c0);
+        let zeros = [F::ZERO; par::BLOCK_COLS];
         for row in 0..y.rows {
-            let y = y.row(row);
-            if !has(ACCUMULATE) {
-                y.fill(F::ZERO);
-            }
-            if has(BIAS) {
-                let bias = c0 - self.p.col as usize + self.p.bias_off as usize;
-                simd::add_scaled(y, &self.bias[bias..], F::ONE);
-            }
-            if has(RESIDUAL) {
-                simd::add_scaled(y, &self.residual[(r0 + row) * self.p.ld as usize + c0..], F::ONE);
-            }
+            plus.write((row, 0), y.row(row), &zeros);
         }
-        true
+    }
+}
+
+/// Adds the term's block at row `r0` and column `c0` of the product, for a few rows.
+fn add_term<F: Float>(term: &Term<F>, r0: usize, c0: usize, out: &mut par::Rect<F>) {
+    let (block, rows) = (c0..c0 + out.cols, out.rows);
+    for part in term.parts.iter().filter(|part| part.rank > 0) {
+        let (lo, hi) = (block.start.max(part.col), block.end.min(part.col + part.width));
+        if lo < hi {
+            let t = Mat::new(&term.t[r0 * term.ld + part.t..], term.ld);
+            let factor = Mat::new(&part.factor[lo - part.col..], part.width);
+            out.part((0, lo - c0), (rows, hi - lo)).product(true, part.rank, t, factor, part.scale);
+        }
     }
 }

@@ -24,6 +24,7 @@ pub mod layernorm;
 pub mod low_rank;
 pub mod matmul;
 pub mod par;
+pub mod product;
 pub mod rmsnorm;
 pub mod rope;
 pub mod row_gain;

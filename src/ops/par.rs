@@ -1,5 +1,7 @@
 //! Rows in parallel: rayon natively, one thread in wasm. Small work stays on the calling thread.
 
+use super::product;
+pub use super::product::Mat;
 use crate::num::Float;
 use std::marker::PhantomData;
 
@@ -43,36 +45,6 @@ pub fn rows2<A: Send, B: Send>(
 /// Operations below which a product stays on one thread.
 const WORTH_SPREADING: usize = 1 << 21;
 
-/// A row-major operand of [`Rect::product`]: `ld` elements from row to row, or transposed.
-#[derive(Clone, Copy)]
-pub struct Mat<'a, F> {
-    pub data: &'a [F],
-    pub ld: usize,
-    pub transposed: bool,
-}
-
-impl<'a, F> Mat<'a, F> {
-    pub fn new(data: &'a [F], ld: usize) -> Self {
-        Mat { data, ld, transposed: false }
-    }
-
-    pub fn t(data: &'a [F], ld: usize) -> Self {
-        Mat { data, ld, transposed: true }
-    }
-
-    /// The transpose.
-    pub fn turned(self) -> Self {
-        Mat { transposed: !self.transposed, ..self }
-    }
-
-    /// Panics unless the view of `rows` × `cols` lies within the data.
-    fn strides(&self, rows: usize, cols: usize) -> (isize, isize) {
-        let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
-        assert!(r == 0 || c == 0 || (r - 1) * self.ld + c <= self.data.len(), "matrix view out of bounds");
-        if self.transposed { (1, self.ld as isize) } else { (self.ld as isize, 1) }
-    }
-}
-
 /// A rectangle of a row-major matrix, for one task to write: rectangles of one matrix may interleave in memory.
 pub struct Rect<'a, F> {
     at: *mut F,
@@ -95,39 +67,16 @@ impl<'a, F: Float> Rect<'a, F> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.ld), self.cols) }
     }
 
-    /// The rows `rows` of the rectangle.
-    pub fn part(&mut self, rows: std::ops::Range<usize>) -> Rect<'_, F> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        // SAFETY: within the rectangle.
-        let at = unsafe { self.at.add(rows.start * self.ld) };
-        Rect { at, rows: rows.len(), cols: self.cols, ld: self.ld, borrow: PhantomData }
-    }
-
-    /// Some of its columns.
-    pub fn columns(&mut self, cols: std::ops::Range<usize>) -> Rect<'_, F> {
-        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
-        // SAFETY: within the rectangle, which is borrowed for as long.
-        let at = unsafe { self.at.add(cols.start) };
-        Rect { at, rows: self.rows, cols: cols.len(), ld: self.ld, borrow: PhantomData }
+    /// The part of `rows` × `cols` that begins at a row and a column, as a rectangle of its own.
+    pub fn part(&mut self, (row, col): (usize, usize), (rows, cols): (usize, usize)) -> Rect<'_, F> {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "a part beyond the rectangle");
+        // SAFETY: within the rectangle, which is this value's alone.
+        Rect { at: unsafe { self.at.add(row * self.ld + col) }, rows, cols, ld: self.ld, borrow: PhantomData }
     }
 
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.
     pub fn product(&mut self, keep: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
-        let (m, n) = (self.rows, self.cols);
-        if m == 0 || n == 0 {
-            return;
-        }
-        let (a_rs, a_cs) = a.strides(m, k);
-        let (b_rs, b_cs) = b.strides(k, n);
-        let (a, b) = (a.data.as_ptr(), b.data.as_ptr());
-        let (keep_by, no, one_thread) = (F::ONE, false, gemm::Parallelism::None);
-        let ld = self.ld as isize;
-        // SAFETY: the operands were checked to lie within their slices; the rectangle is this value's alone.
-        unsafe {
-            gemm::gemm(
-                m, n, k, self.at, 1, ld, keep, a, a_cs, a_rs, b, b_cs, b_rs, keep_by, scale, no, no, no, one_thread,
-            );
-        }
+        product::multiply(self, keep, k, a, b, scale);
     }
 }
 
@@ -193,7 +142,8 @@ pub fn blocks<F: Float>(
     } else {
         1
     };
-    let height = rows.div_ceil(down).max(1);
+    // Blocks begin where the tiles of a product may.
+    let height = rows.div_ceil(down).next_multiple_of(32).max(32);
     let sheet = Sheet::new(out, ld);
     tasks(across * rows.div_ceil(height), flops, |i| {
         let (r0, c0) = (i / across * height, cols.start + i % across * BLOCK_COLS);

@@ -88,13 +88,14 @@ fn twin_projection_matches_the_textbook() {
 #[test]
 fn executors_agree() {
     let mut s = Suite::new(SUM);
-    let shapes: [(usize, Shape); 6] = [
+    let shapes: [(usize, Shape); 7] = [
         (1, &[(1, 4)]),
         (7, &[(3, 12)]),
         (127, &[(8, 132), (8, 64), (4, 64)]),
         (128, &[(17, 576), (1, 4)]),
         (129, &[(16, 4), (3, 260), (5, 12)]),
         (300, &[(8, 64), (8, 64)]),
+        (33, &[(4, 64), (0, 4), (8, 64)]), // one of the three has none
     ];
     for (n, shape) in shapes {
         let (factors, len, width, ld) = apart(shape);

@@ -1,5 +1,5 @@
 // `cargo xtask bench --browser`: the bench page in headless Chromium, on WebGPU and on the CPU, as tables or as JSON.
-// Arguments: [--device webgpu|cpu] [--quick] [--json FILE]
+// Arguments: [--device webgpu|cpu] [--quick] [--hardware] [--json FILE]. Without --hardware WebGPU is SwiftShader.
 
 import { renameSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -45,10 +45,10 @@ function table(head, rows) {
 }
 
 async function main() {
-  const options = { device: { type: "string" }, quick: { type: "boolean", default: false }, json: { type: "string" } };
-  const { values } = parseArgs({ options });
+  const flag = { type: "boolean", default: false };
+  const { values } = parseArgs({ options: { device: { type: "string" }, quick: flag, hardware: flag, json: { type: "string" } } });
   const server = await serve();
-  const browser = await launch();
+  const browser = await launch([], values.hardware);
   const all = [];
   try {
     for (const device of values.device ? [values.device] : ["webgpu", "cpu"]) {

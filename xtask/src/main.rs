@@ -30,8 +30,9 @@ cargo xtask COMMAND
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
   bench [CASE...]         measure this machine: kernels, training steps, generation, loading (--help lists its options)
-       --browser [--json FILE] [--device webgpu|cpu] [--full]
-                            the same in headless Chromium; with --open alone, in your own browser
+       --browser [--device webgpu|cpu] [--quick] [--hardware] [--json FILE]
+                            kernels and steps in headless Chromium, with --hardware on its GPU; --browser --open takes
+                            your own browser
        --peers [NAME...] [--rounds N] [--json FILE]
                             in turns with the peers of benches/peers that are installed
        --gpu-report FOLDER [MINUTES]

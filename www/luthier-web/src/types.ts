@@ -275,11 +275,13 @@ export interface DataProbe {
     /** Percent of the control's loss, and of the base's, that the tuned model is without. */
     learned: Estimate;
     gained: Estimate;
-    /** (examples, held-out loss) of each short run. */
-    curve: [examples: number, loss: number][];
+    /** (examples, held-out loss, percent of the answers exactly right) at the end of each short run. */
+    curve: [examples: number, loss: number, exact: number][];
     /** a, b, c of the law a + b·n^-c through them. */
     law: [a: number, b: number, c: number];
-    /** How much lower the loss would be with twice the data, in percent. */
+    /** What the full run comes to, by held-out loss and percent of answers exactly right (of texts null); null where the probe was too short. */
+    foreseen: { loss: Estimate; exact: Estimate | null } | null;
+    /** How much lower the loss of the full run would be with twice the data, in percent. */
     twice_the_data: Estimate;
     more_data: boolean;
     more_training: boolean;
@@ -291,7 +293,7 @@ export interface DataProbe {
   examples: number;
   held_out: number;
   steps: number;
-  /** The learning rate that learned fastest. */
+  /** The learning rate of the short runs: as asked, or the one that learned fastest where the asked one is far off. */
   lr: number;
   rates: [rate: number, loss: number | null][];
   /** What the whole run would take here; memory in bytes. */

@@ -10,7 +10,7 @@ export function adapterSnippets(format: AdapterFormat, base: string, stem: strin
   const lora = `${stem}-${method}`;
   switch (format) {
     case "peft":
-      if (!onHub(base) && merges) return [[`${base} is not on a hub: save the merged model, below`, transformers(stem)]];
+      if (!onHub(base) && merges) return [[`${base} is not on a hub: save the merged model instead`, transformers(stem)]];
       return [["transformers and peft", `from transformers import AutoModelForCausalLM as Causal
 from peft import PeftModel
 

@@ -4,12 +4,13 @@ import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { chromium } from "playwright-core";
 
-/** Software WebGPU is opt-in in Chromium (the unsafe and swiftshader flags); the rest keeps it off the network. */
+/** WebGPU is opt-in without a display; the rest keeps it off the network. */
 const FLAGS = [
-  "--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader",
-  "--enable-unsafe-swiftshader", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-  "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
+  "--headless=new", "--no-sandbox", "--enable-unsafe-webgpu", "--disable-background-networking", "--disable-component-update",
+  "--disable-sync", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
 ];
+const SOFTWARE = ["--use-webgpu-adapter=swiftshader", "--enable-unsafe-swiftshader"];
+const HARDWARE = ["--ignore-gpu-blocklist", "--enable-features=Vulkan"];
 const NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
 /** `cargo xtask` says where Chromium is; who starts the tests by hand has it on the path. */
@@ -21,8 +22,9 @@ function executable() {
   return found;
 }
 
-/** `args` are flags beside the usual ones. */
-export const launch = (args = []) => chromium.launch({ executablePath: executable(), args: [...FLAGS, ...args] });
+/** `args` are flags beside the usual ones; `hardware` takes the machine's GPU in place of SwiftShader. */
+export const launch = (args = [], hardware = false) =>
+  chromium.launch({ executablePath: executable(), args: [...FLAGS, ...(hardware ? HARDWARE : SOFTWARE), ...args] });
 
 /** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */
 export async function facadePage(context, server, path = "blank.html") {
