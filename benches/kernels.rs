@@ -12,10 +12,11 @@ use luthier::device::Device;
 use luthier::format::WeightFormat;
 use luthier::ops::activation::Activation;
 use luthier::ops::gain::Vector;
-use luthier::ops::matmul::{Epilogue, LowRank};
+use luthier::ops::low_rank::{Factor, Lift, Narrow, Pair};
+use luthier::ops::matmul::Epilogue;
 use luthier::ops::rope::Angles;
 use luthier::ops::*;
-use luthier::plan::{Buf, Plan, Style};
+use luthier::plan::{Plan, Style};
 
 pub const COLUMNS: &[Column] = &[
     Column::text("kernel", "kernel", 30),
@@ -38,16 +39,16 @@ struct Group {
 }
 
 pub fn cases(machine: &Machine) -> Vec<Case> {
-    let (n, products) = sizes(&machine.args);
+    let sizes = sizes(&machine.args);
     let mut names = Bench::dry();
-    rows(&mut names, n, products);
+    rows(&mut names, &sizes);
     let mut kernels: Vec<&str> = names.rows.iter().map(stem).collect();
     kernels.dedup();
     let mut cases = Vec::new();
     for kernel in kernels {
         let tiled = KERNELS.iter().any(|k| k.name == kernel && k.shaders.iter().any(|s| s.style == Style::Tiled));
         let both = machine.gpu && tiled;
-        for style in if both { vec![Some(Style::Direct), Some(Style::Tiled)] } else { vec![None] } {
+        for style in if both { vec![Some(Style::Software), Some(Style::Tiled)] } else { vec![None] } {
             let wanted = |row: &&Row| stem(row) == kernel && machine.args.wants(&title(row, style));
             let mine: Vec<&Row> = names.rows.iter().filter(wanted).collect();
             // Two runs to warm up and nine samples.
@@ -61,8 +62,19 @@ pub fn cases(machine: &Machine) -> Vec<Case> {
     cases
 }
 
-fn sizes(args: &Args) -> (usize, &'static [usize]) {
-    if args.quick { (128, &[256]) } else { (512, &[512, 1024]) }
+/// Rows of most kernels, widths of the products, lengths of the texts that attention reads.
+struct Sizes {
+    rows: usize,
+    products: &'static [usize],
+    texts: &'static [usize],
+}
+
+fn sizes(args: &Args) -> Sizes {
+    if args.quick {
+        Sizes { rows: 128, products: &[256], texts: &[256] }
+    } else {
+        Sizes { rows: 512, products: &[512, 1024], texts: &[256, 512, 1024, 2048] }
+    }
 }
 
 fn stem(row: &Row) -> &str {
@@ -79,7 +91,7 @@ fn title(row: &Row, style: Option<Style>) -> String {
 
 impl Group {
     fn case(self) -> Case {
-        let heavy = ["matmul", "attention", "lora_grad"].contains(&self.kernel.as_str());
+        let heavy = ["matmul", "attention", "low_rank"].contains(&self.kernel.as_str());
         Case {
             name: format!("kernels {}{}", self.kernel, suffix(self.style)),
             section: "kernels",
@@ -91,9 +103,8 @@ impl Group {
     }
 
     fn run(&self, machine: &Machine) -> Result<Vec<report::Row>> {
-        let (n, products) = sizes(&machine.args);
         let mut bench = Bench::only(&self.rows);
-        rows(&mut bench, n, products);
+        rows(&mut bench, &sizes(&machine.args));
         let mut device = machine.device()?;
         if let (Device::Gpu(gpu), Some(style)) = (&mut device, self.style) {
             gpu.set_style(style);
@@ -119,11 +130,16 @@ impl Group {
     }
 }
 
-/// Every kernel, over `n` rows.
-fn rows(b: &mut Bench, n: usize, products: &[usize]) {
-    matmuls(b, n, products);
-    elementwise(b, n);
-    attentions(b, n);
+/// Every kernel.
+fn rows(b: &mut Bench, sizes: &Sizes) {
+    matmuls(b, sizes.rows, sizes.products);
+    elementwise(b, sizes.rows);
+    for &rows in sizes.texts {
+        attentions(b, rows);
+        for n in [1, 32] {
+            decoding(b, n, rows);
+        }
+    }
     heads(b);
     updates(b);
 }
@@ -148,21 +164,30 @@ fn matmuls(b: &mut Bench, n: usize, products: &[usize]) {
     let (c, f, r) = (576, 1536, 16);
     b.row("matmul.forward", format!("bf16 {n}x{c}x{f} r{r}"), 2 * n * f * (c + r), |b| {
         let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(n * f));
-        let low = LowRank { t: b.floats(n * r), params: b.floats(r * f), offset: 0, rank: r, scale: 2.0 };
+        let t = Narrow { buf: b.floats(n * r), width: r };
+        let low = Lift { t, flat: b.floats(r * f), factors: [factor(r, f), Factor::default(), Factor::default()] };
         matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue { low: Some(low), ..Default::default() }, none, y);
-    });
-    b.row("matmul.forward", format!("f32 {n}x{c}x{r} (x·Aᵀ)"), 2 * n * c * r, |b| {
-        let (x, w, none, y) = (b.floats(n * c), b.matrix(WeightFormat::F32, r, c), b.floats(4), b.floats(n * r));
-        matmul::forward(&mut b.plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
     });
     b.row("matmul.forward", format!("bf16 1x{c}x{f} (decoding)"), 2 * c * f, |b| {
         let (x, w, none, y) = (b.floats(c), b.matrix(WeightFormat::BF16, f, c), b.floats(4), b.floats(f));
         matmul::forward(&mut b.plan, "", 1, x, &w, 1.0, Epilogue::default(), none, y);
     });
-    b.row("lora_grad.accumulate", format!("{n}x{r}x{f}"), 2 * n * r * f, |b| {
-        let (p, q, grads) = (b.floats(n * r), b.floats(n * f), b.floats(r * f));
-        lora_grad::accumulate(&mut b.plan, "", n, p, (r, r), q, f, 1.0, grads, 0);
+    // q, k and v's: three factors of one input, side by side in t and in the flat buffer.
+    let three = std::array::from_fn(|k| Factor { off: (k * r * c) as u32, t: (k * r) as u32, ..factor(r, c) });
+    b.row("low_rank.project", format!("{n}x{c}x3·{r}"), 6 * n * c * r, |b| {
+        let (x, flat, t) = (b.floats(n * c), b.floats(3 * r * c), b.floats(n * 3 * r));
+        low_rank::project(&mut b.plan, "", n, x, c, flat, three, Narrow { buf: t, width: 3 * r });
     });
+    b.row("low_rank.gradient", format!("{n}x3·{r}x{c}"), 6 * n * r * c, |b| {
+        let t = Narrow { buf: b.floats(n * 3 * r), width: 3 * r };
+        let (x, grads) = (Columns { buf: b.floats(n * c), ld: c, col: 0 }, b.floats(3 * r * c));
+        low_rank::gradient(&mut b.plan, "", n, Pair { t, x, factors: three }, None, grads);
+    });
+}
+
+/// The first in its buffers.
+fn factor(rank: usize, width: usize) -> Factor {
+    Factor { rank: rank as u32, width: width as u32, scale: 1.0, ..Default::default() }
 }
 
 fn elementwise(b: &mut Bench, n: usize) {
@@ -174,7 +199,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("rmsnorm.backward", &shape, 10 * n * c, |b| {
         let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        rmsnorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true, true);
     });
     b.row("gain.forward", &shape, 2 * n * c, |b| {
         let (x, g, none, y) = (b.floats(n * c), b.floats(c), b.floats(4), b.floats(n * c));
@@ -186,7 +211,7 @@ fn elementwise(b: &mut Bench, n: usize) {
     });
     b.row("column_sum.accumulate", &shape, 2 * n * c, |b| {
         let (p, q, out) = (b.floats(n * c), b.floats(n * c), b.floats(c));
-        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q), Vector { buf: out, off: 0 }, true);
+        column_sum::accumulate(&mut b.plan, "", (n, c), p, Some(q.into()), Vector { buf: out, off: 0 }, true);
     });
     b.row("rows.forward", format!("{n}x{c} of 16"), n * c, |b| {
         let (index, table, x) = (b.words((0..n as u32).map(|i| i % 16).collect()), b.floats(16 * c), b.floats(n * c));
@@ -212,27 +237,26 @@ fn elementwise(b: &mut Bench, n: usize) {
         layernorm::forward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, y);
     });
     b.row("layernorm.backward", &shape, 14 * n * c, |b| {
-        let (x, w, dy, dx) = (b.floats(n * c), b.floats(c), b.floats(n * c), b.floats(n * c));
-        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, dy, dx, true);
+        let (x, w, bias) = (b.floats(n * c), b.floats(c), b.floats(c));
+        let (dy, dx) = (b.floats(n * c), b.floats(n * c));
+        layernorm::backward(&mut b.plan, "", (n, c), 1e-5, x, w, bias, dy, dx, true, true);
     });
     for (f, gated) in [(Activation::Silu, true), (Activation::GeluTanh, false)] {
-        let (suffix, shape) = (if gated { "" } else { "_plain" }, format!("{f:?} {n}x{width}"));
-        b.row(format!("activation.forward{suffix}"), &shape, 5 * n * width, |b| {
-            let (gate, up) = (b.floats(n * width), gated.then(|| b.floats(n * width)));
-            let y = b.floats(n * width);
-            activation::forward(&mut b.plan, "", f, n * width, gate, up, y);
+        let shape = format!("{f:?} {n}x{width}{}", if gated { ", gated" } else { "" });
+        b.row("activation.forward", &shape, 5 * n * width, |b| {
+            let (x, y) = (b.floats(n * width << gated as u32), b.floats(n * width));
+            activation::forward(&mut b.plan, "", f, (n, width), gated, x, y);
         });
-        b.row(format!("activation.backward{suffix}"), &shape, 12 * n * width, |b| {
-            let (dy, gate) = (b.floats(n * width), b.floats(n * width));
-            let up = gated.then(|| b.floats(n * width));
-            activation::backward(&mut b.plan, "", f, n * width, dy, gate, up);
+        b.row("activation.backward", &shape, 12 * n * width, |b| {
+            let (dy, x) = (b.floats(n * width), b.floats(n * width << gated as u32));
+            activation::backward(&mut b.plan, "", f, (n, width), gated, dy, x);
         });
     }
-    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Buf);
+    type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Columns);
     for (name, op) in [("rope.forward", rope::forward as Rotate), ("rope.backward", rope::backward)] {
         b.row(name, format!("{n}x{heads}x{d}"), 3 * n * c, |b| {
             let (positions, table, x) = (b.words((0..n as u32).collect()), b.floats(n * d), b.floats(n * c));
-            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x);
+            op(&mut b.plan, "", (n, heads, d), Angles { positions, table, first: 0 }, x.into());
         });
     }
     for (name, op) in [
@@ -246,32 +270,54 @@ fn elementwise(b: &mut Bench, n: usize) {
     }
 }
 
+/// Attention of `n` rows, at two widths of head, as one document and as documents of [`PACKED`] rows.
 fn attentions(b: &mut Bench, n: usize) {
+    for (heads, kv_heads, d) in [(9, 3, 64), (8, 4, 128)] {
+        let s = attention::Shape { n, heads, kv_heads, d, scale: 0.125, ..Default::default() };
+        attention(b, s, n);
+        attention(b, s, n.min(PACKED));
+    }
+}
+
+const PACKED: usize = 128;
+
+fn attention(b: &mut Bench, s: attention::Shape, document: usize) {
+    let n = s.n;
+    let wide = n * s.heads * s.d;
+    let pairs = n * (document + 1) / 2 * s.heads * s.d; // multiply-adds of one product over what the mask shows
+    let spans = |b: &mut Bench| {
+        let first = |row| row / document * document;
+        b.words((0..n).flat_map(|row| [first(row), n.min(first(row) + document)].map(|x| x as u32)).collect())
+    };
+    let packed = if document < n { format!(" of {document}") } else { String::new() };
+    let shape = format!("{n}x{}/{}x{}{packed}", s.heads, s.kv_heads, s.d);
+    b.row("attention.forward", &shape, 4 * pairs, |b| {
+        let (spans, qkv) = (spans(b), b.floats(n * s.width()));
+        let (o, lse) = (b.floats(wide), b.floats(n * s.heads));
+        attention::forward(&mut b.plan, "", s, spans, qkv, qkv, o, lse);
+    });
+    b.row("attention.backward", &shape, 10 * pairs, |b| {
+        let (spans, qkv, dqkv) = (spans(b), b.floats(n * s.width()), b.floats(n * s.width()));
+        let (o, lse, d_o) = (b.floats(wide), b.floats(n * s.heads), b.floats(wide));
+        let buffers = attention::Backward { spans, qk: qkv, v: qkv, o, lse, d_o, dqkv };
+        attention::backward(&mut b.plan, "", s, &buffers);
+    });
+}
+
+/// Decoding: a token each for `n` sequences that are `seen` tokens long.
+fn decoding(b: &mut Bench, n: usize, seen: usize) {
     let s = attention::Shape { n, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
     let (wide, narrow) = (n * s.heads * s.d, n * s.kv_heads * s.d);
-    let pairs = n * n / 2 * s.heads * s.d; // multiply-adds of one product over the causal half
-    let spans = |b: &mut Bench| b.words((0..n).flat_map(|_| [0, n as u32]).collect());
-    let shape = format!("{n}x{}/{}x{}", s.heads, s.kv_heads, s.d);
-    b.row("attention.forward", &shape, 4 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats) = (b.floats(wide), b.floats(n * s.heads * 2));
-        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, stats);
+    let slots = |b: &mut Bench| b.words((0..n as u32).flat_map(|i| [i, seen as u32 - 1]).collect());
+    b.row("attention_cached.append", format!("{n} at {seen}"), 0, |b| {
+        let (slots, qkv, caches) =
+            (slots(b), b.floats(n * s.width()), [b.floats(seen * narrow), b.floats(seen * narrow)]);
+        attention_cached::append(&mut b.plan, "", s, seen, slots, [qkv, qkv], caches);
     });
-    b.row("attention.backward", &shape, 14 * pairs, |b| {
-        let (spans, q, k, v) = (spans(b), b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats, d_o) = (b.floats(wide), b.floats(n * s.heads * 2), b.floats(wide));
-        let (dq, dk, dv) = (b.floats(wide), b.floats(narrow), b.floats(narrow));
-        attention::backward(&mut b.plan, "", s, &attention::Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
-    });
-    let one = attention::Shape { n: 1, ..s };
-    b.row("attention_cached.append", format!("1 at {n}"), 0, |b| {
-        let (slots, x, cache) = (b.words(vec![0, n as u32 - 1]), b.floats(narrow / n), b.floats(narrow));
-        attention_cached::append(&mut b.plan, "", one, n, slots, x, cache);
-    });
-    b.row("attention_cached.forward", format!("1 at {n}"), 4 * n * s.heads * s.d, |b| {
-        let (slots, q) = (b.words(vec![0, n as u32 - 1]), b.floats(wide / n));
-        let (k, v, o) = (b.floats(narrow), b.floats(narrow), b.floats(wide / n));
-        attention_cached::forward(&mut b.plan, "", one, n, slots, q, k, v, o);
+    b.row("attention_cached.forward", format!("{n} at {seen}"), 4 * seen * s.d * n * s.heads, |b| {
+        let (slots, qkv, o) = (slots(b), b.floats(n * s.width()), b.floats(wide));
+        let (k, v) = (b.floats(seen * narrow), b.floats(seen * narrow));
+        attention_cached::forward(&mut b.plan, "", s, seen, slots, qkv, k, v, o);
     });
 }
 

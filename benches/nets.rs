@@ -65,8 +65,8 @@ pub fn fill(base: &mut Base) -> Result<()> {
     let Base { plan, device, decoder, .. } = base;
     pollster::block_on(device.prepare(plan))?;
     for (k, (tensor, shape)) in decoder.spec.tensors().into_iter().enumerate() {
-        if let Some(buf) = decoder.vector(tensor) {
-            device.write_floats(buf, 0, &vec![1.0; shape[0] as usize]);
+        if let Some(at) = decoder.vector(tensor) {
+            device.write_floats(at.buf, at.off, &vec![1.0; shape[0] as usize]);
             continue;
         }
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
@@ -75,7 +75,7 @@ pub fn fill(base: &mut Base) -> Result<()> {
         for shard in &w.shards {
             let stride = w.format.words(w.cols);
             for row0 in (0..shard.rows).step_by(64) {
-                device.write(shard.buf, row0 * stride, &words[..64.min(shard.rows - row0) * stride]);
+                device.write(shard.buf, shard.offset + row0 * stride, &words[..64.min(shard.rows - row0) * stride]);
             }
         }
         device.flush();

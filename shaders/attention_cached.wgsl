@@ -1,30 +1,35 @@
-// Attention over a KV cache, for generation.
+// Attention over a KV cache, for generation: an invocation a row and head.
 //
-// append:   cache[sequence(n), position(n), :] = x[n,:]
+// append:   K[sequence(n), position(n), :] = k[n,:],  V[sequence(n), position(n), :] = v[n,:]
 // forward:  o[n,h] = softmax_j(cap(scale·q[n,h]·K[sequence, j, g]))·V[sequence, j, g],  g = h·G/H,  over the nearest `window`
-//           positions j ≤ position(n); cap as in attention.wgsl
+//           positions j ≤ position(n); cap as in attention_tiled.wgsl
 //
-// slots:[N] of (sequence or NONE, position)  x:[N,G·D]  q, o:[N,H,D]  caches:[sequences, capacity, G, D]
+// slots:[N] of (sequence or NONE, position)  qkv:[N, H + 2G, D] as in attention_tiled.wgsl  o:[N,H,D]  caches:[sequences, capacity, G, D]
 // Dispatch: append x over groups of 4 floats, forward x over (row, head); 64 a workgroup, in strides.
 // Idle rows (NONE) append nothing and get zeros.
 
 struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> slots: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> cache: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> qk: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> v_in: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> keys: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> values: array<vec4<f32>>;
 
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn append(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let width = p.kv_heads * p.d / 4u;
+    let width = p.kv_heads * HEAD_DIM_4;
     for (var i = id.x; i < p.n * width; i += groups.x * 64u) {
         let slot = slots[i / width];
-        if (slot.x != NONE) { cache[(slot.x * p.capacity + slot.y) * width + i % width] = x[i]; }
+        if (slot.x == NONE) { continue; }
+        let at = (slot.x * p.capacity + slot.y) * width + i % width;
+        let k_in = (i / width * (p.heads + 2u * p.kv_heads) + p.heads) * HEAD_DIM_4 + i % width;
+        keys[at] = qk[k_in];
+        values[at] = v_in[k_in + width];
     }
 }
 
@@ -33,10 +38,11 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups
     for (var r = id.x; r < p.n * p.heads; r += groups.x * 64u) {
         let slot = slots[r / p.heads];
         let g = r % p.heads / (p.heads / p.kv_heads);
+        let at_q = (r / p.heads * (p.heads + 2u * p.kv_heads) + r % p.heads) * HEAD_DIM_4;
         var mine: array<vec4<f32>, HEAD_DIM_4>;
         var acc: array<vec4<f32>, HEAD_DIM_4>;
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            mine[i] = q[r * HEAD_DIM_4 + i] * p.scale;
+            mine[i] = qk[at_q + i] * p.scale;
             acc[i] = vec4<f32>();
         }
         var top = -1e30;

@@ -5,16 +5,20 @@
 //
 // x, y, dy, dx:[N,C]  w, b:[C], C a multiple of 4
 // Dispatch: one workgroup of 32 a row.
-// y is overwritten; dx is added to when accumulate is 1, else overwritten.
+// y is overwritten; dx is added to with ADD, else overwritten. NORMED: backward leaves forward's y in dy, for gradients
+// that come after.
 
-struct Params { n: u32, c: u32, eps: f32, accumulate: u32 }
+const ADD: u32 = 1u;
+const NORMED: u32 = 2u;
+
+struct Params { n: u32, c: u32, eps: f32, flags: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> dy: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
 
 const LANES: u32 = 32u;
 var<workgroup> parts: array<vec2<f32>, 32>;
@@ -66,7 +70,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let means = sum(id.x, sums) / f32(p.c);
     for (var c = id.x; c < c4; c += LANES) {
         var v = m.y * (w[c] * dy[base + c] - means.x - (x[base + c] - m.x) * m.y * means.y);
-        if (p.accumulate == 1u) { v += dx[base + c]; }
+        if ((p.flags & ADD) != 0u) { v += dx[base + c]; }
         dx[base + c] = v;
+        if ((p.flags & NORMED) != 0u) { dy[base + c] = (x[base + c] - m.x) * m.y * w[c] + b[c]; }
     }
 }

@@ -1,82 +1,136 @@
-// Products with a frozen matrix W:[O,I], staged through workgroup memory: 64 × 64 outputs a
-// workgroup, 4 × 4 an invocation, 16 of the inner index at a time.
+// Products with a frozen matrix W:[O,I], staged through workgroup memory: TY·TALL × TX·WIDE outputs a workgroup of
+// TX × TY invocations, TALL × WIDE an invocation in registers, 16 of the inner index at a time.
 //
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, col+o] + bias[col+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low_scale·Σ_r t[n,r]·low[r, i] (+ dx)
+// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
+// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
+// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
 //
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,R]  low:[R,low_ld] from float low_off  bias:[ld]
-// I, ld, low_ld, col and (in backward) O are multiples of 4.
-// Dispatch: x over blocks of 64 rows, y over blocks of 64 outputs. load_w is prepended.
+// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
+// I, ld, every col and width and (in backward) O are multiples of 4.
+// Dispatch: x over tiles of rows, y over tiles of outputs. load_w is prepended.
 // flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
+//
+// TX and TY are multiples of 8, TALL, WIDE and the staged vectors an invocation (TALL·4 / TX, WIDE·4 / TY) whole.
+// Rows and columns beyond the edge repeat the last one; their results are not stored. Beyond the end of the inner index
+// x counts as 0 and W repeats its last, so that no load needs a branch.
 
+struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32,
-    r: u32, low_off: u32, low_ld: u32, low_scale: f32, scale: f32, flags: u32,
+    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
+    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
 @group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> low: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
 @group(0) @binding(5) var<storage, read> res: array<f32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
 
-const TILE: u32 = 64u;
 const K: u32 = 16u;
-var<workgroup> xs: array<vec4<f32>, 256>; // [K][TILE / 4]
-var<workgroup> ws: array<vec4<f32>, 256>;
+const THREADS: u32 = TX * TY;
+const W4: u32 = WIDE * TX / 4u;
+var<workgroup> xs: array<vec4<f32>, TALL * TY * 4u>; // [row][K / 4], vectors along K
+var<workgroup> ws: array<vec4<f32>, WIDE * TX * 4u>; // forward [output][K / 4], along K; backward [K][W4], along the outputs
 
-// Invocation `i` of 256 stages four values along the inner index: row i / 4, inner index (i % 4) · 4.
-fn stage_x(row: u32, base: u32, k: u32, k_end: u32) -> vec4<f32> {
-    if (row >= p.n || k >= k_end) { return vec4<f32>(); }
-    return x[(base + k) / 4u];
-}
+// Where vector q of a row along K lies: eight neighbours that read the same q, one row each, meet in no bank.
+fn place(row: u32, q: u32) -> u32 { return row * 4u + (q ^ ((row / 2u) & 3u)); }
 
-// Writes v, four values along the inner index, into column `row` of a [K][TILE] tile.
-fn put_x(row: u32, k: u32, v: vec4<f32>) {
-    for (var j = 0u; j < 4u; j += 1u) { xs[(k + j) * 16u + row / 4u][row & 3u] = v[j]; }
-}
-fn put_w(row: u32, k: u32, v: vec4<f32>) {
-    for (var j = 0u; j < 4u; j += 1u) { ws[(k + j) * 16u + row / 4u][row & 3u] = v[j]; }
-}
-
-@compute @workgroup_size(16, 16)
-fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let i = id.y * 16u + id.x;
-    let row = i / 4u;
-    let kk = (i & 3u) * 4u;
-    let n = group.x * TILE + row;
-    let o = group.y * TILE + row;
-    var c0 = vec4<f32>(); var c1 = vec4<f32>(); var c2 = vec4<f32>(); var c3 = vec4<f32>();
+@compute @workgroup_size(TX * TY)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row0 = group.x * (TALL * TY);
+    let col0 = group.y * (WIDE * TX);
+    let ty = lane / TX;
+    let tx = lane % TX;
+    // What this invocation stages: of row lane / 4, and every THREADS / 4-th from there, vector lane % 4.
+    let srow = lane / 4u;
+    let sq = lane & 3u;
+#for s in X_LOADS
+    let sx{s} = min(row0 + srow + {s}u * (THREADS / 4u), p.n - 1u) * p.i;
+#end
+#for s in W_LOADS
+    let sw{s} = min(col0 + srow + {s}u * (THREADS / 4u), p.o - 1u);
+#end
+#for m in TALL
+#for j in WIDE by 4
+    var c{m}_{j} = vec4<f32>();
+#end
+#end
     for (var k = 0u; k < p.i; k += K) {
-        var b = vec4<f32>();
-        if (o < p.o && k + kk < p.i) { b = load_w(o, k + kk, p.i, p.w_off); }
-        put_x(row, kk, stage_x(n, n * p.i, k + kk, p.i));
-        put_w(row, kk, b);
+        let at = min(k + sq * 4u, p.i - 4u);
+        let inside = k + sq * 4u < p.i;
+#for s in X_LOADS
+        xs[place(srow + {s}u * (THREADS / 4u), sq)] = select(vec4<f32>(), x[(sx{s} + at) / 4u], inside);
+#end
+#for s in W_LOADS
+        ws[place(srow + {s}u * (THREADS / 4u), sq)] = load_w(sw{s}, at, p.i, p.w_off);
+#end
         workgroupBarrier();
-        for (var j = 0u; j < K; j += 1u) {
-            let a = xs[j * 16u + id.y];
-            let b = ws[j * 16u + id.x];
-            c0 += a.x * b; c1 += a.y * b; c2 += a.z * b; c3 += a.w * b;
+        for (var q = 0u; q < K / 4u; q += 1u) {
+            let px = place(ty, q);
+            let pw = place(tx, q);
+#for j in WIDE
+            let b{j} = ws[pw + {j}u * TX * 4u];
+#end
+#for j in WIDE by 4
+            let x{j} = vec4<f32>(b{j}.x, b{j+1}.x, b{j+2}.x, b{j+3}.x);
+            let y{j} = vec4<f32>(b{j}.y, b{j+1}.y, b{j+2}.y, b{j+3}.y);
+            let z{j} = vec4<f32>(b{j}.z, b{j+1}.z, b{j+2}.z, b{j+3}.z);
+            let w{j} = vec4<f32>(b{j}.w, b{j+1}.w, b{j+2}.w, b{j+3}.w);
+#end
+#for m in TALL
+            let a{m} = xs[px + {m}u * TY * 4u];
+#for j in WIDE by 4
+            c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
+#end
+#end
         }
         workgroupBarrier();
     }
-    var c = array<vec4<f32>, 4>(c0, c1, c2, c3);
-    let o0 = group.y * TILE + id.x * 4u;
-    for (var m = 0u; m < 4u; m += 1u) {
-        let n = group.x * TILE + id.y * 4u + m;
-        if (n >= p.n || o0 >= p.o) { break; }
-        var a = c[m] * p.scale;
-        for (var r = 0u; r < p.r; r += 1u) {
-            a += p.low_scale * t[n * p.r + r] * low[(p.low_off + p.col + r * p.low_ld + o0) / 4u];
+#for m in TALL
+    let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
+#for j in WIDE by 4
+    c{m}_{j} *= p.scale;
+#end
+#end
+    // The low-rank terms, all outputs of an invocation at a time.
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        let first = p.col + col0 + tx;
+#for j in WIDE
+        let in{j} = first + {j}u * TX >= f.col && first + {j}u * TX < f.col + f.width;
+        let scale{j} = select(0.0, f.scale, in{j});
+        let at{j} = f.off + select(0u, first + {j}u * TX - f.col, in{j});
+#end
+        for (var r = 0u; r < f.rank; r += 1u) {
+#for j in WIDE
+            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u][at{j} & 3u];
+#end
+#for m in TALL
+            let t{m} = t[n{m} * p.t_ld + f.t + r];
+#for j in WIDE by 4
+            c{m}_{j} += t{m} * vec4<f32>(f{j}, f{j+1}, f{j+2}, f{j+3});
+#end
+#end
         }
-        for (var j = 0u; j < 4u; j += 1u) {
-            if (o0 + j >= p.o) { break; }
-            let o = p.col + o0 + j;
-            var v = a[j];
-            if ((p.flags & 1u) != 0u) { v += bias[o]; }
+    }
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
+        c{m}_{j},
+#end
+#end
+    );
+    for (var m = 0u; m < TALL; m += 1u) {
+        let n = row0 + ty + m * TY;
+        if (n >= p.n) { break; }
+        for (var j = 0u; j < WIDE; j += 1u) {
+            if (col0 + tx + j * TX >= p.o) { break; }
+            let o = p.col + col0 + tx + j * TX;
+            var v = c[(m * WIDE + j) / 4u][j & 3u];
+            if ((p.flags & 1u) != 0u) { v += bias[p.bias_off + o - p.col]; }
             if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
             if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
             y[n * p.ld + o] = v;
@@ -84,37 +138,95 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
     }
 }
 
-@compute @workgroup_size(16, 16)
-fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let i = id.y * 16u + id.x;
-    let row = i / 4u;
-    let kk = (i & 3u) * 4u;
-    let n = group.x * TILE + row;
-    let col = group.y * TILE + id.x * 4u;
-    var c0 = vec4<f32>(); var c1 = vec4<f32>(); var c2 = vec4<f32>(); var c3 = vec4<f32>();
+@compute @workgroup_size(TX * TY)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row0 = group.x * (TALL * TY);
+    let col0 = group.y * (WIDE * TX);
+    let ty = lane / TX;
+    let tx = lane % TX;
+    let srow = lane / 4u;
+    let sq = lane & 3u;
+#for s in X_LOADS
+    let sx{s} = min(row0 + srow + {s}u * (THREADS / 4u), p.n - 1u) * p.ld + p.col;
+#end
+    // W lies as it is needed: vector lane of [K][W4], and every THREADS-th from there.
+#for s in W_LOADS
+    let sk{s} = ({s}u * THREADS + lane) / W4;
+    let sw{s} = min(col0 + 4u * (({s}u * THREADS + lane) % W4), p.i - 4u);
+#end
+#for m in TALL
+#for j in WIDE by 4
+    var c{m}_{j} = vec4<f32>();
+#end
+#end
     for (var k = 0u; k < p.o; k += K) {
-        var b = vec4<f32>();
-        if (k + id.y < p.o && col < p.i) { b = load_w(k + id.y, col, p.i, p.w_off); }
-        put_x(row, kk, stage_x(n, n * p.ld + p.col, k + kk, p.o));
-        ws[id.y * 16u + id.x] = b;
+        let at = min(k + sq * 4u, p.o - 4u);
+        let inside = k + sq * 4u < p.o;
+#for s in X_LOADS
+        xs[place(srow + {s}u * (THREADS / 4u), sq)] = select(vec4<f32>(), x[(sx{s} + at) / 4u], inside);
+#end
+#for s in W_LOADS
+        ws[{s}u * THREADS + lane] = load_w(min(k + sk{s}, p.o - 1u), sw{s}, p.i, p.w_off);
+#end
         workgroupBarrier();
-        for (var j = 0u; j < K; j += 1u) {
-            let a = xs[j * 16u + id.y];
-            let b = ws[j * 16u + id.x];
-            c0 += a.x * b; c1 += a.y * b; c2 += a.z * b; c3 += a.w * b;
+        for (var q = 0u; q < K / 4u; q += 1u) {
+            let px = place(ty, q);
+            let pw = q * 4u * W4 + tx;
+#for j in WIDE by 4
+            let x{j} = ws[pw + {j}u / 4u * TX];
+            let y{j} = ws[pw + W4 + {j}u / 4u * TX];
+            let z{j} = ws[pw + 2u * W4 + {j}u / 4u * TX];
+            let w{j} = ws[pw + 3u * W4 + {j}u / 4u * TX];
+#end
+#for m in TALL
+            let a{m} = xs[px + {m}u * TY * 4u];
+#for j in WIDE by 4
+            c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
+#end
+#end
         }
         workgroupBarrier();
     }
-    var c = array<vec4<f32>, 4>(c0, c1, c2, c3);
-    for (var m = 0u; m < 4u; m += 1u) {
-        let n = group.x * TILE + id.y * 4u + m;
-        if (n >= p.n || col >= p.i) { break; }
-        var a = c[m];
-        for (var r = 0u; r < p.r; r += 1u) {
-            a += p.low_scale * t[n * p.r + r] * low[(p.low_off + r * p.low_ld + col) / 4u];
+#for m in TALL
+    let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
+#end
+    for (var k = 0u; k < 3u; k += 1u) {
+        let f = p.factors[k];
+        let first = col0 + 4u * tx;
+#for j in WIDE by 4
+        let in{j} = first + {j}u * TX >= f.col && first + {j}u * TX < f.col + f.width;
+        let scale{j} = select(0.0, f.scale, in{j});
+        let at{j} = f.off + select(0u, first + {j}u * TX - f.col, in{j});
+#end
+        for (var r = 0u; r < f.rank; r += 1u) {
+#for j in WIDE by 4
+            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u];
+#end
+#for m in TALL
+            let t{m} = t[n{m} * p.t_ld + f.t + r];
+#for j in WIDE by 4
+            c{m}_{j} += t{m} * f{j};
+#end
+#end
         }
-        let at = (n * p.i + col) / 4u;
-        if ((p.flags & 4u) != 0u) { a += dx[at]; }
-        dx[at] = a;
+    }
+    var c = array<vec4<f32>, TALL * WIDE / 4>(
+#for m in TALL
+#for j in WIDE by 4
+        c{m}_{j},
+#end
+#end
+    );
+    for (var m = 0u; m < TALL; m += 1u) {
+        let n = row0 + ty + m * TY;
+        if (n >= p.n) { break; }
+        for (var j = 0u; j < WIDE; j += 4u) {
+            let i0 = col0 + j * TX + 4u * tx;
+            if (i0 >= p.i) { break; }
+            var v = c[(m * WIDE + j) / 4u];
+            let at = (n * p.i + i0) / 4u;
+            if ((p.flags & 4u) != 0u) { v += dx[at]; }
+            dx[at] = v;
+        }
     }
 }

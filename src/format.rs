@@ -10,7 +10,7 @@
 //!
 //! The quantised blocks are ggml's (`ggml-common.h`) moved to word boundaries: the f16 scale `d` gets a word of its
 //! own (Q4_1's block is 20 bytes already). In a block of 4-bit values the low nibble of byte j is value j, the high
-//! nibble value j + 16. `shaders/load_w/NAME.wgsl` reads the same layout; a test compares the two.
+//! nibble value j + 16. Words are little-endian, as on every machine there is a GPU for. `shaders/load_w/NAME.wgsl` reads the same layout; a test compares the two.
 
 use crate::num::Float;
 use crate::simd::simd;
@@ -92,10 +92,9 @@ pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
         WeightFormat::Q8_0 => {
             for (o, b) in out.chunks_exact_mut(BLOCK).zip(words.chunks_exact(9)) {
                 let d = half_of(b[0], 0);
-                for (o, &w) in o.chunks_exact_mut(4).zip(&b[1..]) {
-                    for (o, q) in o.iter_mut().zip(w.to_le_bytes()) {
-                        *o = F::of32(d * (q as i8) as f32);
-                    }
+                let bytes: &[i8] = bytemuck::cast_slice(&b[1..]);
+                for (o, q) in o.iter_mut().zip(bytes) {
+                    *o = F::of32(d * *q as f32);
                 }
             }
         }
@@ -103,14 +102,11 @@ pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
             for (o, b) in out.chunks_exact_mut(BLOCK).zip(words.chunks_exact(5)) {
                 let d = half_of(b[0], 0);
                 let m = if format == WeightFormat::Q4_0 { -8.0 * d } else { half_of(b[0], 16) };
-                let (lo, hi) = o.split_at_mut(16);
-                for ((lo, hi), &w) in lo.chunks_exact_mut(4).zip(hi.chunks_exact_mut(4)).zip(&b[1..]) {
-                    for i in 0..4 {
-                        let q = (w >> (8 * i)) & 0xff;
-                        lo[i] = F::of32(d * (q & 15) as f32 + m);
-                        hi[i] = F::of32(d * (q >> 4) as f32 + m);
-                    }
-                }
+                let q: [u8; 16] = bytemuck::cast([b[1], b[2], b[3], b[4]]);
+                let lo: [F; 16] = std::array::from_fn(|i| F::of32(d * (q[i] & 15) as f32 + m));
+                let hi: [F; 16] = std::array::from_fn(|i| F::of32(d * (q[i] >> 4) as f32 + m));
+                o[..16].copy_from_slice(&lo);
+                o[16..].copy_from_slice(&hi);
             }
         }
     }

@@ -7,6 +7,8 @@
 
 pub mod adapter;
 pub mod benchmark;
+#[cfg(not(target_arch = "wasm32"))]
+mod cache;
 pub mod clock;
 pub mod cpu;
 pub mod data;

@@ -43,6 +43,7 @@ macro_rules! simd {
 pub(crate) use simd;
 
 #[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     Baseline,
     Avx2,
@@ -55,7 +56,7 @@ pub fn level() -> Level {
     use std::arch::is_x86_feature_detected as has;
     match () {
         _ if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") => Level::Avx512,
-        _ if has!("avx2") => Level::Avx2,
+        _ if has!("avx2") && has!("fma") => Level::Avx2,
         _ => Level::Baseline,
     }
 }

@@ -335,6 +335,7 @@ fn bad_settings() {
     let bad = |more: &[&str], part: &str| {
         refused(&[&["train", "--model", NANO, "--data", &data, "--out", &out], more].concat(), part);
     };
+    bad(&["--method", "ia3", "--rank", "8"], "--rank: was given, and is no setting of ia3");
     bad(&["--rank", "0"], "--rank");
     bad(&["--target-modules", "c_attn"], "'c_attn' matches no linear");
     bad(&["--lr", "-1"], "--lr: is -1");

@@ -177,11 +177,14 @@ fn probed_by(pairs: &[(String, String)], options: TrainOptions) -> Probe {
     let line = |(prompt, completion): &(String, String)| {
         format!("{}\n", json!({ "prompt": prompt, "completion": completion }))
     };
-    let text: String = pairs.iter().map(line).collect();
+    probed_text(&pairs.iter().map(line).collect::<String>(), options)
+}
+
+fn probed_text(text: &str, options: TrainOptions) -> Probe {
     let records: Records = read("made.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
-    let all = items(&records, &text).unwrap();
+    let all = items(&records, text).unwrap();
     let options = TrainOptions { batch_size: 2, seq_len: 64, ..options };
-    let budget = ProbeOptions { minutes: 1.0, steps: Some(10) };
+    let budget = ProbeOptions { minutes: 1.0, steps: Some(32) };
     block_on(session().probe(&records, &all, Some(&all[..3]), &options, &budget, |_, _, _| {})).unwrap()
 }
 
@@ -195,6 +198,11 @@ fn a_probe_tells_what_can_be_learned_from_what_cannot() {
     assert_eq!(found("leakage").map(|f| &f.lines[..]), Some(&[1, 2, 3][..]), "the test is a part of the data");
     assert!(found("learning-rate").unwrap().what.contains("too low"), "{:?}", probe.findings);
     assert!(probe.full_run.steps > 0 && probe.full_run.memory > 1 << 20);
+    // The full run is foreseen to come further than the short ones, and not to a point.
+    let foreseen = probe.verdict.foreseen.expect("as many passes as the full run makes");
+    let (loss, exact) = (foreseen.loss, foreseen.exact.expect("these are answers"));
+    assert!(loss.low < loss.value && loss.value < loss.high && loss.value < probe.verdict.tuned, "{loss:?}");
+    assert!(exact.low < exact.high && (0.0..=100.0).contains(&exact.value), "{exact:?}");
 
     // The same answers in the wrong places.
     let turned: Vec<_> =
@@ -247,4 +255,24 @@ fn random_strings_have_no_potential() {
     let pairs: Vec<_> = (0..160).map(|i| (letters(i, 21, 20), letters(i, 22, 8))).collect();
     let probe = probed(&pairs);
     assert_eq!(probe.verdict.potential, Potential::None, "{:?}", probe.verdict);
+    // As texts, without questions.
+    let text: String = (0..100).map(|i| format!("{}\n", json!({ "text": letters(i, 23, 40) }))).collect();
+    let verdict = probed_text(&text, TrainOptions { lr: Some(3e-3), ..Default::default() }).verdict;
+    assert_eq!(verdict.potential, Potential::None, "{verdict:?}");
+    assert!(verdict.foreseen.is_none_or(|f| f.exact.is_none()), "{verdict:?}");
+}
+
+/// A probe keeps to its time where a few steps fit into it, and says what it could not tell.
+#[test]
+fn a_probe_of_a_moment_says_so() {
+    let text: String =
+        requests().iter().map(|(p, c)| format!("{}\n", json!({ "prompt": p, "completion": c }))).collect();
+    let records: Records = read("made.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
+    let all = items(&records, &text).unwrap();
+    let (options, budget) =
+        (TrainOptions { seq_len: 64, ..Default::default() }, ProbeOptions { minutes: 1e-4, steps: None });
+    let probe = block_on(session().probe(&records, &all, None, &options, &budget, |_, _, _| {})).unwrap();
+    // One learning rate, the largest part and the control; nothing else was begun.
+    assert_eq!((probe.rates.len(), probe.verdict.curve.len(), probe.held_out), (1, 1, 30), "{probe:?}");
+    assert!(probe.verdict.foreseen.is_none() && probe.verdict.words.len() >= 3, "{probe:?}");
 }

@@ -28,8 +28,8 @@ mod gain;
 mod gather;
 #[path = "ops/layernorm.rs"]
 mod layernorm;
-#[path = "ops/lora_grad.rs"]
-mod lora_grad;
+#[path = "ops/low_rank.rs"]
+mod low_rank;
 #[path = "ops/matmul.rs"]
 mod matmul;
 #[path = "ops/rmsnorm.rs"]

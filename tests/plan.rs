@@ -1,7 +1,10 @@
 //! The plan as data: temporaries that live at the same time never share memory, and breaches of the rules are found.
 
+use luthier::adapter::{Adapter, Lora, LoraConfig};
+use luthier::format::WeightFormat;
+use luthier::model::family::LLAMA;
+use luthier::model::{Decoder, Inputs, ModelSpec, Module};
 use luthier::num::uniform;
-use luthier::ops::activation::{self, Activation};
 use luthier::ops::rmsnorm;
 use luthier::plan::memory::{Memory, Place};
 use luthier::plan::{Buf, Elem, Life, Plan};
@@ -23,7 +26,7 @@ fn random_plan(seed: u64, sequences: usize) -> Plan {
             let len = 4 * (1 + below(50));
             let y = plan.temp(format!("{s}.{step}"), len);
             let (a, b) = (alive[below(alive.len())], alive[below(alive.len())]);
-            activation::forward(&mut plan, "", Activation::Silu, len, a, Some(b), y);
+            rmsnorm::forward(&mut plan, "", (1, len), 1e-5, a, b, None, y);
             alive.push(y);
             if below(3) == 0 {
                 alive.swap_remove(below(alive.len()));
@@ -151,8 +154,8 @@ fn accumulating_onto_nothing_is_found() {
     let mut plan = Plan::default();
     let x = plan.persistent("x", Elem::Float, 4);
     plan.begin("backward");
-    let dx = plan.temp("dx", 4);
-    rmsnorm::backward(&mut plan, "", (1, 4), 1e-5, x, x, x, dx, true);
+    let (dy, dx) = (plan.persistent("dy", Elem::Float, 4), plan.temp("dx", 4));
+    rmsnorm::backward(&mut plan, "", (1, 4), 1e-5, x, x, dy, dx, true, false);
     assert!(plan.check()[0].contains("reads dx before"), "{:?}", plan.check());
 }
 
@@ -170,4 +173,47 @@ fn slot_bytes(plan: &Plan) -> u64 {
     let mut memory = Memory::default();
     memory.extend(plan);
     memory.slots.iter().map(|s| s.len as u64 * 4).sum()
+}
+
+/// Steps of "evaluate" and of "train" for a Llama of so many layers with LoRA on all linears.
+fn steps(layers: usize, kept_blocks: usize) -> [usize; 2] {
+    let spec = ModelSpec {
+        vocab: 32,
+        hidden: 16,
+        layers,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 4,
+        ffn: 32,
+        tied: true,
+        context: 64,
+        ..ModelSpec::plain(&LLAMA)
+    };
+    let mut plan = Plan::default();
+    let decoder = Decoder::declare(&mut plan, &spec, |_| WeightFormat::BF16, 1 << 20);
+    let config = LoraConfig { modules: Module::ALL.to_vec(), dropout: 0.0, ..Default::default() };
+    let adapter = Adapter::new(&spec, Lora::new(&spec, config).unwrap());
+    let patches = adapter.declare(&mut plan, true);
+    let io = Inputs::declare(&mut plan, &spec, 16, 16);
+    let sequences = decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
+    assert_eq!(plan.check(), Vec::<String>::new());
+    [sequences.evaluate, sequences.train.unwrap()].map(|id| plan.sequences[id].steps.len())
+}
+
+/// What a block costs in steps: each is a dispatch, and small models wait for little else.
+#[test]
+fn a_block_is_few_steps() {
+    let a_block = |kept: [usize; 2]| {
+        let ([eval, train], [eval_less, train_less]) = (steps(4, kept[1]), steps(3, kept[0]));
+        [eval - eval_less, train - train_less]
+    };
+    let [forward, both] = a_block([3, 4]);
+    // Forward: norm, u, q+k+v, rope, attention, u, o; norm, u, gate+up, activation, u, down.
+    assert_eq!(forward, 13);
+    // Backward: du, down, activation, gradients, du, gate+up, norm, gradients; du, o, gradients, three of attention, rope,
+    // du, q+k+v, norm, gradients.
+    assert_eq!(both - forward, 19);
+    // A block that is recomputed leaves out its last product.
+    let [_, recomputed] = a_block([0, 0]);
+    assert_eq!(recomputed - both, 12);
 }

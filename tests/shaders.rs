@@ -2,23 +2,30 @@
 
 use luthier::format::WeightFormat;
 use luthier::gpu::{assemble, defaults};
+use luthier::ops::low_rank::Factor;
 use luthier::ops::{KERNELS, control, gather, sum_squares};
-use luthier::plan::{Access, Kernel, Shader};
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{AddressSpace, Expression, Literal, Module, ScalarKind, StorageAccess, TypeInner};
+use luthier::plan::{Access, Kernel, MAX_PARAMS, Shader};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::{AddressSpace, ArraySize, Expression, Literal, Module, ScalarKind, StorageAccess, StructMember, TypeInner};
 use std::path::Path;
 
-/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves).
+/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves), and subgroups for the
+/// shaders that only run where a subgroup is known.
 fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+    let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut validator = Validator::new(ValidationFlags::all(), core);
+    if source.contains("subgroupBroadcast(") {
+        validator = Validator::new(ValidationFlags::all(), core | Capabilities::SUBGROUP);
+        validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    }
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     (module, info)
 }
 
 fn label(kernel: &Kernel, shader: &Shader) -> String {
-    format!("{kernel:?} ({:?})", shader.style)
+    format!("{kernel:?} ({shader})")
 }
 
 /// Calls `f` for each shader of each kernel, with its default format and constants.
@@ -67,15 +74,38 @@ fn params_have_the_fields_the_shader_reads() {
         let (_, params) =
             module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Params")).expect("a struct Params");
         let TypeInner::Struct { members, .. } = &params.inner else { panic!("{label}: Params is no struct") };
-        let fields: Vec<(String, &str, u32)> = members
-            .iter()
-            .map(|m| (m.name.clone().unwrap_or_default(), scalar(&module.types[m.ty].inner), m.offset))
-            .collect();
-        let want: Vec<_> =
-            kernel.fields.iter().zip(0..).map(|((name, ty), i)| (name.to_string(), *ty, i * 4)).collect();
+        let mut want = Vec::new();
+        for (name, ty) in kernel.fields {
+            match ty.strip_prefix("[Factor; ").and_then(|n| n.strip_suffix(']')) {
+                None => want.push((name.to_string(), ty.to_string())),
+                Some(n) => (0..n.parse::<usize>().expect("a number of factors")).for_each(|i| {
+                    want.extend(Factor::FIELDS.iter().map(|(f, ty)| (format!("{name}[{i}].{f}"), ty.to_string())));
+                }),
+            }
+        }
+        let want: Vec<_> = want.into_iter().zip(0..).map(|((name, ty), i)| (name, ty, i * 4)).collect();
+        let mut fields = Vec::new();
+        flatten(module, members, "", 0, &mut fields);
         assert_eq!(fields, want, "{label}");
-        assert!(fields.len() <= 16, "{label}: parameters take more than the 64 bytes of a slot");
+        assert_eq!(fields.len() * 4, kernel.params, "{label}");
+        assert!(kernel.params <= MAX_PARAMS, "{label}: parameters take more than the bytes of a slot");
     });
+}
+
+/// Name, type and offset of each scalar of a struct, in order.
+fn flatten(module: &Module, members: &[StructMember], path: &str, base: u32, out: &mut Vec<(String, String, u32)>) {
+    for member in members {
+        let (name, at) = (format!("{path}{}", member.name.clone().unwrap_or_default()), base + member.offset);
+        let inner = &module.types[member.ty].inner;
+        let TypeInner::Array { base: element, size: ArraySize::Constant(size), stride } = inner else {
+            out.push((name, scalar(inner).into(), at));
+            continue;
+        };
+        let TypeInner::Struct { members, .. } = &module.types[*element].inner else { panic!("{name}: no structs") };
+        for i in 0..size.get() {
+            flatten(module, members, &format!("{name}[{i}]."), at + i * stride, out);
+        }
+    }
 }
 
 fn scalar(inner: &TypeInner) -> &'static str {

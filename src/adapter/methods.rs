@@ -119,6 +119,22 @@ impl Kind {
         }
     }
 
+    /// Refuses settings that were given, as the table of options calls them, and that none of these methods reads: what
+    /// was asked for would be passed over in silence.
+    pub fn refuse_unread(kinds: &[Kind], given: &[&str]) -> Result<()> {
+        for setting in given {
+            let readers: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| kind.options().contains(setting)).collect();
+            if readers.is_empty() || kinds.iter().any(|kind| readers.contains(kind)) {
+                continue;
+            }
+            let names = |kinds: &[Kind]| kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
+            let what = format!("was given, and is no setting of {}", names(kinds));
+            let hint = format!("leave it out, or choose a method that has it: {}", names(&readers));
+            return Err(Error::setting(&setting.replace('_', "-"), what, hint));
+        }
+        Ok(())
+    }
+
     /// PEFT has the method, and opens its adapter.
     pub fn in_peft(self) -> bool {
         !matches!(self, Kind::Bitfit | Kind::LastK | Kind::Full | Kind::Lisa)

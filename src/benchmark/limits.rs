@@ -40,7 +40,13 @@ pub fn bytes(plan: &Plan, step: &Step) -> f64 {
 
 crate::ops::params!(Params { len: u32, rounds: u32, pad0: u32, pad1: u32 });
 
-const SHADERS: &[Shader] = &[Shader { style: Style::Direct, source: include_str!("limits.wgsl"), tile: [64, 1, 1] }];
+const SHADERS: &[Shader] = &[Shader {
+    style: Style::Direct,
+    file: "limits",
+    source: include_str!("limits.wgsl"),
+    tile: [64, 1, 1],
+    consts: &[],
+}];
 const ACCESS: &[Access] = &[Access::Read, Access::Write];
 
 pub static COPY: Kernel = Kernel {
@@ -48,6 +54,7 @@ pub static COPY: Kernel = Kernel {
     entry: "copy",
     access: ACCESS,
     fields: Params::FIELDS,
+    params: size_of::<Params>(),
     shaders: SHADERS,
     f32: copy_twin,
     f64: copy_twin,
@@ -115,25 +122,24 @@ fn chains_twin(call: &mut Call<f32>) {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx512f") {
                 // SAFETY: the processor was asked and has it.
-                return unsafe { x86::avx512(x, y, rounds) };
+                return unsafe { fused_512(x, y, rounds) };
             }
             if has!("avx2") && has!("fma") {
                 // SAFETY: the processor was asked and has them.
-                return unsafe { x86::avx2(x, y, rounds) };
+                return unsafe { fused_256(x, y, rounds) };
             }
         }
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: every processor of this kind has it.
-        return unsafe { arm::neon(x, y, rounds) };
+        return chain::<f32, 16>(x, y, rounds, f32::mul_add);
         #[cfg(target_arch = "wasm32")]
-        return wasm::simd128(x, y, rounds);
+        return simd128(x, y, rounds);
         #[cfg(not(any(target_arch = "aarch64", target_arch = "wasm32")))]
-        plain(x, y, rounds)
+        chain::<f32, 8>(x, y, rounds, |c, x, z| c * x + z)
     });
 }
 
 fn chains_reference(call: &mut Call<f64>) {
-    spread(call, plain);
+    spread(call, |x, y, rounds| chain::<f64, 8>(x, y, rounds, |c, x, z| c * x + z));
 }
 
 /// Calls `f(x, y, rounds)` for pieces of the buffers, in parallel.
@@ -145,67 +151,47 @@ fn spread<F: Float>(call: &mut Call<F>, f: impl Fn(&[F], &mut [F], u32) + Sync) 
     par::rows(y, PIECE, CHAINS_A_LANE, |i, y| f(&x[i * PIECE..][..y.len()], y, p.rounds));
 }
 
-fn plain<F: Float>(x: &[F], y: &mut [F], rounds: u32) {
-    for (x, y) in x.iter().zip(y) {
-        let chain = |k: usize| (0..rounds).fold(F::of(k as f64 / CHAINS_A_LANE as f64), |c, _| c * *x + *x);
-        *y = (0..CHAINS_A_LANE).map(chain).sum();
-    }
-}
-
-/// The chains in one register each, by an instruction set's own operations: a compiler that vectorises loops over arrays
-/// leaves them in memory, at a twentieth of the speed.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "wasm32"))]
-macro_rules! chains {
-    ($name:ident, $feature:literal, $lanes:literal, $splat:expr, $load:expr, $store:expr, $link:expr) => {
-        #[target_feature(enable = $feature)]
-        pub fn $name(x: &[f32], y: &mut [f32], rounds: u32) {
-            for (x, y) in x.chunks_exact($lanes).zip(y.chunks_exact_mut($lanes)) {
-                // SAFETY: a chunk has as many floats as the register.
-                let v = unsafe { $load(x.as_ptr().cast()) };
-                let mut chains = [$splat(0.0); super::CHAINS_A_LANE];
-                for (k, c) in chains.iter_mut().enumerate() {
-                    *c = $splat(k as f32 / super::CHAINS_A_LANE as f32);
-                }
-                for _ in 0..rounds {
-                    for c in &mut chains {
-                        *c = $link(*c, v);
-                    }
-                }
-                y.fill(0.0);
-                for c in chains {
-                    let mut lanes = [0f32; $lanes];
-                    // SAFETY: the array has as many floats as the register.
-                    unsafe { $store(lanes.as_mut_ptr().cast(), c) };
-                    y.iter_mut().zip(lanes).for_each(|(y, c)| *y += c);
-                }
-            }
-        }
-    };
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+fn fused_512(x: &[f32], y: &mut [f32], rounds: u32) {
+    chain::<f32, 16>(x, y, rounds, |c, x, z| c.mul_add(x, z));
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-    chains!(avx512, "avx512f", 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, |c, v| _mm512_fmadd_ps(c, v, v));
-    chains!(avx2, "avx2,fma", 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, |c, v| _mm256_fmadd_ps(c, v, v));
-}
-
-#[cfg(target_arch = "aarch64")]
-mod arm {
-    use std::arch::aarch64::*;
-    chains!(neon, "neon", 4, vdupq_n_f32, vld1q_f32, vst1q_f32, |c, v| vfmaq_f32(v, c, v));
+#[target_feature(enable = "avx2,fma")]
+fn fused_256(x: &[f32], y: &mut [f32], rounds: u32) {
+    chain::<f32, 8>(x, y, rounds, |c, x, z| c.mul_add(x, z));
 }
 
 #[cfg(target_arch = "wasm32")]
-mod wasm {
-    use std::arch::wasm32::*;
-    chains!(simd128, "simd128", 4, f32x4_splat, v128_load, v128_store, |c, v| f32x4_add(f32x4_mul(c, v), v));
+#[target_feature(enable = "simd128")]
+fn simd128(x: &[f32], y: &mut [f32], rounds: u32) {
+    chain::<f32, 4>(x, y, rounds, |c, x, z| c * x + z);
+}
+
+/// The chains of `LANES` floats at a time, which fill one vector register each.
+#[inline(always)]
+fn chain<F: Float, const LANES: usize>(x: &[F], y: &mut [F], rounds: u32, link: impl Fn(F, F, F) -> F) {
+    for (x, y) in x.chunks_exact(LANES).zip(y.chunks_exact_mut(LANES)) {
+        let x: &[F; LANES] = x.try_into().expect("a chunk of so many");
+        let mut chains: [[F; LANES]; CHAINS_A_LANE] =
+            std::array::from_fn(|k| [F::of(k as f64 / CHAINS_A_LANE as f64); LANES]);
+        for _ in 0..rounds {
+            for chain in &mut chains {
+                for (c, x) in chain.iter_mut().zip(x) {
+                    *c = link(*c, *x, *x);
+                }
+            }
+        }
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = chains.iter().map(|chain| chain[i]).sum();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::DeviceChoice;
 
     /// Copy and chains of 5 rounds over 16 groups: y of each.
     fn run(device: &mut Device) -> [Vec<f32>; 2] {
@@ -233,7 +219,7 @@ mod tests {
         let close = |got: &[f32]| (0..64).all(|i| (got[i] as f64 - one(i as f64 / 64.0)).abs() < 1e-4);
         assert!(close(&chained), "{chained:?}");
         let mut others = vec![Device::cpu()];
-        others.extend(pollster::block_on(Device::open(DeviceChoice::Gpu)));
+        others.extend(pollster::block_on(crate::gpu::open(true)).ok().flatten().map(|gpu| Device::Gpu(Box::new(gpu))));
         for mut device in others {
             let [copied, chained] = run(&mut device);
             assert_eq!(copied[63], 63.0 / 64.0, "{}", device.describe());

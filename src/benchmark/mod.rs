@@ -10,9 +10,9 @@ use crate::clock::Instant;
 use crate::device::Device;
 use crate::error::Result;
 use crate::format::WeightFormat;
-use crate::ops::attention;
-use crate::ops::lora_grad;
+use crate::ops::low_rank::{self, Factor, Narrow, Pair};
 use crate::ops::matmul::{self, Epilogue, Matrix};
+use crate::ops::{Columns, attention};
 use crate::plan::{Buf, Plan, SequenceId};
 use serde::Serialize;
 
@@ -75,7 +75,7 @@ pub async fn kernels(mut device: Device, limits: &Limits) -> Result<Vec<Figure>>
     let mut bench = Bench::default();
     [WeightFormat::BF16, WeightFormat::Q8_0, WeightFormat::Q4_0].into_iter().for_each(|f| product(&mut bench, f));
     backward(&mut bench);
-    low_rank(&mut bench);
+    gradient(&mut bench);
     attended(&mut bench);
     let device = &mut device;
     bench.prepare(device).await?;
@@ -110,22 +110,23 @@ fn backward(b: &mut Bench) {
     });
 }
 
-fn low_rank(b: &mut Bench) {
+fn gradient(b: &mut Bench) {
     const R: usize = 16;
-    b.row("lora_grad.accumulate", format!("{N}x{R}x{O}"), 2 * N * R * O, |b| {
-        let (p, q, grads) = (b.floats(N * R), b.floats(N * O), b.floats(R * O));
-        lora_grad::accumulate(&mut b.plan, "", N, p, (R, R), q, O, 1.0, grads, 0);
+    b.row("low_rank.gradient", format!("{N}x{R}x{O}"), 2 * N * R * O, |b| {
+        let t = Narrow { buf: b.floats(N * R), width: R };
+        let (x, grads) = (Columns { buf: b.floats(N * O), ld: O, col: 0 }, b.floats(R * O));
+        let factor = Factor { rank: R as u32, width: O as u32, scale: 1.0, ..Default::default() };
+        let factors = [factor, Factor::default(), Factor::default()];
+        low_rank::gradient(&mut b.plan, "", N, Pair { t, x, factors }, None, grads);
     });
 }
 
 fn attended(b: &mut Bench) {
     let s = attention::Shape { n: N, heads: 9, kv_heads: 3, d: 64, scale: 0.125, ..Default::default() };
-    let (wide, narrow) = (N * s.heads * s.d, N * s.kv_heads * s.d);
     // Two products over the causal half.
     b.row("attention.forward", format!("{N}x9/3x64"), 2 * N * N * s.heads * s.d, |b| {
         let spans = b.words((0..N).flat_map(|_| [0, N as u32]).collect());
-        let (q, k, v) = (b.floats(wide), b.floats(narrow), b.floats(narrow));
-        let (o, stats) = (b.floats(wide), b.floats(N * s.heads * 2));
-        attention::forward(&mut b.plan, "", s, spans, q, k, v, o, stats);
+        let (qkv, o, lse) = (b.floats(N * s.width()), b.floats(N * s.heads * s.d), b.floats(N * s.heads));
+        attention::forward(&mut b.plan, "", s, spans, qkv, qkv, o, lse);
     });
 }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::format::{self, WeightFormat};
 use crate::num::uniform;
 use crate::ops::control::Control;
-use crate::ops::matmul::{Matrix, Shard};
+use crate::ops::matmul::Matrix;
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 
 /// One kernel on one shape.
@@ -100,7 +100,7 @@ impl Bench {
     pub fn matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
         let values: Vec<f32> = (0..rows * cols).map(|i| uniform(3, 4, i as u64) as f32 - 0.5).collect();
         let buf = self.words(format::pack(format, &values));
-        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset: 0 }] }
+        Matrix::at(buf, 0, format, rows, cols)
     }
 
     /// Bytes that the row's steps read and write at least.

@@ -57,8 +57,9 @@ struct Row {
     task: Option<(&'static str, Estimate)>,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let methods = methods(&args.methods)?;
+    Kind::refuse_unread(&methods.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), given)?;
     args.options.check()?;
     if let Some(out) = args.out.as_ref().filter(|out| out.join(methods[0].0.name()).exists()) {
         let what = format!("'{}' holds adapters", out.display());
@@ -67,15 +68,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let records = args.columns.read(&args.data)?;
     let validation = args.eval_data.as_ref().map(|file| args.columns.read(file)).transpose()?;
     let asked = match (args.task, &args.test_data) {
-        (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file)?),
+        (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file, &args.data)?),
         _ => None,
     };
-    let (mut rows, mut untuned) = (Vec::new(), None);
+    let open = || args.model.session(args.device.device, None);
+    // In a session of its own: what answering takes is no memory of the first method's run.
+    let untuned = asked.as_ref().map(|asked| ask(&mut open()?, asked, args.options.seq_len, false)).transpose()?;
+    let mut rows = Vec::new();
     for (kind, lr) in methods {
-        let mut session = args.model.session(args.device.device, None)?;
-        if let (Some(asked), None) = (&asked, &untuned) {
-            untuned = Some(ask(&mut session, asked, args.options.seq_len, false)?);
-        }
+        let mut session = open()?;
         let options = TrainOptions { method: kind, lr: lr.or(args.options.lr), ..args.options.clone() };
         let bar = bar(kind);
         let tried = block_on(session.try_method(&records, validation.as_ref(), options, |step, steps| {
@@ -128,6 +129,9 @@ fn bar(kind: Kind) -> ProgressBar {
 
 fn show(args: &Args, rows: &[Row], untuned: Option<&(&'static str, Estimate)>) {
     let first = &rows[0].tried;
+    // What stands before the text moves the model from the start.
+    let as_it_was = |row: &&Row| Kind::ALL.iter().any(|kind| kind.name() == row.tried.method && kind.merges());
+    let start = rows.iter().find(as_it_was).and_then(|row| row.tried.start.as_ref());
     say(format!(
         "{} on {}: {} steps, {} tokens each",
         args.model.model,
@@ -143,7 +147,7 @@ fn show(args: &Args, rows: &[Row], untuned: Option<&(&'static str, Estimate)>) {
     let loss = |e: Option<f64>| e.map_or("–".into(), |loss| format!("{loss:.4}"));
     let mut base = vec!["untuned".to_string()];
     base.extend(["–"; 5].map(String::from));
-    base.extend([loss(first.start.as_ref().map(|e| e.loss)), "–".into(), "–".into()]);
+    base.extend([loss(start.map(|e| e.loss)), "–".into(), "–".into()]);
     base.extend(untuned.map(|(_, e)| estimate(e)));
     table.push(base);
     for Row { tried: t, task } in rows {

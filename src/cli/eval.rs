@@ -3,6 +3,7 @@
 use super::{DataArgs, DeviceArg, ModelArg, count, say, tasks};
 use luthier::eval::Task;
 use luthier::session::grouped;
+use luthier::train::ExampleLoss;
 use luthier::weights::atomic_write;
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -66,11 +67,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let records = args.data.read()?;
     let mut session = args.model.session(args.device.device, args.adapter.as_deref())?;
     let data = session.encode(&records, args.seq_len)?;
-    let e = block_on(session.evaluate(&data, args.batch_size, args.seq_len, true))?;
+    let losses = block_on(session.example_losses(&data, args.batch_size, args.seq_len, true, &mut |_, _| {}))?;
+    let e = Summed::of(&losses);
     let stats = &data.stats;
     let value = json!({
-        "loss": e.loss, "perplexity": e.perplexity, "accuracy": e.accuracy,
-        "supervised_tokens": e.supervised_tokens, "tokens": e.tokens,
+        "loss": e.loss, "perplexity": e.perplexity, "accuracy": e.accuracy, "exact": e.exact,
+        "supervised_tokens": e.tokens, "tokens": stats.tokens,
         "examples": stats.examples, "truncated": stats.truncated, "skipped": stats.skipped,
     });
     if args.write_json(&value)? {
@@ -79,14 +81,37 @@ pub fn run(args: Args) -> Result<ExitCode> {
     say(format!("mean NLL       {:.4} nats per supervised token", e.loss));
     say(format!("perplexity     {:.3}", e.perplexity));
     say(format!("token accuracy {:.2} %", 100.0 * e.accuracy));
+    say(format!("exact answers  {:.2} %: every token of them is the model's first choice", 100.0 * e.exact));
     say(format!(
         "measured on    {} supervised tokens of {}, in {}",
-        grouped(e.supervised_tokens),
         grouped(e.tokens),
+        grouped(stats.tokens as u64),
         count(stats.examples, "example")
     ));
     if stats.truncated > 0 {
         say(format!("               {} cut at {} tokens (--seq-len)", count(stats.truncated, "example"), args.seq_len));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The losses of all examples taken together.
+struct Summed {
+    loss: f64,
+    perplexity: f64,
+    /// Share of the supervised tokens that the model ranks first, and of the examples all of whose tokens it does.
+    accuracy: f64,
+    exact: f64,
+    tokens: u64,
+}
+
+impl Summed {
+    fn of(losses: &[ExampleLoss]) -> Summed {
+        let learned: Vec<&ExampleLoss> = losses.iter().filter(|l| l.tokens > 0).collect();
+        let sum = |of: &dyn Fn(&ExampleLoss) -> f64| learned.iter().map(|l| of(l)).sum::<f64>();
+        let tokens = sum(&|l| l.tokens as f64);
+        let loss = sum(&|l| l.loss) / tokens;
+        let exact = sum(&|l| f64::from(u8::from(l.hits == l.tokens))) / learned.len() as f64;
+        let accuracy = sum(&|l| l.hits as f64) / tokens;
+        Summed { loss, perplexity: loss.exp(), accuracy, exact, tokens: tokens as u64 }
+    }
 }

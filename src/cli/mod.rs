@@ -21,12 +21,14 @@ mod recipe;
 mod tasks;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::adapter::{self, Adapter};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::DeviceChoice;
 use luthier::session::Session;
+use luthier::train::option_table;
 use luthier::weights::{ModelFiles, hub};
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -74,11 +76,13 @@ enum Command {
 
 pub fn run() -> ExitCode {
     quieten_drivers();
-    let (json, result) = match Cli::parse().command {
-        Command::Train(args) => (false, train::run(*args)),
+    let matches = Cli::command().get_matches();
+    let given = given(&matches);
+    let (json, result) = match Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command {
+        Command::Train(args) => (false, train::run(*args, &given)),
         Command::Eval(args) => (args.json.is_some(), eval::run(*args)),
-        Command::Probe(args) => (args.json, probe::run(*args)),
-        Command::Compare(args) => (false, compare::run(*args)),
+        Command::Probe(args) => (args.json, probe::run(*args, &given)),
+        Command::Compare(args) => (false, compare::run(*args, &given)),
         Command::Generate(args) => (args.json, generate::run(args)),
         Command::Merge(args) => (false, merge::run(args)),
         Command::Export(args) => (false, export::run(args)),
@@ -91,6 +95,16 @@ pub fn run() -> ExitCode {
         eprintln!("{}", if json { error_json(&error) } else { error_text(&error) });
         ExitCode::FAILURE
     })
+}
+
+/// The options of a run that stand on the command line, by their names in the table of options.
+fn given(matches: &ArgMatches) -> Vec<&'static str> {
+    let Some((_, matches)) = matches.subcommand() else { return Vec::new() };
+    let typed = |name: &str| {
+        let known = matches.try_contains_id(name).is_ok();
+        known && matches.value_source(name) == Some(ValueSource::CommandLine)
+    };
+    option_table().into_iter().map(|row| row.name).filter(|name| typed(name)).collect()
 }
 
 /// Mesa's drivers look for a desktop when they are loaded and, where there is none, print an error of their own that
@@ -269,4 +283,37 @@ fn show_bytes(bar: &ProgressBar, what: &str, total: Option<u64>) {
     bar.set_message(what.to_string());
     bar.set_length(total);
     bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Commands of a document: lines that begin with `$ luthier`, without comments, joined where a backslash ends them.
+    fn commands(text: &str) -> Vec<String> {
+        let joined = text.replace("\\\n", " ");
+        let command = |line: &str| {
+            let line = line.trim_start().strip_prefix("$ ")?;
+            line.starts_with("luthier ").then(|| line.split(" #").next().unwrap_or(line).trim_end().to_string())
+        };
+        joined.lines().filter_map(command).collect()
+    }
+
+    /// What the documents say to type is what the parser takes. An ellipsis stands for what was said before.
+    #[test]
+    fn commands_of_the_documents_parse() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let recipes = std::fs::read_dir(root.join("recipes")).unwrap().map(|entry| entry.unwrap().path());
+        let mut seen = 0;
+        for file in recipes.chain([root.join("README.md")]).filter(|f| f.extension().is_some_and(|e| e == "md")) {
+            for command in commands(&std::fs::read_to_string(&file).unwrap()) {
+                let command = command.replace(" ...", " --model nano --data x");
+                if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+                    panic!("{}: `{command}`: {error}", file.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen >= 16, "{seen} commands found");
+    }
 }

@@ -3,6 +3,7 @@
 use super::{ColumnArgs, DeviceArg, ModelArg, hidden_bar, say, size};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::Result;
+use luthier::adapter::Kind;
 use luthier::eval::{Item, findings::Finding, items};
 use luthier::session::{Probe, ProbeOptions};
 use luthier::train::TrainOptions;
@@ -27,7 +28,7 @@ pub struct Args {
     /// About how long the probe may take.
     #[arg(long, value_name = "MINUTES", default_value_t = 2.0)]
     minutes: f64,
-    /// Steps of each short run, instead of as many as fit the minutes: the same probe on any machine.
+    /// Steps of the largest of the short runs, instead of as many as fit the minutes: the same probe on any machine.
     #[arg(long, value_name = "N")]
     probe_steps: Option<u64>,
     #[command(flatten)]
@@ -39,7 +40,8 @@ pub struct Args {
     options: TrainOptions,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
+    Kind::refuse_unread(&[args.options.method], given)?;
     let records = args.columns.read(&args.data)?;
     let all = items(&records, &text(&args.data)?)?;
     let test = args.test_data.as_ref().map(|file| read(&args.columns, file)).transpose()?;
@@ -88,13 +90,13 @@ fn show(probe: &Probe) {
     v.words.iter().for_each(|line| {
         say(line);
     });
-    say("\n  examples   loss on held-out items");
-    let mut sizes: Vec<usize> = v.curve.iter().map(|(size, _)| *size).collect();
+    say("\n  examples   loss on held-out items (answers exactly right)");
+    let mut sizes: Vec<usize> = v.curve.iter().map(|(size, ..)| *size).collect();
     sizes.sort_unstable();
     sizes.dedup();
     for size in sizes {
-        let losses: Vec<String> =
-            v.curve.iter().filter(|(s, _)| *s == size).map(|(_, loss)| format!("{loss:.3}")).collect();
+        let runs = v.curve.iter().filter(|(s, ..)| *s == size);
+        let losses: Vec<String> = runs.map(|(_, loss, exact)| format!("{loss:.3} ({exact:.0} %)")).collect();
         say(format!("  {size:>8}   {}", losses.join(", ")));
     }
     say(format!("  {:>8}   {:.3}", "control", v.control));
@@ -105,7 +107,11 @@ fn show(probe: &Probe) {
         minutes(full.minutes),
         size(full.memory)
     ));
-    say(format!("learning rate: {:e} learned fastest in the first steps", probe.lr));
+    let fastest =
+        probe.rates.iter().filter_map(|(rate, loss)| Some((rate, (*loss)?))).min_by(|a, b| a.1.total_cmp(&b.1));
+    if let Some((rate, _)) = fastest {
+        say(format!("learning rate: {:e} in these runs; {rate:e} learned fastest in the first steps", probe.lr));
+    }
     if probe.findings.is_empty() {
         say("found nothing that usually ruins runs");
     }
@@ -113,7 +119,7 @@ fn show(probe: &Probe) {
         say(line(finding));
     });
     say(format!(
-        "measured with {} steps a run on {} examples, {} held out, in {}",
+        "measured with at most {} steps on {} examples, {} held out, in {}",
         probe.steps,
         probe.examples,
         probe.held_out,

@@ -93,9 +93,11 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub fn new(task: Task, columns: &ColumnArgs, file: &Path) -> Result<Asked> {
-        let items = items(&columns.read(file)?, &read_text(file)?)?;
-        let judge = Judge::new(task, &file.display().to_string(), &items, &[], Vec::new())?;
+    /// `known`: what the models are tuned on, for labels that the questions lack.
+    pub fn new(task: Task, columns: &ColumnArgs, file: &Path, known: &Path) -> Result<Asked> {
+        let of = |file: &Path| items(&columns.read(file)?, &read_text(file)?);
+        let (items, known) = (of(file)?, of(known)?);
+        let judge = Judge::new(task, &file.display().to_string(), &items, &known, Vec::new())?;
         Ok(Asked { judge, items })
     }
 }

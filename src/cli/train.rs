@@ -4,7 +4,7 @@ use super::checkpoints::Checkpoints;
 use super::progress::{Log, View};
 use super::recipe::{RUN, Recipe};
 use super::{ColumnArgs, DeviceArg, ModelArg, count, say, size};
-use luthier::adapter::peft;
+use luthier::adapter::{Kind, peft};
 use luthier::session::{Best, Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
 use luthier::weights::atomic_write;
@@ -79,8 +79,9 @@ pub struct Args {
     pub(super) options: TrainOptions,
 }
 
-pub fn run(args: Args) -> Result<ExitCode> {
+pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let recipe = Recipe::new(&args)?;
+    Kind::refuse_unread(&[recipe.options.method], given)?;
     recipe.options.check()?;
     check_out(&args.out, args.overwrite || args.resume || args.dry_run)?;
     let checkpoints = Checkpoints::new(&args.out, args.save_steps);

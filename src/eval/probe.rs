@@ -6,7 +6,7 @@
 //! control, on held-out items, with an interval that allows for the choice of the items and for the chance of a run
 //! (runs on parts of one size tell how far apart equal runs are).
 
-use super::curve::{Law, Point, gain_of_more, mean};
+use super::curve::{Curve, Foreseen, Law, Point, foresee, mean, weight};
 use super::score::{self, Counts, Estimate, Figure, Rule};
 use serde::Serialize;
 
@@ -18,14 +18,20 @@ pub type Losses = Vec<(f64, f64)>;
 pub struct Seen {
     /// Held-out losses before any tuning.
     pub base: Losses,
-    /// Tuned on nested parts of the data, at each run's best moment.
+    /// At the end of runs on nested parts of the data, each the full run in small: as many passes.
     pub parts: Vec<Point>,
-    /// All of the data: the last of the parts.
+    /// The run on the largest part, and the control of that size, each at its best moment.
+    pub tuned: Losses,
     pub control: Losses,
-    /// Mean held-out loss of the run on all data as it went on: (step, loss).
+    /// Mean held-out loss of the run on the largest part as it went on: (step, loss).
     pub moments: Vec<(u64, f64)>,
     /// Where a full pass over the data ends, in steps.
     pub steps_an_epoch: f64,
+    /// Examples of the full run, and whether the runs on parts of the data made as many passes as it would.
+    pub full_size: usize,
+    pub in_small: bool,
+    /// Whether the items are answers to something, not texts.
+    pub answers: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -47,10 +53,12 @@ pub struct Verdict {
     pub learned: Estimate,
     /// How much of the base's loss, in percent.
     pub gained: Estimate,
-    /// (examples, held-out loss) of the runs.
-    pub curve: Vec<(usize, f64)>,
+    /// (examples, held-out loss, percent of the answers exactly right) at the end of the runs.
+    pub curve: Vec<(usize, f64, f64)>,
     pub law: [f64; 3],
-    /// How much lower the loss would be with twice the data, in percent.
+    /// What the full run comes to; None where the probe was too short to tell.
+    pub foreseen: Option<Foreseen>,
+    /// How much lower the loss of the full run would be with twice the data, in percent.
     pub twice_the_data: Estimate,
     pub more_data: bool,
     pub more_training: bool,
@@ -62,6 +70,8 @@ pub struct Verdict {
 
 /// Less of a gain than this, in percent of the loss, is none that matters.
 const MATTERS: f64 = 3.0;
+/// A law never promises less than nothing, so that a gain that is as good as certain is at least so much.
+const SURELY: f64 = 1.0;
 /// A gain that anyone would notice.
 const CLEAR: f64 = 15.0;
 
@@ -75,14 +85,16 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
-/// How far apart runs on equally much data are, in nats: 95 % of one run's chance, by Student's t, from the pairs of
-/// runs on parts of one size. 0 where there are none.
-fn chance(parts: &[Point]) -> f64 {
+/// How far apart runs on as much data as the largest are, as a share of the loss: 95 % of one run's chance, by Student's
+/// t, from the pairs of runs on parts of one size. 0 where there are none.
+fn chance(parts: &[Point], largest: usize) -> f64 {
     const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
-    let all = |p: &Point| mean(&p.losses, 0..p.losses.len());
-    let twin = |(i, p): (usize, &Point)| parts[..i].iter().find(|q| q.size == p.size).map(|q| all(p) - all(q));
+    let twin = |(i, p): (usize, &Point)| {
+        let other = parts[..i].iter().find(|q| q.size == p.size)?;
+        Some(weight(p.size as f64, largest as f64) * (p.loss() / other.loss()).ln().powi(2) / 2.0)
+    };
     let apart: Vec<f64> = parts.iter().enumerate().filter_map(twin).collect();
-    let variance = apart.iter().map(|d| d * d / 2.0).sum::<f64>() / apart.len().max(1) as f64;
+    let variance = apart.iter().sum::<f64>() / apart.len().max(1) as f64;
     T[apart.len().min(T.len() - 1)] * variance.sqrt()
 }
 
@@ -95,11 +107,13 @@ fn widened(e: Estimate, chance: f64) -> Estimate {
 pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     let all = |losses: &Losses| mean(losses, 0..losses.len());
     let full = seen.parts.iter().max_by_key(|p| p.size).expect("a run on all data");
-    let chance = 100.0 * chance(&seen.parts);
+    let chance = 100.0 * chance(&seen.parts, full.size) * all(&seen.tuned);
     // Two runs are compared with each other, one run with none.
-    let learned = widened(saved(&full.losses, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
-    let gained = widened(saved(&full.losses, &seen.base, seed), chance / all(&seen.base));
-    let (Law { a, b, c }, twice) = gain_of_more(&seen.parts, 2.0, seed);
+    let learned = widened(saved(&seen.tuned, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
+    let gained = widened(saved(&seen.tuned, &seen.base, seed), chance / all(&seen.base));
+    let sizes: Vec<(f64, f64)> = seen.parts.iter().map(|p| (p.size as f64, p.loss())).collect();
+    let (curve, n) = (Curve::new(&sizes, seed), seen.full_size as f64);
+    let (Law { a, b, c }, twice) = (curve.best, curve.gain(n, 2.0));
     let potential = match (learned, gained) {
         (l, g) if l.low <= 0.0 || l.value < MATTERS || g.low <= 0.0 || g.value < MATTERS => Potential::None,
         (l, g) if l.value >= CLEAR && g.value >= CLEAR => Potential::Clear,
@@ -108,14 +122,15 @@ pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     let mut verdict = Verdict {
         potential,
         base: all(&seen.base),
-        tuned: all(&full.losses),
+        tuned: all(&seen.tuned),
         control: all(&seen.control),
         learned,
         gained,
-        curve: seen.parts.iter().map(|p| (p.size, all(&p.losses))).collect(),
+        curve: seen.parts.iter().map(|p| (p.size, p.loss(), 100.0 * p.exact)).collect(),
         law: [a, b, c],
+        foreseen: seen.in_small.then(|| foresee(&seen.parts, &curve, n, seen.answers)),
         twice_the_data: twice,
-        more_data: potential != Potential::None && twice.low > 0.0 && twice.value >= MATTERS,
+        more_data: potential != Potential::None && twice.low >= SURELY && twice.value >= MATTERS,
         more_training: potential != Potential::None && still_falling(&seen.moments),
         stop_at: turning_point(&seen.moments),
         words: Vec::new(),
@@ -165,16 +180,26 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
     words
         .push(format!("Loss a token: {:.3} before, {:.3} tuned on {size}, {:.3} control.", v.base, v.tuned, v.control));
     if v.potential == Potential::None {
-        words.push("More data of this kind or more training cannot be expected to help. Check the answers, or try a larger model.".into());
+        words.push(match v.learned.high >= CLEAR && v.gained.high >= CLEAR {
+            true => "The ranges are wide: a longer probe (--minutes) may show something yet.".into(),
+            false => "More data of this kind or more training cannot be expected to help. Check the answers, or try a \
+                      larger model."
+                .into(),
+        });
         return words;
     }
+    words.push(match &v.foreseen {
+        Some(Foreseen { loss, exact }) => {
+            let exact =
+                exact.map_or(String::new(), |e| format!(", with {} of the answers exactly as expected", range(&e)));
+            let Estimate { value, low, high } = loss;
+            format!("The full run should come to a held-out loss of {value:.3} (95 %: {low:.3} to {high:.3}){exact}.")
+        }
+        None => "What the full run comes to cannot be told from so short a probe: give it more --minutes.".into(),
+    });
     let twice = range(&v.twice_the_data);
     words.push(match v.more_data {
         true => format!("More data are worth it: twice as many should lower the loss by {twice}."),
-        // All parts had the same few steps: what ended is the training, not what the data can teach.
-        false if v.more_training => {
-            format!("More data: too short a probe to tell ({twice} for twice as many); give it more --minutes.")
-        }
         false => format!("More data: no worthwhile gain shown; twice as many would lower the loss by {twice}."),
     });
     words.push(match (v.more_training, v.stop_at) {
@@ -196,13 +221,21 @@ mod tests {
         let losses = |mean: f64, stream: u64| -> Losses {
             (0..80).map(|i| (mean * 5.0 * (0.5 + crate::num::uniform(2, stream, i)), 5.0)).collect()
         };
-        let part = |size: usize| Point { size, losses: losses(tuned * (200.0 / size as f64).powf(0.3), 1) };
+        let part = |(size, chance): (usize, f64)| {
+            let losses = losses(chance * tuned * (200.0 / size as f64).powf(0.3), 1);
+            Point { size, losses, exact: 0.5 }
+        };
+        let twins = [(25, 1.01), (50, 0.99), (100, 1.01)];
         Seen {
             base: losses(base, 1),
-            parts: [25, 50, 100, 200].map(part).to_vec(),
+            parts: [(200, 1.0), (25, 1.0), (50, 1.0), (100, 1.0)].into_iter().chain(twins).map(part).collect(),
+            tuned: losses(tuned, 1),
             control: losses(control, 1),
             moments: vec![(10, 2.0), (20, 1.5), (40, 1.49)],
             steps_an_epoch: 10.0,
+            full_size: 800,
+            in_small: true,
+            answers: true,
         }
     }
 
@@ -215,8 +248,8 @@ mod tests {
         assert_eq!(judge(&seen(1.8, 2.0, 3.0), 0).potential, Potential::Some);
         // Runs on parts of one size that are far apart: the same gain may be chance.
         let mut scattered = seen(1.8, 2.0, 3.0);
-        let again = |p: &Point| Point { size: p.size, losses: p.losses.iter().map(|(l, n)| (1.1 * l, *n)).collect() };
-        scattered.parts = scattered.parts.iter().take(3).map(again).chain(scattered.parts.clone()).collect();
+        let further = |p: &mut Point| p.losses.iter_mut().for_each(|(loss, _)| *loss *= 1.1);
+        scattered.parts[4..].iter_mut().for_each(further);
         assert_eq!(judge(&scattered, 0).potential, Potential::None);
         let mut late = seen(1.0, 2.0, 3.0);
         late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];

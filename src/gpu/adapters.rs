@@ -19,16 +19,24 @@ pub struct AdapterFacts {
     pub shader_f16: bool,
     #[serde(skip)]
     pub style: Style,
+    /// Invocations of a subgroup, where all have the same number and kernels may use them; else 1.
+    #[serde(skip)]
+    pub lanes: u32,
 }
 
-fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
+fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
     let info = adapter.get_info();
     let limits = adapter.limits();
     let named = ["llvmpipe", "swiftshader", "warp"].iter().any(|s| info.name.to_lowercase().contains(s));
     let software = info.device_type == wgpu::DeviceType::Cpu || named;
     // Register tiles without barriers are fastest on software drivers and good on Apple GPUs; workgroup memory pays
     // on the others (measurements: benches/README.md).
-    let direct = software || info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    let apple = info.backend == wgpu::Backend::Metal || info.name.to_lowercase().contains("apple");
+    let style = match (software, apple) {
+        (true, _) => Style::Software,
+        (_, true) => Style::Direct,
+        _ => Style::Tiled,
+    };
     AdapterFacts {
         name: [&info.name, &info.driver].into_iter().find(|s| !s.is_empty()).map_or("GPU".into(), String::clone),
         backend: info.backend.to_string(),
@@ -38,7 +46,8 @@ fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
         shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
-        style: if direct { Style::Direct } else { Style::Tiled },
+        style,
+        lanes: if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 },
     }
 }
 
@@ -46,22 +55,29 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
 
-async fn adapters() -> Vec<wgpu::Adapter> {
+/// The adapters with what is known of each.
+async fn adapters() -> Vec<(AdapterFacts, wgpu::Adapter)> {
     #[cfg(not(target_arch = "wasm32"))]
-    return instance().enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    {
+        let all = instance().enumerate_adapters(wgpu::Backends::PRIMARY).await;
+        let subgroups = |a: &wgpu::Adapter| a.features().contains(wgpu::Features::SUBGROUP);
+        all.into_iter().map(|a| (facts(&a, subgroups(&a)), a)).collect()
+    }
     #[cfg(target_arch = "wasm32")]
     {
         let options = wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
             ..Default::default()
         };
-        instance().request_adapter(&options).await.ok().into_iter().collect()
+        let instance = instance();
+        let (adapter, subgroups) = super::subgroups::asking(instance.request_adapter(&options)).await;
+        adapter.ok().map(|a| (facts(&a, subgroups), a)).into_iter().collect()
     }
 }
 
 /// All adapters, the best first: discrete, integrated, others, software.
 pub async fn list() -> Vec<AdapterFacts> {
-    let mut all: Vec<_> = adapters().await.iter().map(facts).collect();
+    let mut all: Vec<_> = adapters().await.into_iter().map(|(facts, _)| facts).collect();
     all.sort_by_key(rank);
     all
 }
@@ -77,8 +93,8 @@ fn rank(f: &AdapterFacts) -> u8 {
 
 /// Opens the best adapter. A software GPU is taken only where `software` allows it; `None` when there is nothing.
 pub async fn open(software: bool) -> Result<Option<Gpu>> {
-    let all = adapters().await;
-    let mut candidates: Vec<_> = all.iter().map(|a| (facts(a), a)).filter(|(f, _)| software || !f.software).collect();
+    let mut candidates = adapters().await;
+    candidates.retain(|(f, _)| software || !f.software);
     candidates.sort_by_key(|(f, _)| rank(f));
     let Some((facts, adapter)) = candidates.into_iter().next() else { return Ok(None) };
     let has = adapter.limits().max_storage_buffers_per_shader_stage;
@@ -86,8 +102,12 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
         return Err(Error::device(what, "use --device cpu"));
     }
-    let desc =
-        wgpu::DeviceDescriptor { label: Some("luthier"), required_limits: adapter.limits(), ..Default::default() };
+    let desc = wgpu::DeviceDescriptor {
+        label: Some("luthier"),
+        required_features: adapter.features() & wgpu::Features::SUBGROUP,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
     let (device, queue) = adapter
         .request_device(&desc)
         .await
@@ -95,5 +115,5 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
     Ok(Some(Gpu::new(facts, device, queue)))
 }
 
-/// Storage buffers of the widest kernel (attention's backward by keys): WebGPU's guaranteed minimum.
+/// Storage buffers of the widest kernel (attention's backward pass): WebGPU's guaranteed minimum.
 pub const MAX_BINDINGS: u32 = 8;

@@ -6,6 +6,9 @@
 
 mod adapters;
 mod shader;
+#[cfg(target_arch = "wasm32")]
+mod subgroups;
+mod tune;
 
 pub use adapters::{AdapterFacts, list, open};
 pub use shader::{assemble, defaults};
@@ -13,7 +16,7 @@ pub use shader::{assemble, defaults};
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, MAX_GROUPS, Plan, SequenceId, Step, Style};
+use crate::plan::{Access, Buf, MAX_GROUPS, MAX_PARAMS, Plan, SequenceId, Shader, Step, Style};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -96,6 +99,7 @@ pub struct Gpu {
     pending_work: f64,
     pending_since: Option<Instant>,
     staging: Option<wgpu::Buffer>,
+    choices: tune::Choices,
     /// When set (natively), each dispatch is submitted and waited for alone.
     pub profile: Option<Profile>,
 }
@@ -107,7 +111,8 @@ impl Gpu {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
-        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(64);
+        let choices = tune::Choices::of(&facts);
+        let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
         Gpu {
             facts,
@@ -125,6 +130,7 @@ impl Gpu {
             pending_work: 0.0,
             pending_since: None,
             staging: Some(staging),
+            choices,
             profile: None,
         }
     }
@@ -152,6 +158,7 @@ impl Gpu {
         }
         let first = if moved { 0 } else { self.compiled.len() };
         self.compiled.truncate(first);
+        self.tune(plan, &plan.sequences[first..]).await?;
         for sequence in &plan.sequences[first..] {
             let compiled = self.compile(plan, &sequence.steps)?;
             self.compiled.push(compiled);
@@ -235,9 +242,7 @@ impl Gpu {
     }
 
     fn dispatch(&mut self, plan: &Plan, step: &Step) -> Result<Dispatch> {
-        let shaders = step.kernel.shaders;
-        let style = self.facts.style;
-        let shader = shaders.iter().find(|s| s.style == style).unwrap_or(&shaders[0]);
+        let shader = self.choice(step);
         let (pipeline, layout) = self.pipeline(step, shader)?;
         let entries: Vec<_> = step
             .bufs
@@ -266,12 +271,8 @@ impl Gpu {
     }
 
     /// The pipeline of a step, shared by all steps with the same source.
-    fn pipeline(
-        &mut self,
-        step: &Step,
-        shader: &crate::plan::Shader,
-    ) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let source = assemble(shader, step.format, &step.consts, step.workgroup);
+    fn pipeline(&mut self, step: &Step, shader: &Shader) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
+        let source = assemble(shader, step.format, &step.consts, workgroup(step, shader));
         let key = format!("{} {}", step.kernel.entry, source);
         if let Some(found) = self.pipelines.get(&key) {
             return Ok(found.clone());
@@ -377,6 +378,18 @@ impl Gpu {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(self.buffer_of(buf), offset as u64 * 4, &staging, 0, size);
         self.queue.submit([encoder.finish()]);
+        let words = self.map(&staging, size).await?;
+        if size <= KEPT_STAGING {
+            self.staging = Some(staging);
+        } else {
+            staging.destroy();
+        }
+        self.calibrate();
+        Ok(words)
+    }
+
+    /// The first `size` bytes of a staging buffer, after everything submitted so far is done.
+    async fn map(&self, staging: &wgpu::Buffer, size: u64) -> Result<Vec<u32>> {
         let (send, receive) = futures_channel::oneshot::channel();
         staging.slice(..size).map_async(wgpu::MapMode::Read, move |r| {
             let _ = send.send(r);
@@ -402,12 +415,6 @@ impl Gpu {
             bytemuck::pod_collect_to_vec(&view)
         };
         staging.unmap();
-        if size <= KEPT_STAGING {
-            self.staging = Some(staging);
-        } else {
-            staging.destroy();
-        }
-        self.calibrate();
         Ok(words)
     }
 
@@ -441,7 +448,7 @@ impl Gpu {
         self.device.destroy();
     }
 
-    /// Overrides the choice of shaders: tests and benches run both families on one adapter.
+    /// Overrides the choice of shaders: tests and benches run all families on one adapter.
     pub fn set_style(&mut self, style: Style) {
         self.facts.style = style;
     }
@@ -461,10 +468,18 @@ fn entry(binding: u32, ty: wgpu::BufferBindingType, has_dynamic_offset: bool) ->
     wgpu::BindGroupLayoutEntry { binding, visibility: wgpu::ShaderStages::COMPUTE, ty, count: None }
 }
 
+/// Invocations of a direct shader's workgroup along x and y. Those that share loads lie along x.
+fn workgroup(step: &Step, shader: &Shader) -> [u32; 2] {
+    match shader.constant("LANES") {
+        0 | 1 => step.workgroup,
+        lanes => [4 * lanes, 1],
+    }
+}
+
 /// Workgroups that cover the grid. Kernels that know their number stride over what exceeds the limit; the others have a
 /// workgroup a tile, or a token, and no plan has so many.
-fn groups(step: &Step, shader: &crate::plan::Shader) -> [u32; 3] {
-    let grow = if shader.style == Style::Direct { step.workgroup } else { [1, 1] };
+fn groups(step: &Step, shader: &Shader) -> [u32; 3] {
+    let grow = if shader.style == Style::Direct { workgroup(step, shader) } else { [1, 1] };
     let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];
     let groups: [u32; 3] = std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).max(1));
     let strides = shader.source.contains("num_workgroups") && groups[1..] == [1, 1];

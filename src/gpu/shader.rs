@@ -1,5 +1,17 @@
-//! Assembles a shader's source: prelude, constants, the snippet that reads a weight format, then the file itself.
-//! There is no preprocessor: snippets are prepended, nothing is replaced.
+//! Assembles a shader's source: prelude, constants, the snippet that reads a weight format, then the file itself with
+//! its `#` lines carried out.
+//!
+//! Register tiles must be single variables: naga writes loops that Metal and DX12 do not unroll, and software drivers
+//! keep an array that a loop indexes in memory. So a file may say, a line each, nested as one likes:
+//!
+//! ```text
+//! #for m in TALL          repeats what follows for m = 0 .. TALL, with {m} replaced; `by N` steps by more
+//! #if NAME                keeps what follows where the constant is not 0
+//! #end
+//! ```
+//!
+//! `{m+j}` is the sum. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
+//! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere.
 
 use crate::format::WeightFormat;
 use crate::plan::Shader;
@@ -17,23 +29,90 @@ fn load_w(format: WeightFormat) -> &'static str {
     }
 }
 
+/// `consts` are the step's own, beside the shader's.
 pub fn assemble(
     shader: &Shader,
     format: Option<WeightFormat>,
     consts: &[(&'static str, u32)],
     workgroup: [u32; 2],
 ) -> String {
-    let mut source = String::from(PRELUDE);
-    for (name, value) in consts {
-        source += &format!("const {name}: u32 = {value}u;\n");
-    }
+    let lanes = shader.constant("LANES");
+    // Browsers want the extension named; naga knows the functions and refuses the name.
+    let mut source = String::from(if cfg!(target_arch = "wasm32") && lanes > 1 { "enable subgroups;\n" } else { "" });
+    source += PRELUDE;
+    let mut known: Vec<_> = consts.iter().chain(shader.consts).copied().collect();
     if shader.source.contains("WG_X") {
-        source += &format!("const WG_X: u32 = {}u;\nconst WG_Y: u32 = {}u;\n", workgroup[0], workgroup[1]);
+        known.extend([("WG_X", workgroup[0]), ("WG_Y", workgroup[1])]);
+    }
+    for (name, value) in &known {
+        source += &format!("const {name}: u32 = {value}u;\n");
     }
     if let Some(format) = format {
         source += load_w(format);
     }
-    source + shader.source
+    known.extend([("SHARED", (lanes > 1) as u32), ("SINGLE", (lanes <= 1) as u32)]);
+    let lines: Vec<&str> = shader.source.lines().collect();
+    unroll(&lines, &known, &mut Vec::new(), &mut source);
+    source
+}
+
+/// Appends `lines` with their `#` lines carried out and the variables of the loops around them put in.
+fn unroll<'a>(lines: &[&'a str], known: &[(&str, u32)], vars: &mut Vec<(&'a str, u32)>, out: &mut String) {
+    let value = |word: &str| {
+        let constant = || known.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+        word.parse().ok().or_else(constant).unwrap_or_else(|| panic!("no constant {word}"))
+    };
+    let mut rest = lines;
+    while let Some((line, after)) = rest.split_first() {
+        rest = after;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (name, end, by) = match words[..] {
+            ["#for", name, "in", end] => (name, value(end), 1),
+            ["#for", name, "in", end, "by", by] => (name, value(end), value(by)),
+            ["#if", constant] => ("", value(constant).min(1), 1),
+            _ => {
+                *out += &substitute(line, vars);
+                out.push('\n');
+                continue;
+            }
+        };
+        let (body, after) = rest.split_at(body(rest));
+        rest = &after[1..];
+        for i in (0..end).step_by(by as usize) {
+            vars.push((name, i));
+            unroll(body, known, vars, out);
+            vars.pop();
+        }
+    }
+}
+
+/// Lines before the `#end` of a block whose opening line was just read.
+fn body(lines: &[&str]) -> usize {
+    let mut depth = 1;
+    let end = lines.iter().position(|line| {
+        depth += (line.starts_with("#for") || line.starts_with("#if")) as i32 - line.starts_with("#end") as i32;
+        depth == 0
+    });
+    end.expect("every # block has its #end")
+}
+
+/// Puts in `{m}` and `{m+j}`; other braces are WGSL's.
+fn substitute(line: &str, vars: &[(&str, u32)]) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('{') {
+        out += before;
+        let number = |word: &str| word.parse().ok().or_else(|| vars.iter().find(|v| v.0 == word).map(|v| v.1));
+        let sum = after.split_once('}').and_then(|(inner, tail)| {
+            let terms: Option<Vec<u32>> = inner.split('+').map(number).collect();
+            Some((terms?.iter().sum::<u32>(), tail))
+        });
+        match sum {
+            Some((sum, tail)) => (out += &sum.to_string(), rest = tail),
+            None => (out.push('{'), rest = after),
+        };
+    }
+    out + rest
 }
 
 /// Format and constants that make any shader of the tree complete, for the static tests.

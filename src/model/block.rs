@@ -1,12 +1,12 @@
 //! One decoder block, forward facing backward. Letters: `ops/mod.rs`.
 
-use super::linear::{Build, Linear, Saved};
-use super::norm::Norm;
+use super::linear::{Build, Group, Saved};
+use super::norm::{Gradient, Norm};
 use super::seam::Patches;
 use super::spec::ModelSpec;
 use crate::ops::attention::{self, Shape};
 use crate::ops::rope::{self, Angles};
-use crate::ops::{activation, attention_cached, rows};
+use crate::ops::{Columns, Heads, activation, attention_cached, rows};
 use crate::plan::Buf;
 
 /// What not every family has is an Option: `x + post(attend(norm(x)))`, then the same with the MLP.
@@ -15,15 +15,14 @@ pub struct Block {
     pub attention_norm: Norm,
     /// Of each head of q and k.
     pub qk_norm: Option<[Norm; 2]>,
-    pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
-    pub o: Linear,
+    /// q, k and v.
+    pub qkv: Group,
+    pub o: Group,
     pub post_attention_norm: Option<Norm>,
     pub mlp_norm: Norm,
-    pub gate: Option<Linear>,
-    pub up: Linear,
-    pub down: Linear,
+    /// Gate, where there is one, and up.
+    pub up: Group,
+    pub down: Group,
     pub post_mlp_norm: Option<Norm>,
 }
 
@@ -48,30 +47,26 @@ pub struct Cache {
     pub capacity: usize,
 }
 
-/// What backward needs of forward. The norms' outputs and the activation are cheap and recomputed instead.
+/// What backward needs of forward. The norms' outputs and the activation are made again, in places that are free by then.
 pub struct Kept {
-    x: Buf,
-    q: Projected,
-    k: Projected,
-    v: Projected,
+    attention: Attention,
     attended: Buf,
-    stats: Buf,
+    lse: Buf,
     o: Branch,
     mlp: Mlp,
 }
 
-/// One of q, k and v.
-#[derive(Clone, Copy)]
-struct Projected {
-    /// As attention sees it.
-    y: Buf,
-    /// As the linear gave it, before its heads were normed; `y` itself where they are not.
+/// The inputs of attention, [N, q | k | v].
+struct Attention {
+    x: Buf,
+    /// As the linears gave them; v is read from here.
     raw: Buf,
+    /// With the heads of q and k normed and rotated; `raw` itself where they are not normed.
+    qk: Buf,
     saved: Saved,
 }
 
 /// The last linear of a half, before it joins the residual stream.
-#[derive(Clone, Copy)]
 struct Branch {
     saved: Saved,
     /// Its output, where a norm follows.
@@ -81,14 +76,19 @@ struct Branch {
 /// The MLP's half.
 struct Mlp {
     x: Buf,
-    gate: Option<(Buf, Saved)>,
-    up: (Buf, Saved),
+    /// [N, gate | up]
+    up: Buf,
+    saved: Saved,
     down: Branch,
 }
 
 impl Block {
+    pub fn groups(&self) -> [&Group; 4] {
+        [&self.qkv, &self.o, &self.up, &self.down]
+    }
+
     fn layer(&self) -> usize {
-        self.q.site.layer
+        self.o.linears[0].site.layer
     }
 
     fn shape(&self, spec: &ModelSpec, n: usize) -> Shape {
@@ -109,42 +109,49 @@ impl Block {
         Some(Angles { positions: common.positions, table: common.rope_table, first })
     }
 
-    /// q, k (normed by heads, rotated) and v of the normed input.
-    fn qkv(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> [Projected; 3] {
+    /// q and k (normed by heads, rotated) and v of the normed input.
+    fn attention(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> Attention {
         let n = cx.n;
         let h = self.attention_norm.forward(cx, n, x, None);
-        let mut out = [&self.q, &self.k, &self.v].map(|linear| {
-            let y = cx.plan.temp(linear.site.module.name(), n * linear.w.rows);
-            Projected { y, raw: y, saved: linear.forward(cx, h, None, y) }
-        });
-        for (i, heads) in [spec.heads, spec.kv_heads].into_iter().enumerate() {
-            if let Some(norms) = self.qk_norm {
-                out[i].y = norms[i].forward(cx, n * heads, out[i].raw, None);
-            }
-            if let Some(angles) = self.angles(spec, common) {
-                rope::forward(cx.plan, "rope", (n, heads, spec.head_dim), angles, out[i].y);
+        let raw = cx.plan.temp("qkv", n * self.qkv.width());
+        let saved = self.qkv.forward(cx, h, None, raw);
+        let mut qk = raw;
+        if let Some(norms) = self.qk_norm {
+            qk = cx.plan.temp("normed qk", n * self.qkv.width());
+            for (norm, at) in norms.iter().zip(self.heads(spec, n)) {
+                norm.forward_heads(cx, at, raw, qk);
             }
         }
-        self.insert_prefix(cx, spec, common, out[1].y, out[2].y);
-        out
+        if let Some(angles) = self.angles(spec, common) {
+            rope::forward(cx.plan, "rope", self.rotated(spec, n), angles, self.within(qk, 0));
+        }
+        if let Some((patches, at)) = self.prefix(cx) {
+            let (size, rows, [_, k, v]) = ((n, spec.kv_width()), common.virtual_rows, self.columns());
+            rows::forward(cx.plan, "prefix k", size, rows, patches.param(at.0), 1.0, false, self.within(qk, k));
+            rows::forward(cx.plan, "prefix v", size, rows, patches.param(at.1), 1.0, false, self.within(raw, v));
+        }
+        Attention { x, raw, qk, saved }
     }
 
-    /// What a prefix puts in place of the keys and values of its rows.
-    fn insert_prefix(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, k: Buf, v: Buf) {
-        if let Some((patches, at)) = self.prefix(cx) {
-            let (size, rows) = ((cx.n, spec.kv_width()), common.virtual_rows);
-            rows::forward(cx.plan, "prefix k", size, rows, patches.param(at.0), 1.0, false, k);
-            rows::forward(cx.plan, "prefix v", size, rows, patches.param(at.1), 1.0, false, v);
-        }
+    /// The first columns of q, k and v.
+    fn columns(&self) -> [usize; 3] {
+        std::array::from_fn(|i| self.qkv.linears[i].col)
     }
 
-    /// The prefix's gradients; what stood in its place gets none.
-    fn prefix_backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, dk: Buf, dv: Buf) {
-        if let Some((patches, at)) = self.prefix(cx) {
-            let (size, rows) = ((cx.n, spec.kv_width()), common.virtual_rows);
-            rows::backward(cx.plan, "prefix k", size, rows, patches.grad(at.0), 1.0, dk, true);
-            rows::backward(cx.plan, "prefix v", size, rows, patches.grad(at.1), 1.0, dv, true);
-        }
+    fn within(&self, buf: Buf, col: usize) -> Columns {
+        Columns { buf, ld: self.qkv.width(), col }
+    }
+
+    /// The heads of q, and those of k.
+    fn heads(&self, spec: &ModelSpec, n: usize) -> [Heads; 2] {
+        let [q, k, _] = self.columns();
+        let ld = self.qkv.width();
+        [(spec.heads, q), (spec.kv_heads, k)].map(|(heads, col)| Heads { n, heads, ld, col })
+    }
+
+    /// What is rotated: rows, the heads of q and k, the width of a head.
+    fn rotated(&self, spec: &ModelSpec, n: usize) -> (usize, usize, usize) {
+        (n, spec.heads + spec.kv_heads, spec.head_dim)
     }
 
     fn prefix<'a>(&self, cx: &Build<'a>) -> Option<(&'a Patches, (usize, usize))> {
@@ -153,145 +160,171 @@ impl Block {
     }
 
     pub fn forward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> (Buf, Kept) {
-        let n = cx.n;
-        let [q, k, v] = self.qkv(cx, spec, common, x);
-        let attended = cx.plan.temp("attended", n * spec.q_width());
-        let stats = cx.plan.temp("attention stats", n * spec.heads * 2);
-        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, q.y, k.y, v.y, attended, stats);
-        let (mid, o) = join(cx, &self.o, self.post_attention_norm, attended, x);
-        let (out, mlp) = self.mlp(cx, spec, mid);
-        (out, Kept { x, q, k, v, attended, stats, o, mlp })
+        let (mid, attention, attended, lse, o) = self.attend(cx, spec, common, x);
+        let (act, up, saved) = self.activated(cx, spec, mid);
+        let (out, down) = join(cx, &self.down, self.post_mlp_norm, act, mid);
+        (out, Kept { attention, attended, lse, o, mlp: Mlp { x: mid, up, saved, down } })
+    }
+
+    /// Forward once more, for backward's sake: the block's output is not made.
+    pub fn recompute(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> Kept {
+        let (mid, attention, attended, lse, o) = self.attend(cx, spec, common, x);
+        let (act, up, saved) = self.activated(cx, spec, mid);
+        let down = match self.post_mlp_norm {
+            None => Branch { saved: self.down.recompute(cx, act), out: None },
+            Some(_) => branch(cx, &self.down, act),
+        };
+        Kept { attention, attended, lse, o, mlp: Mlp { x: mid, up, saved, down } }
     }
 
     /// Forward over a KV cache: the rows append their k and v, then attend to their sequences.
     pub fn forward_cached(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, cache: &Cache, x: Buf) -> Buf {
-        let (n, shape) = (cx.n, self.shape(spec, cx.n));
-        let [q, k, v] = self.qkv(cx, spec, common, x);
-        attention_cached::append(cx.plan, "cache k", shape, cache.capacity, common.spans, k.y, cache.k);
-        attention_cached::append(cx.plan, "cache v", shape, cache.capacity, common.spans, v.y, cache.v);
+        let (n, shape, spans) = (cx.n, self.shape(spec, cx.n), common.spans);
+        let Attention { qk, raw, .. } = self.attention(cx, spec, common, x);
+        let (label, capacity) = ("attention", cache.capacity);
+        attention_cached::append(cx.plan, label, shape, capacity, spans, [qk, raw], [cache.k, cache.v]);
         let attended = cx.plan.temp("attended", n * spec.q_width());
-        let label = "attention";
-        attention_cached::forward(cx.plan, label, shape, cache.capacity, common.spans, q.y, cache.k, cache.v, attended);
+        attention_cached::forward(cx.plan, label, shape, capacity, spans, qk, cache.k, cache.v, attended);
         let mid = join(cx, &self.o, self.post_attention_norm, attended, x).0;
-        self.mlp(cx, spec, mid).0
+        let act = self.activated(cx, spec, mid).0;
+        join(cx, &self.down, self.post_mlp_norm, act, mid).0
     }
 
-    fn mlp(&self, cx: &mut Build, spec: &ModelSpec, x: Buf) -> (Buf, Mlp) {
+    /// The attention half: the residual stream after it, and what is kept.
+    fn attend(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> (Buf, Attention, Buf, Buf, Branch) {
+        let n = cx.n;
+        let attention = self.attention(cx, spec, common, x);
+        let attended = cx.plan.temp("attended", n * spec.q_width());
+        let lse = cx.plan.temp("attention lse", n * spec.heads);
+        let Attention { qk, raw, .. } = attention;
+        attention::forward(cx.plan, "attention", self.shape(spec, n), common.spans, qk, raw, attended, lse);
+        let (mid, o) = join(cx, &self.o, self.post_attention_norm, attended, x);
+        (mid, attention, attended, lse, o)
+    }
+
+    /// `f(gate) ∘ up`, or `f(up)` where there is no gate, of the normed x; gate and up themselves.
+    fn activated(&self, cx: &mut Build, spec: &ModelSpec, x: Buf) -> (Buf, Buf, Saved) {
         let n = cx.n;
         let h = self.mlp_norm.forward(cx, n, x, None);
-        let mut linear = |linear: &Linear| {
-            let y = cx.plan.temp(linear.site.module.name(), n * spec.ffn);
-            (y, linear.forward(cx, h, None, y))
-        };
-        let (gate, up) = (self.gate.as_ref().map(&mut linear), linear(&self.up));
-        let act = self.activation(cx, spec, gate.map(|gate| gate.0), up.0);
-        let (out, down) = join(cx, &self.down, self.post_mlp_norm, act, x);
-        (out, Mlp { x, gate, up, down })
-    }
-
-    /// `f(gate) ∘ up`, or `f(up)` where there is no gate.
-    fn activation(&self, cx: &mut Build, spec: &ModelSpec, gate: Option<Buf>, up: Buf) -> Buf {
-        let len = cx.n * spec.ffn;
-        let y = cx.plan.temp("activation", len);
-        let (x, times) = gate.map_or((up, None), |gate| (gate, Some(up)));
-        activation::forward(cx.plan, "activation", spec.activation, len, x, times, y);
-        y
+        let up = cx.plan.temp("gate and up", n * self.up.width());
+        let saved = self.up.forward(cx, h, None, up);
+        let act = cx.plan.temp("activation", n * spec.ffn);
+        activation::forward(cx.plan, "activation", spec.activation, (n, spec.ffn), spec.gated, up, act);
+        (act, up, saved)
     }
 
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place; adds the adapter's gradients.
     /// Where nothing below is adapted (`need_dx` false) it stops as soon as this block's own gradients are complete.
     pub fn backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, kept: &Kept, dx: Buf, need_dx: bool) {
-        let n = cx.n;
         let need_mid = need_dx || cx.patches.is_some_and(|p| p.in_attention(self.layer()));
         self.mlp_backward(cx, spec, &kept.mlp, dx, need_mid);
         if !need_mid {
             return;
         }
-        let d_branch = branch_gradient(cx, self.post_attention_norm, kept.o, dx);
-        let d_o = cx.plan.temp("dattended", n * spec.q_width());
-        self.o.backward(cx, kept.attended, kept.o.saved, d_branch, Some(d_o), false);
-        let [dq, dk, dv] = self.attention_backward(cx, spec, common, kept, d_o);
-        let need_dh = need_dx || self.attention_norm.is_trained(cx);
-        let h = self.attention_norm.forward(cx, n, kept.x, None);
-        let dh = cx.plan.temp("dnormed", n * spec.hidden);
-        self.q.backward(cx, h, kept.q.saved, dq, need_dh.then_some(dh), false);
-        self.k.backward(cx, h, kept.k.saved, dk, need_dh.then_some(dh), true);
-        self.v.backward(cx, h, kept.v.saved, dv, need_dh.then_some(dh), true);
-        if need_dh {
-            self.attention_norm.backward(cx, n, kept.x, dh, need_dx.then_some(dx), true);
-        }
+        let d_branch = branch_gradient(cx, self.post_attention_norm, &kept.o, dx);
+        let d_o = cx.plan.temp("dattended", cx.n * spec.q_width());
+        let flow = self.o.backward(cx, &kept.o.saved, d_branch, Some(d_o));
+        self.o.gradients(cx, &kept.o.saved, &flow, kept.attended);
+        let dqkv = self.attention_backward(cx, spec, common, kept, d_o);
+        let Attention { x, saved, .. } = &kept.attention;
+        norm_and_group_backward(cx, &self.attention_norm, &self.qkv, (*x, saved), dqkv, dx, need_dx);
     }
 
     /// The MLP's half: adds to `dx`, which is left alone where nothing below needs it.
     fn mlp_backward(&self, cx: &mut Build, spec: &ModelSpec, kept: &Mlp, dx: Buf, need_dx: bool) {
-        let (n, len) = (cx.n, cx.n * spec.ffn);
-        let gate = kept.gate.map(|gate| gate.0);
-        let act = self.activation(cx, spec, gate, kept.up.0);
-        let dact = cx.plan.temp("dactivation", len);
-        let d_branch = branch_gradient(cx, self.post_mlp_norm, kept.down, dx);
-        self.down.backward(cx, act, kept.down.saved, d_branch, Some(dact), false);
-        let (x, times) = gate.map_or((kept.up.0, None), |gate| (gate, Some(kept.up.0)));
-        activation::backward(cx.plan, "activation", spec.activation, len, dact, x, times); // now dgate, dup
-        let need_dh = need_dx || self.mlp_norm.is_trained(cx);
-        let h = self.mlp_norm.forward(cx, n, kept.x, None);
-        let dh = cx.plan.temp("dnormed", n * spec.hidden);
-        if let (Some(linear), Some((dgate, saved))) = (&self.gate, kept.gate) {
-            linear.backward(cx, h, saved, dgate, need_dh.then_some(dh), false);
-        }
-        self.up.backward(cx, h, kept.up.1, kept.up.0, need_dh.then_some(dh), self.gate.is_some());
-        if need_dh {
-            self.mlp_norm.backward(cx, n, kept.x, dh, need_dx.then_some(dx), true);
-        }
+        let n = cx.n;
+        let d_branch = branch_gradient(cx, self.post_mlp_norm, &kept.down, dx);
+        let dact = cx.plan.temp("dactivation", n * spec.ffn);
+        let flow = self.down.backward(cx, &kept.down.saved, d_branch, Some(dact));
+        activation::backward(cx.plan, "activation", spec.activation, (n, spec.ffn), spec.gated, dact, kept.up);
+        let (act, d_up) = (dact, kept.up); // in their places by now
+        self.down.gradients(cx, &kept.down.saved, &flow, act);
+        norm_and_group_backward(cx, &self.mlp_norm, &self.up, (kept.x, &kept.saved), d_up, dx, need_dx);
     }
 
-    /// Gradients of what the linears of q, k and v gave.
-    fn attention_backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, kept: &Kept, d_o: Buf) -> [Buf; 3] {
-        let n = cx.n;
-        let [dq, dk, dv] = [("dq", spec.q_width()), ("dk", spec.kv_width()), ("dv", spec.kv_width())]
-            .map(|(name, width)| cx.plan.temp(name, n * width));
-        let buffers = attention::Backward {
-            spans: common.spans,
-            q: kept.q.y,
-            k: kept.k.y,
-            v: kept.v.y,
-            o: kept.attended,
-            stats: kept.stats,
-            d_o,
-            dq,
-            dk,
-            dv,
-        };
+    /// The gradients of what the linears of q, k and v gave.
+    fn attention_backward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, kept: &Kept, d_o: Buf) -> Buf {
+        let (n, &Attention { qk, raw, .. }) = (cx.n, &kept.attention);
+        let dqkv = cx.plan.temp("dqkv", n * self.qkv.width());
+        let (spans, o, lse) = (common.spans, kept.attended, kept.lse);
+        let buffers = attention::Backward { spans, qk, v: raw, o, lse, d_o, dqkv };
         attention::backward(cx.plan, "attention", self.shape(spec, n), &buffers);
-        self.prefix_backward(cx, spec, common, dk, dv);
-        let [dq, dk] = [(dq, kept.q, spec.heads, 0), (dk, kept.k, spec.kv_heads, 1)].map(|(d, kept, heads, i)| {
-            if let Some(angles) = self.angles(spec, common) {
-                rope::backward(cx.plan, "rope", (n, heads, spec.head_dim), angles, d);
+        if let Some((patches, at)) = self.prefix(cx) {
+            // What stood in the prefix's place gets none.
+            let (size, rows, [_, k, v]) = ((n, spec.kv_width()), common.virtual_rows, self.columns());
+            rows::backward(cx.plan, "prefix k", size, rows, patches.grad(at.0), 1.0, self.within(dqkv, k), true);
+            rows::backward(cx.plan, "prefix v", size, rows, patches.grad(at.1), 1.0, self.within(dqkv, v), true);
+        }
+        if let Some(angles) = self.angles(spec, common) {
+            rope::backward(cx.plan, "rope", self.rotated(spec, n), angles, self.within(dqkv, 0));
+        }
+        if let Some(norms) = self.qk_norm {
+            for (norm, at) in norms.iter().zip(self.heads(spec, n)) {
+                norm.backward_heads(cx, at, raw, dqkv);
             }
-            let Some(norms) = self.qk_norm else { return d };
-            let raw = cx.plan.temp("draw heads", n * heads * spec.head_dim);
-            norms[i].backward(cx, n * heads, kept.raw, d, Some(raw), false);
-            raw
-        });
-        [dq, dk, dv]
+        }
+        dqkv
     }
 }
 
+/// The first linears of a half and the norm before them: from `dy` on adds to `dx`, where it is needed below.
+fn norm_and_group_backward(
+    cx: &mut Build,
+    norm: &Norm,
+    group: &Group,
+    (x, saved): (Buf, &Saved),
+    dy: Buf,
+    dx: Buf,
+    need_dx: bool,
+) {
+    let (n, needs_input) = (cx.n, group.needs_input(cx));
+    let dh = (need_dx || norm.is_trained(cx)).then(|| cx.plan.temp("dnormed", n * norm.width));
+    let flow = group.backward(cx, saved, dy, dh);
+    let h = match dh {
+        Some(dh) if need_dx => {
+            norm.backward(cx, n, x, dh, Gradient::Onto { dx, normed: needs_input });
+            dh // holds the norm's output by now
+        }
+        _ => {
+            if let Some(dh) = dh {
+                norm.gradients(cx, n, x, dh);
+            }
+            if !needs_input {
+                return;
+            }
+            norm.forward(cx, n, x, None)
+        }
+    };
+    if needs_input {
+        group.gradients(cx, saved, &flow, h);
+    }
+}
+
+/// The last linear of a half by itself.
+fn branch(cx: &mut Build, linear: &Group, x: Buf) -> Branch {
+    let out = cx.plan.temp("branch", cx.n * linear.width());
+    Branch { saved: linear.forward(cx, x, None, out), out: Some(out) }
+}
+
 /// `residual + post(linear(x))`: how both halves end.
-fn join(cx: &mut Build, linear: &Linear, post: Option<Norm>, x: Buf, residual: Buf) -> (Buf, Branch) {
-    let out = cx.plan.temp("residual", cx.n * linear.w.rows);
+fn join(cx: &mut Build, linear: &Group, post: Option<Norm>, x: Buf, residual: Buf) -> (Buf, Branch) {
     match post {
-        None => (out, Branch { saved: linear.forward(cx, x, Some(residual), out), out: None }),
+        None => {
+            let out = cx.plan.temp("residual", cx.n * linear.width());
+            (out, Branch { saved: linear.forward(cx, x, Some(residual), out), out: None })
+        }
         Some(norm) => {
-            let saved = linear.forward(cx, x, None, out);
-            (norm.forward(cx, cx.n, out, Some(residual)), Branch { saved, out: Some(out) })
+            let branch = branch(cx, linear, x);
+            let out = branch.out.expect("a norm follows");
+            (norm.forward(cx, cx.n, out, Some(residual)), branch)
         }
     }
 }
 
 /// The gradient of the last linear's output: that of the residual stream, through the norm that follows, if any.
-fn branch_gradient(cx: &mut Build, post: Option<Norm>, kept: Branch, dx: Buf) -> Buf {
+fn branch_gradient(cx: &mut Build, post: Option<Norm>, kept: &Branch, dx: Buf) -> Buf {
     let (Some(norm), Some(out)) = (post, kept.out) else { return dx };
     let d = cx.plan.temp("dbranch", cx.n * norm.width);
-    norm.backward(cx, cx.n, out, dx, Some(d), false);
+    norm.backward(cx, cx.n, out, dx, Gradient::Over(d));
     d
 }

@@ -1,14 +1,16 @@
 //! The decoder: weights declared in a plan, and the sequences for training, evaluation and generation.
 
 use super::block::{Block, Cache, Common, Kept};
-use super::linear::{Build, Linear};
-use super::norm::Norm;
+use super::linear::{Build, Group, Linear};
+use super::norm::{Gradient, Norm};
 use super::seam::{Module, Patches, Site};
 use super::spec::ModelSpec;
 use super::tensors::{NormAt, Tensor};
 use crate::device::Device;
 use crate::format::WeightFormat;
 use crate::ops::cross_entropy::{self, Chunk};
+use crate::ops::gain::Vector;
+use crate::ops::low_rank::Narrow;
 use crate::ops::matmul::{self, Epilogue, Matrix, Shard};
 use crate::ops::{control, embedding, gather, rows, softcap};
 use crate::plan::{Buf, Elem, Plan, SequenceId};
@@ -57,26 +59,20 @@ impl Decoder {
         let last = norm(plan, NormAt::Final);
         let mut blocks = Vec::with_capacity(s.layers);
         for layer in 0..s.layers {
-            let linear = |plan: &mut Plan, module: Module| {
-                let site = Site { layer, module };
-                let label = format!("layers.{layer}.{}", module.name());
-                let (rows, cols) = s.linear_shape(module);
-                let w = matrix(plan, &label, rows, cols, format(Tensor::Weight(site)), max_binding);
-                let bias = s.has_bias(module).then(|| plan.persistent(format!("{label}.bias"), Elem::Float, rows));
-                Linear { site, w, bias }
+            let group = |plan: &mut Plan, modules: &[Module]| {
+                let modules = modules.iter().filter(|module| s.gated || **module != Module::Gate);
+                let sites: Vec<Site> = modules.map(|module| Site { layer, module: *module }).collect();
+                group(plan, s, &sites, &format, max_binding)
             };
             blocks.push(Block {
                 attention_norm: norm(plan, NormAt::Attention(layer)),
                 qk_norm: s.qk_norm.then(|| [NormAt::Q(layer), NormAt::K(layer)].map(|at| norm(plan, at))),
-                q: linear(plan, Module::Q),
-                k: linear(plan, Module::K),
-                v: linear(plan, Module::V),
-                o: linear(plan, Module::O),
+                qkv: group(plan, &[Module::Q, Module::K, Module::V]),
+                o: group(plan, &[Module::O]),
                 post_attention_norm: s.post_norms.then(|| norm(plan, NormAt::PostAttention(layer))),
                 mlp_norm: norm(plan, NormAt::Mlp(layer)),
-                gate: s.gated.then(|| linear(plan, Module::Gate)),
-                up: linear(plan, Module::Up),
-                down: linear(plan, Module::Down),
+                up: group(plan, &[Module::Gate, Module::Up]),
+                down: group(plan, &[Module::Down]),
                 post_mlp_norm: s.post_norms.then(|| norm(plan, NormAt::PostMlp(layer))),
             });
         }
@@ -88,8 +84,7 @@ impl Decoder {
     /// How most of the weights are stored.
     pub fn main_format(&self) -> WeightFormat {
         let mut shares = std::collections::BTreeMap::new();
-        let linears =
-            self.blocks.iter().flat_map(|b| [&b.q, &b.k, &b.v, &b.o, &b.up, &b.down].into_iter().chain(&b.gate));
+        let linears = self.blocks.iter().flat_map(Block::groups).flat_map(|group| &group.linears);
         for w in linears.map(|l| &l.w).chain([&self.embed]) {
             *shares.entry(w.format).or_insert(0) += w.rows * w.cols;
         }
@@ -107,10 +102,12 @@ impl Decoder {
         }
     }
 
-    pub fn vector(&self, tensor: Tensor) -> Option<Buf> {
+    /// Where a tensor that is a vector lies.
+    pub fn vector(&self, tensor: Tensor) -> Option<Vector> {
+        let whole = |buf| Vector { buf, off: 0 };
         match tensor {
-            Tensor::Norm(at) => self.norm_at(at).map(|norm| norm.w),
-            Tensor::NormBias(at) => self.norm_at(at)?.b,
+            Tensor::Norm(at) => self.norm_at(at).map(|norm| whole(norm.w)),
+            Tensor::NormBias(at) => self.norm_at(at)?.b.map(whole),
             Tensor::Bias(site) => self.linear(site).bias,
             _ => None,
         }
@@ -129,16 +126,8 @@ impl Decoder {
     }
 
     pub fn linear(&self, site: Site) -> &Linear {
-        let b = &self.blocks[site.layer];
-        match site.module {
-            Module::Q => &b.q,
-            Module::K => &b.k,
-            Module::V => &b.v,
-            Module::O => &b.o,
-            Module::Gate => b.gate.as_ref().expect("a site of the model"),
-            Module::Up => &b.up,
-            Module::Down => &b.down,
-        }
+        let mut linears = self.blocks[site.layer].groups().into_iter().flat_map(|group| &group.linears);
+        linears.find(|linear| linear.site == site).expect("a site of the model")
     }
 
     /// Embedded tokens, with the adapter's rows where those stand, and learned positions where the family has them.
@@ -197,6 +186,37 @@ impl Decoder {
 fn virtual_embeddings<'a>(cx: &Build<'a>) -> Option<(&'a Patches, usize)> {
     let patches = cx.patches?;
     Some((patches, patches.rows.as_ref()?.embeddings?))
+}
+
+/// Linears of one input: one matrix, where all are stored alike, and one bias.
+fn group(
+    plan: &mut Plan,
+    spec: &ModelSpec,
+    sites: &[Site],
+    format: impl Fn(Tensor) -> WeightFormat,
+    max_binding: u64,
+) -> Group {
+    let names: Vec<&str> = sites.iter().map(|site| site.module.name()).collect();
+    let label = |names: &[&str]| format!("layers.{}.{}", sites[0].layer, names.join("+"));
+    let formats: Vec<WeightFormat> = sites.iter().map(|site| format(Tensor::Weight(*site))).collect();
+    let widths: Vec<usize> = sites.iter().map(|site| spec.linear_shape(site.module).0).collect();
+    let cols = spec.linear_shape(sites[0].module).1;
+    let width = widths.iter().sum();
+    let alike = formats.iter().all(|format| *format == formats[0]);
+    let joined = alike.then(|| matrix(plan, &label(&names), width, cols, formats[0], max_binding));
+    let bias = spec.has_bias(sites[0].module);
+    let bias = bias.then(|| plan.persistent(format!("{}.bias", label(&names)), Elem::Float, width));
+    let mut col = 0;
+    let linears = sites.iter().enumerate().map(|(i, site)| {
+        let (rows, first) = (widths[i], col);
+        col += rows;
+        let w = match &joined {
+            Some(joined) => joined.slice(first..first + rows),
+            None => matrix(plan, &label(&names[i..=i]), rows, cols, formats[i], max_binding),
+        };
+        Linear { site: *site, w, bias: bias.map(|buf| Vector { buf, off: first }), col: first }
+    });
+    Group { linears: linears.collect() }
 }
 
 fn matrix(plan: &mut Plan, label: &str, rows: usize, cols: usize, format: WeightFormat, max_binding: u64) -> Matrix {
@@ -345,12 +365,12 @@ impl Decoder {
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
         let dx = cx.plan.temp("dresidual", io.n * spec.hidden);
-        self.norm.backward(&mut cx, io.n, x, d_hidden, Some(dx), false);
+        self.norm.backward(&mut cx, io.n, x, d_hidden, Gradient::Over(dx));
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
             // Recomputing a block appends its forward steps again; the first pass's temporaries then end early.
-            let kept = if layer >= first_kept { kept } else { block.forward(&mut cx, spec, &common, input).1 };
+            let kept = if layer >= first_kept { kept } else { block.recompute(&mut cx, spec, &common, input) };
             block.backward(&mut cx, spec, &common, &kept, dx, layer > lowest || patches.embeds());
         }
         self.embed_backward(&mut cx, io, dx);
@@ -388,7 +408,8 @@ impl Decoder {
                 cross_entropy::backward(cx.plan, chunk, io.control, io.targets, io.row_results, logits);
                 let dh = cx.plan.temp("dsupervised", m * c);
                 let head = cx.matrix(self.head_tensor(), &self.head);
-                cx.matrix_grad(self.head_tensor(), m, (logits, ld), (h, c));
+                let dlogits = Narrow { buf: logits, width: ld };
+                cx.matrix_grad(self.head_tensor(), m, (dlogits, 0, ld), (h, c));
                 matmul::backward(cx.plan, "lm_head", m, logits, &head, None, false, cx.none, dh);
                 gather::backward(cx.plan, n, (m, first), c, io.inverse, dh, d_hidden);
             }

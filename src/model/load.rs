@@ -170,13 +170,13 @@ impl<'a> Opened<'a> {
         for (tensor, shape) in tensors {
             digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).as_bytes());
             match decoder.vector(tensor) {
-                Some(buf) => {
+                Some(at) => {
                     let mut values = self.vector(tensor, shape[0] as usize).await?;
                     if self.less_one(tensor) && matches!(self.files, ModelFiles::Hf { .. }) {
                         values.iter_mut().for_each(|w| *w += 1.0);
                     }
                     digest.add(bytemuck::cast_slice(&values));
-                    device.write_floats(buf, 0, &values);
+                    device.write_floats(at.buf, at.off, &values);
                 }
                 None => self.stream_matrix(decoder, device, tensor, shape[0] as usize, &mut digest).await?,
             }
@@ -214,7 +214,7 @@ impl<'a> Opened<'a> {
                 if lo < hi {
                     device.write(
                         shard.buf,
-                        (lo - shard.row0) * stride,
+                        shard.offset + (lo - shard.row0) * stride,
                         &words[(lo - row0) * stride..(hi - row0) * stride],
                     );
                 }

@@ -2,7 +2,7 @@
 
 use super::linear::Build;
 use super::tensors::{NormAt, Tensor};
-use crate::ops::{layernorm, rmsnorm};
+use crate::ops::{Heads, column_sum, layernorm, rmsnorm};
 use crate::plan::Buf;
 
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,15 @@ pub struct Norm {
     /// Values that are normed together.
     pub width: usize,
     pub eps: f32,
+}
+
+/// Where the gradient of a norm's input goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient {
+    /// Overwritten.
+    Over(Buf),
+    /// Added to; where `normed`, dy is then turned into what forward gave, for the gradients of whatever read that.
+    Onto { dx: Buf, normed: bool },
 }
 
 impl Norm {
@@ -42,21 +51,54 @@ impl Norm {
         cx.active(Tensor::Norm(self.at)).or(cx.active(Tensor::NormBias(self.at))).is_some()
     }
 
-    /// `dx (+)=` the gradient of the norm's input `x`, where it is asked for; adds the gradients of what is trained:
-    /// `dw = Σ dy ∘ x̂` with x̂ the norm of x without weight and bias, `db = Σ dy`.
-    pub fn backward(&self, cx: &mut Build, rows: usize, x: Buf, dy: Buf, dx: Option<Buf>, accumulate: bool) {
-        let size = (rows, self.width);
-        if self.is_trained(cx) {
-            let [one, zero] = cx.units;
-            let unit = self.normed(cx, rows, x, one, self.b.map(|_| zero), None);
-            cx.vector_grad(Tensor::Norm(self.at), size, dy, Some(unit));
-            cx.vector_grad(Tensor::NormBias(self.at), size, dy, None);
-        }
-        let Some(dx) = dx else { return };
+    /// RMSNorm of each head of rows that are wider, which lie alike in x and y.
+    pub fn forward_heads(&self, cx: &mut Build, at: Heads, x: Buf, y: Buf) {
+        let w = cx.vector(Tensor::Norm(self.at), self.w, self.width);
+        rmsnorm::forward_heads(cx.plan, "norm", at, self.width, self.eps, x, w, y);
+    }
+
+    /// The gradient of the norm's input `x`; adds those of what is trained.
+    pub fn backward(&self, cx: &mut Build, n: usize, x: Buf, dy: Buf, dx: Gradient) {
+        let (dx, accumulate, normed) = match dx {
+            Gradient::Over(dx) => (dx, false, false),
+            Gradient::Onto { dx, normed } => (dx, true, normed),
+        };
+        self.gradients(cx, n, x, dy);
+        let (size, eps) = ((n, self.width), self.eps);
         let w = cx.vector(Tensor::Norm(self.at), self.w, self.width);
         match self.b {
-            None => rmsnorm::backward(cx.plan, "norm", size, self.eps, x, w, dy, dx, accumulate),
-            Some(_) => layernorm::backward(cx.plan, "norm", size, self.eps, x, w, dy, dx, accumulate),
+            None => rmsnorm::backward(cx.plan, "norm", size, eps, x, w, dy, dx, accumulate, normed),
+            Some(b) => {
+                let b = cx.vector(Tensor::NormBias(self.at), b, self.width);
+                layernorm::backward(cx.plan, "norm", size, eps, x, w, b, dy, dx, accumulate, normed);
+            }
+        }
+    }
+
+    /// Adds the gradients of what is trained: `dw = Σ dy ∘ x̂` with x̂ the norm of x without weight and bias, `db = Σ dy`.
+    pub fn gradients(&self, cx: &mut Build, n: usize, x: Buf, dy: Buf) {
+        if self.is_trained(cx) {
+            let [one, zero] = cx.units;
+            let unit = self.normed(cx, n, x, one, self.b.map(|_| zero), None);
+            self.weight_gradient(cx, Heads::rows(n, self.width), dy, unit);
+            cx.vector_grad(Tensor::NormBias(self.at), (n, self.width), dy);
+        }
+    }
+
+    /// Turns the gradient of [`Norm::forward_heads`]'s output, in place, into that of its input.
+    pub fn backward_heads(&self, cx: &mut Build, at: Heads, x: Buf, dy: Buf) {
+        if self.is_trained(cx) {
+            let unit = cx.plan.temp("unit", at.n * at.ld);
+            rmsnorm::forward_heads(cx.plan, "norm", at, self.width, self.eps, x, cx.units[0], unit);
+            self.weight_gradient(cx, at, dy, unit);
+        }
+        let w = cx.vector(Tensor::Norm(self.at), self.w, self.width);
+        rmsnorm::backward_heads(cx.plan, "norm", at, self.width, self.eps, x, w, dy);
+    }
+
+    fn weight_gradient(&self, cx: &mut Build, at: Heads, dy: Buf, unit: Buf) {
+        if let Some((patches, w)) = cx.active(Tensor::Norm(self.at)) {
+            column_sum::heads(cx.plan, "norm", at, self.width, dy, Some(unit), patches.grad(w));
         }
     }
 }

@@ -8,12 +8,10 @@ use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
 use crate::simd::simd;
 
-params!(Params { len: u32, a: f32, b: f32, pad: u32 });
+params!(Params { n: u32, f: u32, gated: u32, a: f32, b: f32 });
 
-kernel!(FORWARD, "activation", "forward", [Read, Read, Write], Params, [Direct "activation" [64, 1, 1]], forward_twin);
-kernel!(BACKWARD, "activation", "backward", [Read, ReadWrite, ReadWrite], Params, [Direct "activation" [64, 1, 1]], backward_twin);
-kernel!(FORWARD_PLAIN, "activation", "forward_plain", [Read, Write], Params, [Direct "activation" [64, 1, 1]], forward_plain_twin);
-kernel!(BACKWARD_PLAIN, "activation", "backward_plain", [Read, ReadWrite], Params, [Direct "activation" [64, 1, 1]], backward_plain_twin);
+kernel!(FORWARD, "activation", "forward", [Read, Write], Params, [Direct "activation" [64, 1, 1]], forward_twin);
+kernel!(BACKWARD, "activation", "backward", [ReadWrite, ReadWrite], Params, [Direct "activation" [64, 1, 1]], backward_twin);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -22,36 +20,25 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn params(self, len: usize) -> Params {
+    fn params(self, (n, f): (usize, usize), gated: bool) -> Params {
         let (a, b) = match self {
             Activation::Silu => (1.0, 0.0),
             Activation::GeluTanh => (2.0 * (2.0 / std::f64::consts::PI).sqrt(), 0.044715),
         };
-        Params { len: len as u32, a: a as f32, b: b as f32, pad: 0 }
+        Params { n: n as u32, f: f as u32, gated: gated as u32, a: a as f32, b: b as f32 }
     }
 }
 
-/// Elements a task of the twins covers.
-const CHUNK: usize = 512;
-
-/// `y = f(gate) ∘ up`, or `f(gate)` where nothing is gated.
-pub fn forward(plan: &mut Plan, label: &str, f: Activation, len: usize, gate: Buf, up: Option<Buf>, y: Buf) {
-    let (params, grid) = (f.params(len), [len as u32 / 4, 1, 1]);
-    let step = match up {
-        Some(up) => plan.push(&FORWARD, params, &[gate, up, y], grid),
-        None => plan.push(&FORWARD_PLAIN, params, &[gate, y], grid),
-    };
-    step.label = label.into();
+/// `y = f(gate) ∘ up` for x:[N, gate | up], or `f(x)` where nothing is gated; y:[N,F].
+pub fn forward(plan: &mut Plan, label: &str, f: Activation, size: (usize, usize), gated: bool, x: Buf, y: Buf) {
+    let grid = [(size.0 * size.1 / 4) as u32, 1, 1];
+    plan.push(&FORWARD, f.params(size, gated), &[x, y], grid).label = label.into();
 }
 
-/// Turns gate and up, in place, into dgate and dup.
-pub fn backward(plan: &mut Plan, label: &str, f: Activation, len: usize, dy: Buf, gate: Buf, up: Option<Buf>) {
-    let (params, grid) = (f.params(len), [len as u32 / 4, 1, 1]);
-    let step = match up {
-        Some(up) => plan.push(&BACKWARD, params, &[dy, gate, up], grid),
-        None => plan.push(&BACKWARD_PLAIN, params, &[dy, gate], grid),
-    };
-    step.label = label.into();
+/// Turns x, in place, into its gradient, and dy into y: whoever comes after needs forward's output again, not dy.
+pub fn backward(plan: &mut Plan, label: &str, f: Activation, size: (usize, usize), gated: bool, dy: Buf, x: Buf) {
+    let grid = [(size.0 * size.1 / 4) as u32, 1, 1];
+    plan.push(&BACKWARD, f.params(size, gated), &[dy, x], grid).label = label.into();
 }
 
 #[inline(always)]
@@ -66,10 +53,21 @@ fn slope<F: Float>(x: F, s: F, a: F, b: F) -> F {
 
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (a, b) = (F::of32(p.a), F::of32(p.b));
-    let (gate, up) = (call.f(0), call.f(1));
-    par::rows(&mut call.f_mut(2)[..p.len as usize], CHUNK, 8, |k, y| {
-        gated(y, &gate[k * CHUNK..], &up[k * CHUNK..], a, b);
+    let (f, a, b) = (p.f as usize, F::of32(p.a), F::of32(p.b));
+    let (x, ld) = (call.f(0), f << p.gated);
+    par::rows(&mut call.f_mut(1)[..p.n as usize * f], f, 8, |row, y| {
+        let (gate, up) = x[row * ld..][..ld].split_at(f);
+        if p.gated == 1 { gated(y, gate, up, a, b) } else { plain(y, gate, a, b) }
+    });
+}
+
+fn backward_twin<F: Float>(call: &mut Call<F>) {
+    let p: Params = call.params();
+    let (n, f, a, b) = (p.n as usize, p.f as usize, F::of32(p.a), F::of32(p.b));
+    let (dy, x, ld) = (call.f_mut(0), call.f_mut(1), f << p.gated);
+    par::rows2(&mut dy[..n * f], f, &mut x[..n * ld], ld, 8, |_, dy, x| {
+        let (gate, up) = x.split_at_mut(f);
+        if p.gated == 1 { gated_gradient(gate, up, dy, a, b) } else { plain_gradient(gate, dy, a, b) }
     });
 }
 
@@ -81,31 +79,14 @@ simd! {
     }
 }
 
-fn backward_twin<F: Float>(call: &mut Call<F>) {
-    let p: Params = call.params();
-    let (len, a, b) = (p.len as usize, F::of32(p.a), F::of32(p.b));
-    let dy = call.f(0);
-    let (gate, up) = (call.f_mut(1), call.f_mut(2));
-    par::rows2(&mut gate[..len], CHUNK, &mut up[..len], CHUNK, 8, |k, gate, up| {
-        gated_gradient(gate, up, &dy[k * CHUNK..], a, b);
-    });
-}
-
 simd! {
-    fn gated_gradient<F: Float>(gate: &mut [F], up: &mut [F], dy: &[F], a: F, b: F) {
+    fn gated_gradient<F: Float>(gate: &mut [F], up: &mut [F], dy: &mut [F], a: F, b: F) {
         for ((g, u), dy) in gate.iter_mut().zip(up).zip(dy) {
             let s = sigmoid(*g, a, b);
-            let dgate = *dy * *u * slope(*g, s, a, b);
-            (*g, *u) = (dgate, *dy * *g * s);
+            let (dgate, dup, y) = (*dy * *u * slope(*g, s, a, b), *dy * *g * s, *g * s * *u);
+            (*g, *u, *dy) = (dgate, dup, y);
         }
     }
-}
-
-fn forward_plain_twin<F: Float>(call: &mut Call<F>) {
-    let p: Params = call.params();
-    let (a, b) = (F::of32(p.a), F::of32(p.b));
-    let gate = call.f(0);
-    par::rows(&mut call.f_mut(1)[..p.len as usize], CHUNK, 8, |k, y| plain(y, &gate[k * CHUNK..], a, b));
 }
 
 simd! {
@@ -114,17 +95,11 @@ simd! {
     }
 }
 
-fn backward_plain_twin<F: Float>(call: &mut Call<F>) {
-    let p: Params = call.params();
-    let (a, b) = (F::of32(p.a), F::of32(p.b));
-    let dy = call.f(0);
-    par::rows(&mut call.f_mut(1)[..p.len as usize], CHUNK, 8, |k, x| plain_gradient(x, &dy[k * CHUNK..], a, b));
-}
-
 simd! {
-    fn plain_gradient<F: Float>(x: &mut [F], dy: &[F], a: F, b: F) {
+    fn plain_gradient<F: Float>(x: &mut [F], dy: &mut [F], a: F, b: F) {
         for (x, dy) in x.iter_mut().zip(dy) {
-            *x = *dy * slope(*x, sigmoid(*x, a, b), a, b);
+            let s = sigmoid(*x, a, b);
+            (*x, *dy) = (*dy * slope(*x, s, a, b), *x * s);
         }
     }
 }

@@ -1,10 +1,16 @@
-//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention.wgsl`.
+//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention_tiled.wgsl`;
+//! `attention_direct.wgsl` keeps the same one.
 //!
 //! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest `window`
-//! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the log-sum-exp (Dao 2023,
-//! FlashAttention-2); the backward pass recomputes the probabilities from it, in one kernel by queries (dq) and one by
-//! keys (dk, dv), so there are no atomics and scores never exist as a whole. The twins work in blocks of rows, with
-//! products by GEMM.
+//! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the
+//! log-sum-exp (Dao 2023, FlashAttention-2); the backward pass recomputes the probabilities from it. On a GPU one
+//! dispatch has workgroups for dq, by queries, and others for dk and dv, by keys: no atomics, and scores never exist as
+//! a whole. The twins work in blocks of rows, with products by GEMM, and compute the probabilities of a block once for
+//! all three gradients.
+//!
+//! q, k and v of a row lie side by side, as the product that makes them leaves them: [N, (H + 2G)·D]. Where heads are
+//! normed, q and k come from a buffer of their own in the same places, so there are two inputs: `qk` and `v`, often one
+//! buffer. The gradients of all three go to one buffer of that layout.
 
 use super::{kernel, par, params};
 use crate::num::Float;
@@ -13,12 +19,15 @@ use crate::simd::{self, simd};
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
 
-kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Read, Write, Write], Params, [Direct "attention" [64, 1, 1]], forward_twin);
-kernel!(DELTA, "attention", "delta", [Read, Read, ReadWrite], Params, [Direct "attention" [64, 1, 1]], delta_twin);
-kernel!(BACKWARD_Q, "attention", "backward_q", [Read, Read, Read, Read, Read, Read, Write], Params,
-    [Direct "attention" [64, 1, 1]], backward_q_twin);
-kernel!(BACKWARD_KV, "attention", "backward_kv", [Read, Read, Read, Read, Read, Read, Write, Write], Params,
-    [Direct "attention" [64, 1, 1]], backward_kv_twin);
+kernel!(FORWARD, "attention", "forward", [Read, Read, Read, Write, Write], Params,
+    [Tiled "attention_tiled" [32, 1, 32], Software "attention_direct" [64, 1, WHOLE]], forward_twin);
+kernel!(DELTA, "attention", "delta", [Read, Read, Read, Read, Write], Params,
+    [Tiled "attention_tiled" [64, 1, 1], Software "attention_direct" [64, 1, 1]], delta_twin);
+kernel!(BACKWARD, "attention", "backward", [Read, Read, Read, Read, Write], Params,
+    [Tiled "attention_tiled" [32, 1, 32], Software "attention_direct" [64, 1, WHOLE]], backward_twin);
+
+/// A direct invocation has a head's whole width, whatever it is.
+const WHOLE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Shape {
@@ -48,6 +57,11 @@ impl Shape {
         }
     }
 
+    /// Floats of a row of q, k and v.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.d
+    }
+
     /// The window as the shaders have it.
     pub fn window(&self) -> u32 {
         if self.window == 0 { u32::MAX } else { self.window as u32 }
@@ -58,151 +72,159 @@ impl Shape {
         vec![("HEAD_DIM_4", self.d as u32 / 4)]
     }
 
-    /// What every step over pairs of rows sets.
-    pub fn finish(&self, step: &mut Step, label: &str) {
+    /// What every step over pairs of rows sets, each of which sees about `seen`.
+    pub fn finish(&self, step: &mut Step, label: &str, seen: usize) {
         step.consts = self.consts();
-        step.work *= (self.d * self.n.min(512)) as u64;
+        step.work = self.n as u64 * step.grid[1].max(self.heads as u32) as u64 * (self.d * seen) as u64;
         step.label = label.into();
     }
 }
 
-/// `o = softmax(cap(scale·q·kᵀ))·v`; `stats`:[N,H,2] keeps (log-sum-exp, δ), δ to be filled in by the backward pass.
-pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, q: Buf, k: Buf, v: Buf, o: Buf, stats: Buf) {
-    let step = plan.push(&FORWARD, s.params(), &[spans, q, k, v, o, stats], [s.n as u32, s.heads as u32, 1]);
-    s.finish(step, label);
+/// `o = softmax(cap(scale·q·kᵀ))·v`; `lse`:[N,H] keeps the log-sum-exp of the scores for the backward pass.
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, qk: Buf, v: Buf, o: Buf, lse: Buf) {
+    let grid = [s.n as u32, s.heads as u32, s.d as u32 / 4];
+    let step = plan.push(&FORWARD, s.params(), &[spans, qk, v, o, lse], grid);
+    s.finish(step, label, s.n.min(512));
 }
 
 pub struct Backward {
     pub spans: Buf,
-    pub q: Buf,
-    pub k: Buf,
+    pub qk: Buf,
     pub v: Buf,
     pub o: Buf,
-    pub stats: Buf,
+    pub lse: Buf,
     pub d_o: Buf,
-    pub dq: Buf,
-    pub dk: Buf,
-    pub dv: Buf,
+    pub dqkv: Buf,
 }
 
 /// dq, dk, dv from d_o.
 pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
-    let rows = s.n as u32;
-    let step = plan.push(&DELTA, s.params(), &[b.o, b.d_o, b.stats], [rows * s.heads as u32, 1, 1]);
+    let (n, heads, all) = (s.n as u32, s.heads as u32, (s.heads + s.kv_heads) as u32);
+    let facts = plan.temp("attention facts", s.n * s.heads * FACTS);
+    let step = plan.push(&DELTA, s.params(), &[b.spans, b.o, b.d_o, b.lse, facts], [n * heads, 1, 1]);
     step.label = label.into();
     step.consts = s.consts();
-    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dq];
-    let step = plan.push(&BACKWARD_Q, s.params(), &bufs, [rows, s.heads as u32, 1]);
-    s.finish(step, label);
-    let bufs = [b.spans, b.q, b.k, b.v, b.stats, b.d_o, b.dk, b.dv];
-    let step = plan.push(&BACKWARD_KV, s.params(), &bufs, [rows, s.kv_heads as u32, 1]);
-    s.finish(step, label);
+    let bufs = [facts, b.qk, b.v, b.d_o, b.dqkv];
+    let step = plan.push(&BACKWARD, s.params(), &bufs, [n, all, s.d as u32 / 4]);
+    s.finish(step, label, s.n.min(512));
 }
+
+/// Floats that the backward pass wants to know of a row and head: log-sum-exp, δ, the first row that this one sees, and
+/// one past the last row that sees it.
+const FACTS: usize = 4;
 
 /// Rows of a twin's block.
 const BLOCK: usize = 64;
 
-/// What the twins' blocks share: shape, inputs, and the probabilities of a block recomputed.
+/// Keys of a strip of the backward pass: two strips and their keys and values fit the second cache.
+const STRIP: usize = 512;
+
+type Range = std::ops::Range<usize>;
+
+/// What the blocks of a twin share: shape, queries, keys and values.
 struct Block<'a, F> {
     p: Params,
-    spans: &'a [u32],
-    q: &'a [F],
-    k: &'a [F],
+    qk: &'a [F],
+    v: &'a [F],
 }
 
 impl<'a, F: Float> Block<'a, F> {
+    fn new(call: &Call<'a, F>) -> Self {
+        Block { p: call.params(), qk: call.f(1), v: call.f(2) }
+    }
+
+    /// Floats of a row of o, and of q, k and v together.
     fn widths(&self) -> (usize, usize) {
-        ((self.p.heads * self.p.d) as usize, (self.p.kv_heads * self.p.d) as usize)
+        let p = &self.p;
+        ((p.heads * p.d) as usize, ((p.heads + 2 * p.kv_heads) * p.d) as usize)
     }
 
-    /// The first key that query `row` sees.
-    fn first(&self, row: usize) -> usize {
-        (self.spans[2 * row] as usize).max((row + 1).saturating_sub(self.p.window as usize))
+    /// Where a query head, a key head and a value head begin in a row.
+    fn q_column(&self, head: usize) -> usize {
+        head * self.p.d as usize
     }
 
-    /// One past the last query that sees key `row`.
-    fn end(&self, row: usize) -> usize {
-        (self.spans[2 * row + 1] as usize).min(row.saturating_add(self.p.window as usize))
+    fn k_column(&self, kv_head: usize) -> usize {
+        (self.p.heads as usize + kv_head) * self.p.d as usize
     }
 
-    fn kv_head(&self, head: usize) -> usize {
-        head / (self.p.heads / self.p.kv_heads) as usize
+    fn v_column(&self, kv_head: usize) -> usize {
+        ((self.p.heads + self.p.kv_heads) as usize + kv_head) * self.p.d as usize
     }
 
-    /// Scaled and capped scores of query rows `rows` against key rows `keys` for `head`: [rows, keys].
-    fn scores(&self, head: usize, rows: (usize, usize), keys: (usize, usize), out: &mut [F]) {
-        let (wq, wk) = self.widths();
-        let d = self.p.d as usize;
-        let (m, n) = (rows.1 - rows.0, keys.1 - keys.0);
-        let q = par::Mat::new(&self.q[rows.0 * wq + head * d..], wq);
-        let k = par::Mat::t(&self.k[keys.0 * wk + self.kv_head(head) * d..], wk);
-        par::Rect::new(out, (m, n), n).product(false, d, q, k, F::of32(self.p.scale));
+    /// The rows from `row` on of a head's queries, keys, values.
+    fn q(&self, head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.q_column(head)..], ld)
+    }
+
+    fn k(&self, kv_head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.qk[row * ld + self.k_column(kv_head)..], ld)
+    }
+
+    fn v(&self, kv_head: usize, row: usize) -> par::Mat<'a, F> {
+        let (_, ld) = self.widths();
+        par::Mat::new(&self.v[row * ld + self.v_column(kv_head)..], ld)
+    }
+
+    /// The query heads of a kv head.
+    fn group(&self, kv_head: usize) -> Range {
+        let group = (self.p.heads / self.p.kv_heads) as usize;
+        kv_head * group..(kv_head + 1) * group
+    }
+
+    /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: [rows, keys].
+    fn scores(&self, (head, kv_head): (usize, usize), rows: &Range, keys: &Range, out: &mut [F]) {
+        let (q, k) = (self.q(head, rows.start), self.k(kv_head, keys.start).turned());
+        let shape = (rows.len(), keys.len());
+        par::Rect::new(out, shape, keys.len()).product(false, self.p.d as usize, q, k, F::of32(self.p.scale));
         if self.p.cap != 0.0 {
-            simd::soft_cap(&mut out[..m * n], F::of32(self.p.cap));
-        }
-    }
-
-    /// Multiplies `ds` by the cap's slope at the capped scores, which `scores` holds anew.
-    fn through_cap(&self, head: usize, rows: (usize, usize), keys: (usize, usize), scores: &mut [F], ds: &mut [F]) {
-        if self.p.cap != 0.0 {
-            self.scores(head, rows, keys, scores);
-            simd::soft_cap_slope(ds, scores, F::of32(self.p.cap));
-        }
-    }
-
-    /// Turns scores into probabilities with the saved log-sum-exp; zero where the mask hides the key.
-    fn probabilities(&self, rows: (usize, usize), keys: (usize, usize), lse: impl Fn(usize) -> F, s: &mut [F]) {
-        for (row, s) in (rows.0..rows.1).zip(s.chunks_exact_mut(keys.1 - keys.0)) {
-            let lse = lse(row);
-            let (lo, hi) = (self.first(row).clamp(keys.0, keys.1) - keys.0, (row + 1).clamp(keys.0, keys.1) - keys.0);
-            let hi = hi.max(lo);
-            s[..lo].fill(F::ZERO);
-            s[hi..].fill(F::ZERO);
-            simd::exp_in_place(&mut s[lo..hi], lse, F::ONE);
+            simd::soft_cap(&mut out[..rows.len() * keys.len()], F::of32(self.p.cap));
         }
     }
 }
 
-/// `ds = p ∘ (dp − delta)`, in place of dp.
-fn score_gradient<F: Float>(p: &[F], dp: &mut [F], keys: usize, delta: impl Fn(usize) -> F) {
-    for (row, (p, dp)) in p.chunks_exact(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
-        weigh(dp, p, delta(row));
-    }
+/// Multiply-adds of the twins' smallest part, by which work is spread over threads.
+fn work(p: &Params) -> usize {
+    (p.n * p.heads * p.d) as usize * BLOCK
 }
 
-simd! {
-    fn weigh<F: Float>(dp: &mut [F], p: &[F], delta: F) {
-        dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = *p * (*dp - delta));
-    }
+/// Zero where the mask hides the key; the part of a row of scores that it shows.
+fn seen<'a, F: Float>(scores: &'a mut [F], keys: &Range, first: usize, row: usize) -> &'a mut [F] {
+    let lo = first.clamp(keys.start, keys.end) - keys.start;
+    let hi = (row + 1).clamp(keys.start + lo, keys.end) - keys.start;
+    scores[..lo].fill(F::ZERO);
+    scores[hi..].fill(F::ZERO);
+    &mut scores[lo..hi]
 }
 
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let v = call.f(3);
-    let (o, stats, scratch) = (call.f_mut(4), call.f_mut(5), call.scratch);
-    par::rows2(&mut o[..n * wq], BLOCK * wq, &mut stats[..n * heads * 2], BLOCK * heads * 2, n, |b, o, stats| {
-        let rows = (b * BLOCK, b * BLOCK + stats.len() / heads / 2);
-        let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
-        let width = keys.1 - keys.0;
-        scratch.with((rows.1 - rows.0) * width, |s| {
-            for head in 0..heads {
-                block.scores(head, rows, keys, s);
-                for (i, s) in s.chunks_exact_mut(width).enumerate() {
-                    let (first, end) = (block.first(rows.0 + i) - keys.0, rows.0 + i + 1 - keys.0);
-                    s[..first].fill(F::ZERO);
-                    s[end..].fill(F::ZERO);
-                    let seen = &mut s[first..end];
+    let (n, heads, kv_heads, d) = (p.n as usize, p.heads as usize, p.kv_heads as usize, p.d as usize);
+    let (spans, scratch, block) = (call.w(0), call.scratch, Block::new(call));
+    let (wq, _) = block.widths();
+    let first = |row: usize| (spans[2 * row] as usize).max((row + 1).saturating_sub(p.window as usize));
+    let (o, lse) = (par::Sheet::new(call.f_mut(3), wq), par::Sheet::new(call.f_mut(4), heads));
+    par::tasks(n.div_ceil(BLOCK) * kv_heads, work(&p), |task| {
+        let (start, kv_head) = (task / kv_heads * BLOCK, task % kv_heads);
+        let rows = start..n.min(start + BLOCK);
+        let keys = first(start)..rows.end;
+        scratch.with(rows.len() * keys.len(), |s| {
+            for head in block.group(kv_head) {
+                block.scores((head, kv_head), &rows, &keys, s);
+                // SAFETY: no other task has these rows of this head.
+                let (mut o, mut lse) =
+                    unsafe { (o.rect((start, head * d), (rows.len(), d)), lse.rect((start, head), (rows.len(), 1))) };
+                for (i, s) in s.chunks_exact_mut(keys.len()).enumerate() {
+                    let seen = seen(s, &keys, first(start + i), start + i);
                     let max = simd::max(seen);
                     let sum = simd::exp_and_sum(seen, max);
                     simd::scale(seen, F::ONE / sum);
-                    stats[(i * heads + head) * 2] = max + sum.ln();
+                    lse.row(i)[0] = max + sum.ln();
                 }
-                let v = par::Mat::new(&v[keys.0 * wk + block.kv_head(head) * d..], wk);
-                let shape = (rows.1 - rows.0, d);
-                par::Rect::new(&mut o[head * d..], shape, wq).product(false, width, par::Mat::new(s, width), v, F::ONE);
+                let v = block.v(kv_head, keys.start);
+                o.product(false, keys.len(), par::Mat::new(s, keys.len()), v, F::ONE);
             }
         });
     });
@@ -210,69 +232,149 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
 
 fn delta_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let d = p.d as usize;
-    let (o, d_o) = (call.f(0), call.f(1));
-    par::rows(&mut call.f_mut(2)[..(p.n * p.heads) as usize * 2], 2, d, |i, stats| {
-        stats[1] = simd::dot(&o[i * d..][..d], &d_o[i * d..][..d]);
+    let (n, heads, d, window) = (p.n as usize, p.heads as usize, p.d as usize, p.window as usize);
+    let (spans, o, d_o, lse) = (call.w(0), call.f(1), call.f(2), call.f(3));
+    par::rows(&mut call.f_mut(4)[..n * heads * FACTS], heads * FACTS, d / FACTS, |row, facts| {
+        let first = (spans[2 * row] as usize).max((row + 1).saturating_sub(window));
+        let end = (spans[2 * row + 1] as usize).min(row.saturating_add(window));
+        for (i, facts) in (row * heads..).zip(facts.chunks_exact_mut(FACTS)) {
+            let delta = simd::dot(&o[i * d..][..d], &d_o[i * d..][..d]);
+            facts.copy_from_slice(&[lse[i], delta, F::of(first as f64), F::of(end as f64)]);
+        }
     });
 }
 
-fn backward_q_twin<F: Float>(call: &mut Call<F>) {
+/// Queries are cut into at most this many chunks, each a task for each kv head.
+const CHUNKS: usize = 8;
+
+/// The backward pass of all queries of a chunk, for one kv head. They give dq outright, and to dk and dv of the keys
+/// they see a part, which is summed up when all chunks are done.
+struct Chunk<'a, F> {
+    block: Block<'a, F>,
+    facts: &'a [F],
+    d_o: &'a [F],
+}
+
+fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
-    par::rows(&mut call.f_mut(6)[..n * wq], BLOCK * wq, n, |b, dq| {
-        let rows = (b * BLOCK, b * BLOCK + dq.len() / wq);
-        let keys = ((rows.0..rows.1).map(|r| block.first(r)).min().unwrap_or(0), rows.1);
-        let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
-        scratch.with(2 * m * width, |both| {
-            for head in 0..heads {
-                let (s, dp) = both.split_at_mut(m * width);
-                let kv = keys.0 * wk + block.kv_head(head) * d;
-                block.scores(head, rows, keys, s);
-                block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
-                let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-                par::Rect::new(dp, (m, width), width).product(false, d, d_o, par::Mat::t(&v[kv..], wk), F::ONE);
-                score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
-                block.through_cap(head, rows, keys, s, dp);
-                let (ds, k) = (par::Mat::new(dp, width), par::Mat::new(&block.k[kv..], wk));
-                par::Rect::new(&mut dq[head * d..], (m, d), wq).product(false, width, ds, k, F::of32(p.scale));
+    let (n, kv_heads, d) = (p.n as usize, p.kv_heads as usize, p.d as usize);
+    let chunk = Chunk { block: Block::new(call), facts: call.f(0), d_o: call.f(3) };
+    let ((_, ld), wk) = (chunk.block.widths(), kv_heads * d);
+    let (k_column, v_column) = (chunk.block.k_column(0), chunk.block.v_column(0));
+    let dqkv = call.f_mut(4);
+    // By the shape alone, so that sums are the same for any number of threads.
+    let len = n.div_ceil(CHUNKS).next_multiple_of(BLOCK).max(2 * BLOCK);
+    let rows = |c: usize| c * len..n.min((c + 1) * len);
+    let mut at = [0; CHUNKS + 1]; // where the keys of each chunk begin in the parts
+    for c in 0..n.div_ceil(len) {
+        at[c + 1] = at[c] + rows(c).end - chunk.first(rows(c).start);
+    }
+    let chunks = n.div_ceil(len);
+    call.scratch.with(2 * at[chunks] * wk, |parts| {
+        let (part_k, part_v) = parts.split_at_mut(at[chunks] * wk);
+        {
+            let dq = par::Sheet::new(dqkv, ld);
+            let sheets = [par::Sheet::new(part_k, wk), par::Sheet::new(part_v, wk)];
+            par::tasks(chunks * kv_heads, work(&p), |task| {
+                let (c, kv_head) = (chunks - 1 - task / kv_heads, task % kv_heads);
+                // SAFETY: no other task has this chunk of this kv head.
+                let parts = sheets.each_ref().map(|s| unsafe { s.rect((at[c], kv_head * d), (at[c + 1] - at[c], d)) });
+                call.scratch.with(2 * BLOCK * STRIP, |strips| chunk.backward(rows(c), kv_head, &dq, parts, strips));
+            });
+        }
+        par::rows(&mut dqkv[..n * ld], ld, CHUNKS, |row, dqkv| {
+            let (dk, dv) = dqkv[k_column..].split_at_mut(v_column - k_column);
+            dk.fill(F::ZERO);
+            dv.fill(F::ZERO);
+            for c in row / len..chunks {
+                let first = chunk.first(rows(c).start);
+                if first <= row {
+                    let at = (at[c] + row - first) * wk;
+                    simd::add_scaled(dk, &part_k[at..][..wk], F::ONE);
+                    simd::add_scaled(dv, &part_v[at..][..wk], F::ONE);
+                }
             }
         });
     });
 }
 
-fn backward_kv_twin<F: Float>(call: &mut Call<F>) {
-    let p: Params = call.params();
-    let (n, heads, d) = (p.n as usize, p.heads as usize, p.d as usize);
-    let group = heads / p.kv_heads as usize;
-    let block = Block { p, spans: call.w(0), q: call.f(1), k: call.f(2) };
-    let (wq, wk) = block.widths();
-    let (v, stats, d_o, scratch) = (call.f(3), call.f(4), call.f(5), call.scratch);
-    let (dk, dv) = (call.f_mut(6), call.f_mut(7));
-    par::rows2(&mut dk[..n * wk], BLOCK * wk, &mut dv[..n * wk], BLOCK * wk, n, |b, dk, dv| {
-        let keys = (b * BLOCK, b * BLOCK + dk.len() / wk);
-        let rows = (keys.0, (keys.0..keys.1).map(|r| block.end(r)).max().unwrap_or(keys.1));
-        let (m, width) = (rows.1 - rows.0, keys.1 - keys.0);
-        scratch.with(2 * m * width, |both| {
-            for head in 0..heads {
-                let (s, dp) = both.split_at_mut(m * width);
-                let (kv_head, first) = (block.kv_head(head), head % group == 0);
-                block.scores(head, rows, keys, s);
-                block.probabilities(rows, keys, |row| stats[(row * heads + head) * 2], s);
-                let d_o = par::Mat::new(&d_o[rows.0 * wq + head * d..], wq);
-                let v = par::Mat::t(&v[keys.0 * wk + kv_head * d..], wk);
-                par::Rect::new(dp, (m, width), width).product(false, d, d_o, v, F::ONE);
-                let dv = &mut dv[kv_head * d..];
-                par::Rect::new(dv, (width, d), wk).product(!first, m, par::Mat::t(s, width), d_o, F::ONE);
-                score_gradient(s, dp, width, |i| stats[((rows.0 + i) * heads + head) * 2 + 1]);
-                block.through_cap(head, rows, keys, s, dp);
-                let q = par::Mat::new(&block.q[rows.0 * wq + head * d..], wq);
-                let dk = &mut dk[kv_head * d..];
-                par::Rect::new(dk, (width, d), wk).product(!first, m, par::Mat::t(dp, width), q, F::of32(p.scale));
+impl<F: Float> Chunk<'_, F> {
+    fn fact(&self, row: usize, head: usize, fact: usize) -> F {
+        self.facts[(row * self.block.p.heads as usize + head) * FACTS + fact]
+    }
+
+    /// The first row that `row` sees. It never falls from row to row.
+    fn first(&self, row: usize) -> usize {
+        self.fact(row, 0, 2).to64() as usize
+    }
+
+    fn backward(
+        &self,
+        rows: Range,
+        kv_head: usize,
+        dq: &par::Sheet<F>,
+        mut parts: [par::Rect<F>; 2],
+        strips: &mut [F],
+    ) {
+        let (d, begin) = (self.block.p.d as usize, self.first(rows.start));
+        for part in &mut parts {
+            (0..part.rows).for_each(|row| part.row(row).fill(F::ZERO));
+        }
+        for start in rows.clone().step_by(BLOCK) {
+            let (block, first) = (start..rows.end.min(start + BLOCK), self.first(start));
+            for from in (first..block.end).step_by(STRIP) {
+                let keys = from..block.end.min(from + STRIP);
+                for head in self.block.group(kv_head) {
+                    // SAFETY: no other task has these rows of this head.
+                    let dq = unsafe { dq.rect((start, head * d), (block.len(), d)) };
+                    let parts = parts.each_mut().map(|part| part.part((keys.start - begin, 0), (keys.len(), d)));
+                    self.strip((head, kv_head), &block, &keys, (from > first, dq), parts, strips);
+                }
             }
-        });
-    });
+        }
+    }
+
+    /// The part of the queries `rows` and the keys `keys` in all three gradients.
+    fn strip(
+        &self,
+        (head, kv_head): (usize, usize),
+        rows: &Range,
+        keys: &Range,
+        (keep, mut dq): (bool, par::Rect<F>),
+        [mut dk, mut dv]: [par::Rect<F>; 2],
+        strips: &mut [F],
+    ) {
+        let (block, d, width) = (&self.block, self.block.p.d as usize, keys.len());
+        let ((wq, _), cap) = (block.widths(), F::of32(block.p.cap));
+        let (p, ds) = strips.split_at_mut(BLOCK * STRIP);
+        let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
+        let d_o = par::Mat::new(&self.d_o[rows.start * wq + head * d..], wq);
+        let (k, v) = (block.k(kv_head, keys.start), block.v(kv_head, keys.start));
+        block.scores((head, kv_head), rows, keys, p);
+        par::Rect::new(ds, (rows.len(), width), width).product(false, d, d_o, v.turned(), F::ONE);
+        for (row, (p, ds)) in rows.clone().zip(p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width))) {
+            let delta = self.fact(row, head, 1);
+            if cap == F::ZERO {
+                simd::exp_in_place(seen(p, keys, self.first(row), row), self.fact(row, head, 0), F::ONE);
+                weigh(ds, p, delta);
+            } else {
+                // Times the cap's slope at the scores, before these become probabilities.
+                ds.iter_mut().for_each(|ds| *ds -= delta);
+                simd::soft_cap_slope(ds, p, cap);
+                simd::exp_in_place(seen(p, keys, self.first(row), row), self.fact(row, head, 0), F::ONE);
+                weigh(ds, p, F::ZERO);
+            }
+        }
+        dv.product(true, rows.len(), par::Mat::t(p, width), d_o, F::ONE);
+        let scale = F::of32(block.p.scale);
+        dq.product(keep, width, par::Mat::new(ds, width), k, scale);
+        dk.product(true, rows.len(), par::Mat::t(ds, width), block.q(head, rows.start), scale);
+    }
+}
+
+simd! {
+    /// `ds = p ∘ (ds − delta)`
+    fn weigh<F: Float>(ds: &mut [F], p: &[F], delta: F) {
+        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = *p * (*ds - delta));
+    }
 }

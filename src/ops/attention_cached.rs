@@ -1,4 +1,6 @@
-//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`.
+//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`;
+//! `attention_cached_tiled.wgsl` shares the positions of a row and head out over a workgroup, so that a GPU has work for
+//! its lanes also where one sequence is decoded.
 //!
 //! Each row n is a token of sequence `slots[2n]` at position `slots[2n+1]`; a row whose sequence is NONE is idle. Rows
 //! append their k and v to the cache first, so one kernel serves a chunk of prompt and a step of decoding alike.
@@ -12,8 +14,8 @@ use crate::simd;
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 });
 
-kernel!(APPEND, "attention_cached", "append", [Read, Read, ReadWrite], Params, [Direct "attention_cached" [64, 1, 1]], append_twin);
-kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Direct "attention_cached" [64, 1, 1]], forward_twin);
+kernel!(APPEND, "attention_cached", "append", [Read, Read, Read, ReadWrite, ReadWrite], Params, [Direct "attention_cached" [64, 1, 1]], append_twin);
+kernel!(FORWARD, "attention_cached", "forward", [Read, Read, Read, Read, Write], Params, [Tiled "attention_cached_tiled" [1, 1, 1], Software "attention_cached" [64, 1, 1]], forward_twin);
 
 fn params(s: Shape, capacity: usize) -> Params {
     Params {
@@ -28,30 +30,39 @@ fn params(s: Shape, capacity: usize) -> Params {
     }
 }
 
-/// `cache[sequence, position, :] = x[n, :]` for x:[N, G·D], cache:[sequences, capacity, G·D].
-pub fn append(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, x: Buf, cache: Buf) {
+/// `K[sequence, position, :] = k[n, :]` and the same with v, of rows as [`super::attention`] has them;
+/// caches:[sequences, capacity, G·D].
+pub fn append(
+    plan: &mut Plan,
+    label: &str,
+    s: Shape,
+    capacity: usize,
+    slots: Buf,
+    [qk, v]: [Buf; 2],
+    caches: [Buf; 2],
+) {
     let grid = [(s.n * s.kv_heads * s.d / 4) as u32, 1, 1];
-    let step = plan.push(&APPEND, params(s, capacity), &[slots, x, cache], grid);
+    let step = plan.push(&APPEND, params(s, capacity), &[slots, qk, v, caches[0], caches[1]], grid);
     step.label = label.into();
     step.consts = s.consts();
 }
 
 /// `o[n] = softmax(cap(scale·q[n]·Kᵀ))·V` over positions `0..=position` of the row's sequence, the nearest `window`.
-pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, q: Buf, k: Buf, v: Buf, o: Buf) {
-    let step = plan.push(&FORWARD, params(s, capacity), &[slots, q, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
-    s.finish(step, label);
+pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, qk: Buf, k: Buf, v: Buf, o: Buf) {
+    let step = plan.push(&FORWARD, params(s, capacity), &[slots, qk, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
+    s.finish(step, label, capacity);
 }
 
 fn append_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
-    let width = (p.kv_heads * p.d) as usize;
-    let (slots, x) = (call.w(0), call.f(1));
-    let cache = call.f_mut(2);
-    for (row, x) in x.chunks_exact(width).take(p.n as usize).enumerate() {
-        if slots[2 * row] != NONE {
-            let at = slots[2 * row] as usize * p.capacity as usize + slots[2 * row + 1] as usize;
-            cache[at * width..][..width].copy_from_slice(x);
-        }
+    let (wide, width) = ((p.heads * p.d) as usize, (p.kv_heads * p.d) as usize);
+    let (slots, qk, v) = (call.w(0), call.f(1), call.f(2));
+    let (keys, values) = (call.f_mut(3), call.f_mut(4));
+    for row in (0..p.n as usize).filter(|row| slots[2 * row] != NONE) {
+        let at = (slots[2 * row] as usize * p.capacity as usize + slots[2 * row + 1] as usize) * width;
+        let from = row * (wide + 2 * width) + wide;
+        keys[at..at + width].copy_from_slice(&qk[from..][..width]);
+        values[at..at + width].copy_from_slice(&v[from + width..][..width]);
     }
 }
 
@@ -71,7 +82,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
         let seen = slots[2 * row + 1] as usize + 1;
         let first = seen.saturating_sub(p.window as usize);
         let at = |j: usize| start + (first + j) * width..start + (first + j) * width + d;
-        let q = &q[i * d..][..d];
+        let q = &q[row * (heads * d + 2 * width) + head * d..][..d];
         scratch.with(seen - first, |scores| {
             for (j, s) in scores.iter_mut().enumerate() {
                 *s = simd::dot(q, &k[at(j)]) * F::of32(p.scale);

@@ -1,10 +1,12 @@
 //! Products with a frozen matrix: `y = x·Wᵀ` and `dx = dy·W`, with the LoRA term, bias, residual and accumulation
 //! in the epilogue. See `shaders/matmul_direct.wgsl` for the contract; `matmul_tiled.wgsl` keeps the same one.
 //!
-//! The low-rank factors are stored so that both have rows along the wide side: A as [R, I], B transposed as Bᵀ [R, O].
-//! `u = x·Aᵀ` and `du = s·dz·B = s·dz·(Bᵀ)ᵀ` are then the same forward product with an f32 matrix.
+//! Matrices that share an input can be stacked ([`Matrix::stack`]): one product, whose outputs lie side by side.
 
-use super::{kernel, par, params};
+use super::gain::Vector;
+use super::low_rank::{Factor, Factors, Lift};
+use super::product::{Left, Mat, Panels, Plus, Term};
+use super::{Columns, kernel, par, params};
 use crate::format::{WeightFormat, unpack};
 use crate::num::Float;
 use crate::plan::{Access, Buf, Call, Plan, Scratch, Slot, Step};
@@ -21,16 +23,17 @@ params!(
         col: u32,
         /// First word of W within its buffer (factors of an adapter share one buffer).
         w_off: u32,
-        /// Rank of the low-rank term, 0 for none.
-        r: u32,
-        /// First float of the term's factor: Bᵀ [R, ·] forward, A [R, I] backward.
-        low_off: u32,
-        /// Row length of that factor.
-        low_ld: u32,
-        low_scale: f32,
         /// Factor of the whole product x·Wᵀ.
         scale: f32,
         flags: u32,
+        /// The bias of column `col`.
+        bias_off: u32,
+        /// Row length of t.
+        t_ld: u32,
+        pad0: u32,
+        pad1: u32,
+        /// Of the low-rank terms: Bᵀ forward, A backward; their columns are those of y or dx.
+        factors: [Factor; 3],
     }
 );
 
@@ -39,10 +42,35 @@ pub const BIAS: u32 = 1;
 pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
-kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params,
-    [Direct "matmul_direct" [8, 8, 1], Tiled "matmul_tiled" [64, 64, 1]], forward_twin);
-kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params,
-    [Direct "matmul_direct" [8, 8, 1], Tiled "matmul_tiled" [64, 64, 1]], backward_twin);
+// The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
+// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs.
+kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
+    Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
+    Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
+    Tiled "matmul_split" [4, 8, 1] {TALL: 4, WIDE: 8, SKINNY: 8},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+], forward_twin);
+kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
+    Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 4},
+    Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
+    Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
+    Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+], backward_twin);
 
 /// A matrix [rows, cols] in one or more buffers, split by rows where a binding would be too large.
 #[derive(Clone, Debug)]
@@ -62,20 +90,49 @@ pub struct Shard {
     pub offset: usize,
 }
 
-/// The low-rank term of an epilogue: `scale · t · factor` with t:[N,R] and the factor at `offset` of the adapter buffer.
-#[derive(Clone, Copy, Debug)]
-pub struct LowRank {
-    pub t: Buf,
-    pub params: Buf,
-    pub offset: usize,
-    pub rank: usize,
-    pub scale: f32,
+impl Matrix {
+    /// A part of a buffer as a matrix, from word `offset` on.
+    pub fn at(buf: Buf, offset: usize, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset }] }
+    }
+
+    /// Some of its rows, as a matrix.
+    pub fn slice(&self, rows: Range<usize>) -> Matrix {
+        let words = self.format.words(self.cols);
+        let part = |s: &Shard| {
+            let (lo, hi) = (s.row0.max(rows.start), (s.row0 + s.rows).min(rows.end));
+            let offset = s.offset + (lo.max(s.row0) - s.row0) * words;
+            (lo < hi).then(|| Shard { buf: s.buf, row0: lo - rows.start, rows: hi - lo, offset })
+        };
+        let shards = self.shards.iter().filter_map(part).collect();
+        Matrix { rows: rows.len(), shards, ..*self }
+    }
+
+    /// Matrices of one format and width below one another; those that follow each other in a buffer are one again.
+    pub fn stack<'a>(parts: impl IntoIterator<Item = &'a Matrix>) -> Matrix {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next().expect("something to stack").clone();
+        for part in parts {
+            assert_eq!((part.format, part.cols), (all.format, all.cols), "stacked matrices are of one kind");
+            let words = all.format.words(all.cols);
+            for shard in &part.shards {
+                match all.shards.last_mut() {
+                    Some(l) if l.buf == shard.buf && l.offset + l.rows * words == shard.offset => l.rows += shard.rows,
+                    _ => all.shards.push(Shard { row0: all.rows + shard.row0, ..*shard }),
+                }
+            }
+            all.rows += part.rows;
+        }
+        all
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue {
-    pub low: Option<LowRank>,
-    pub bias: Option<Buf>,
+    /// Low-rank terms; their columns are those of y.
+    pub low: Option<Lift>,
+    pub bias: Option<Vector>,
+    /// Lies as y does.
     pub residual: Option<Buf>,
     pub accumulate: bool,
 }
@@ -89,31 +146,42 @@ impl Epilogue {
 }
 
 /// `y[N,O] = scale·x[N,I]·Wᵀ + low + bias + residual (+ y)`. `none` is any small buffer, bound where nothing is read.
-pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale: f32, e: Epilogue, none: Buf, y: Buf) {
+pub fn forward(
+    plan: &mut Plan,
+    label: &str,
+    n: usize,
+    x: Buf,
+    w: &Matrix,
+    scale: f32,
+    e: Epilogue,
+    none: Buf,
+    y: impl Into<Columns>,
+) {
+    let y = y.into();
+    let [ld, col] = y.place(w.rows);
     for shard in &w.shards {
-        let low = e.low;
         let params = Params {
             n: n as u32,
             i: w.cols as u32,
             o: shard.rows as u32,
-            ld: w.rows as u32,
-            col: shard.row0 as u32,
+            ld,
+            col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
-            r: low.map_or(0, |l| l.rank as u32),
-            low_off: low.map_or(0, |l| l.offset as u32),
-            low_ld: w.rows as u32,
-            low_scale: low.map_or(0.0, |l| l.scale),
             scale,
             flags: e.flags(),
+            bias_off: e.bias.map_or(0, |b| (b.off + shard.row0) as u32),
+            t_ld: e.low.map_or(0, |l| l.t.width as u32),
+            factors: factors(e.low),
+            ..Default::default()
         };
         let bufs = [
             x,
             shard.buf,
-            low.map_or(none, |l| l.t),
-            low.map_or(none, |l| l.params),
-            e.bias.unwrap_or(none),
+            e.low.map_or(none, |l| l.t.buf),
+            e.low.map_or(none, |l| l.flat),
+            e.bias.map_or(none, |b| b.buf),
             e.residual.unwrap_or(none),
-            y,
+            y.buf,
         ];
         let step = plan.push(&FORWARD, params, &bufs, [n as u32, shard.rows as u32, 1]);
         finish(step, label, w, n, shard.rows, w.cols);
@@ -123,35 +191,40 @@ pub fn forward(plan: &mut Plan, label: &str, n: usize, x: Buf, w: &Matrix, scale
     }
 }
 
+fn factors(low: Option<Lift>) -> Factors {
+    low.map_or(Factors::default(), |low| low.factors)
+}
+
 /// `dx[N,I] (+)= dy[N,O]·W + low`. A matrix of no rows leaves the low-rank term alone.
 pub fn backward(
     plan: &mut Plan,
     label: &str,
     n: usize,
-    dy: Buf,
+    dy: impl Into<Columns>,
     w: &Matrix,
-    low: Option<LowRank>,
+    low: Option<Lift>,
     accumulate: bool,
     none: Buf,
     dx: Buf,
 ) {
+    let dy = dy.into();
+    let [ld, col] = dy.place(w.rows);
     for (k, shard) in w.shards.iter().enumerate() {
         let low = low.filter(|_| k == 0); // the low-rank term belongs to the sum once
         let params = Params {
             n: n as u32,
             i: w.cols as u32,
             o: shard.rows as u32,
-            ld: w.rows as u32,
-            col: shard.row0 as u32,
+            ld,
+            col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
-            r: low.map_or(0, |l| l.rank as u32),
-            low_off: low.map_or(0, |l| l.offset as u32),
-            low_ld: w.cols as u32,
-            low_scale: low.map_or(0.0, |l| l.scale),
             scale: 1.0,
             flags: if accumulate || k > 0 { ACCUMULATE } else { 0 },
+            t_ld: low.map_or(0, |l| l.t.width as u32),
+            factors: factors(low),
+            ..Default::default()
         };
-        let bufs = [dy, shard.buf, low.map_or(none, |l| l.t), low.map_or(none, |l| l.params), dx];
+        let bufs = [dy.buf, shard.buf, low.map_or(none, |l| l.t.buf), low.map_or(none, |l| l.flat), dx];
         let step = plan.push(&BACKWARD, params, &bufs, [n as u32, w.cols as u32, 1]);
         finish(step, label, w, n, w.cols, shard.rows);
         if params.flags & ACCUMULATE == 0 {
@@ -190,6 +263,16 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
+    /// How many bf16 add up to a value. Two hold 16 bits: a value in f16 has 11, one in four bits 15 (more only beside a
+    /// minimum far below its step, and then of no weight).
+    fn parts(&self) -> usize {
+        match self {
+            Weight::Floats(_) | Weight::Packed(_, WeightFormat::F32 | WeightFormat::Q8_0) => 3,
+            Weight::Packed(_, WeightFormat::F16 | WeightFormat::Q4_0 | WeightFormat::Q4_1) => 2,
+            Weight::Packed(_, WeightFormat::BF16) => 1,
+        }
+    }
+
     /// Lends rows `rows` and columns `cols` of the matrix, `i` wide, as floats and their row length.
     fn with<R>(
         &self,
@@ -211,6 +294,29 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
+    /// Packs rows × columns of the matrix: as rows of B, or as its columns where `transposed`.
+    fn lay(
+        &self,
+        i: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        transposed: bool,
+        scratch: &Scratch<F>,
+        panels: &mut Panels<F>,
+    ) {
+        for row in (rows.clone()).step_by(PART.0) {
+            let some = row..(row + PART.0).min(rows.end);
+            for col in cols.clone().step_by(PART.1) {
+                let (height, part) = (some.len(), col..(col + PART.1).min(cols.end));
+                let (down, across, width) = (row - rows.start, col - cols.start, part.len());
+                self.with(i, some.clone(), part, scratch, |values, ld| match transposed {
+                    true => panels.lay((across, down), Mat::t(values, ld), (width, height)),
+                    false => panels.lay((down, across), Mat::new(values, ld), (height, width)),
+                });
+            }
+        }
+    }
+
     /// `y += scale · x · W[rows]ᵀ` for a few rows of x: a row of W is unpacked once and multiplied by all of them.
     fn times_few(&self, i: usize, rows: Range<usize>, x: &[F], scale: F, scratch: &Scratch<F>, y: &mut par::Rect<F>) {
         for (c, row) in rows.enumerate() {
@@ -223,13 +329,11 @@ impl<'a, F: Float> Weight<'a, F> {
     }
 }
 
+/// Rows and columns of W that are unpacked before they are packed for tiles: 16 KiB, in the first cache.
+const PART: (usize, usize) = (32, 128);
+
 /// Inner dimension of one product: with [`par::BLOCK_COLS`] a panel of 576 KiB, which stays in the second cache.
 const INNER: usize = 1536;
-
-/// `0..len` in pieces of [`INNER`].
-fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(INNER).map(move |start| start..(start + INNER).min(len))
-}
 
 /// Up to so many rows of x, each row of W is unpacked once and multiplied by all of them: decoding.
 const FEW_ROWS: usize = 8;
@@ -238,42 +342,40 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
     let (x, w) = (call.f(0), Weight::new(call, &p));
-    let (start, low) = (Start::new(call, &p), Low::new(call, &p, col));
-    let (y, scratch) = (call.f_mut(6), call.scratch);
-    let scale = F::of32(p.scale);
-    par::blocks(y, n, ld, col..col + o, 2 * n * o * (i + low.rank), |r0, c0, mut y| {
-        let rows = c0 - col..c0 - col + y.cols;
-        let mut keep = start.fill(r0, c0, &mut y);
-        if y.rows <= FEW_ROWS {
-            w.times_few(i, rows, &x[r0 * i..], scale, scratch, &mut y);
-            keep = true;
-        } else {
-            for k in pieces(i) {
-                w.with(i, rows.clone(), k.clone(), scratch, |w, ld| {
-                    y.product(keep, k.len(), par::Mat::new(&x[r0 * i + k.start..], i), par::Mat::t(w, ld), scale);
-                });
-                keep = true;
-            }
-        }
-        low.add(r0, c0 - col, keep, &mut y);
+    let (start, term) = (Start::new(call, &p), Lift::term(call.f(2), p.t_ld, call.f(3), &p.factors));
+    let (y, scratch, flops) = (call.f_mut(6), call.scratch, 2 * n * o * (i + term.rank));
+    if n <= FEW_ROWS {
+        return par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
+            start.fill(r0, c0, &mut y);
+            w.times_few(i, c0 - col..c0 - col + y.cols, &x[r0 * i..], F::of32(p.scale), scratch, &mut y);
+            add_term(&term, r0, c0, &mut y);
+        });
+    }
+    Left::with((n, o, i), Mat::new(x, i), term, w.parts(), scratch, |left| {
+        par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
+            let rows = c0 - col..c0 - col + y.cols;
+            left.multiply(&mut y, (r0, c0), INNER, start.plus(r0, c0), |k, panels| {
+                w.lay(i, rows.clone(), k, true, scratch, panels);
+            });
+        });
     });
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
-    let (dy, w, low) = (call.f(0), Weight::new(call, &p), Low::new(call, &p, 0));
+    let (dy, w) = (call.f(0), Weight::new(call, &p));
+    let term = Lift::term(call.f(2), p.t_ld, call.f(3), &p.factors);
     let (dx, scratch) = (call.f_mut(4), call.scratch);
-    par::blocks(dx, n, i, 0..i, 2 * n * i * (o + low.rank), |r0, c0, mut dx| {
-        let mut keep = p.flags & ACCUMULATE != 0;
-        for k in pieces(o) {
-            w.with(i, k.clone(), c0..c0 + dx.cols, scratch, |w, w_ld| {
-                let dy = par::Mat::new(&dy[r0 * ld + col + k.start..], ld);
-                dx.product(keep, k.len(), dy, par::Mat::new(w, w_ld), F::ONE);
+    let plus = Plus::nothing(F::ONE, p.flags & ACCUMULATE != 0);
+    let dy = Mat::new(&dy[col.min(dy.len())..], ld);
+    Left::with((n, i, o), dy, term, w.parts(), scratch, |left| {
+        par::blocks(dx, n, i, 0..i, 2 * n * i * (o + term.rank), |r0, c0, mut dx| {
+            let cols = c0..c0 + dx.cols;
+            left.multiply(&mut dx, (r0, c0), INNER, plus, |k, panels| {
+                w.lay(i, k, cols.clone(), false, scratch, panels);
             });
-            keep = true;
-        }
-        low.add(r0, c0, keep, &mut dx);
+        });
     });
 }
 
@@ -289,51 +391,40 @@ impl<'a, F: Float> Start<'a, F> {
         Start { p: *p, bias: call.f(4), residual: call.f(5) }
     }
 
-    /// Fills the block at row `r0`, column `c0` of y; false if there is nothing to add to, and it was left alone.
-    fn fill(&self, r0: usize, c0: usize, y: &mut par::Rect<F>) -> bool {
-        let has = |flag: u32| self.p.flags & flag != 0;
-        // Few rows are added to row by row, so they start at something.
-        if !has(ACCUMULATE | BIAS | RESIDUAL) && y.rows > FEW_ROWS {
-            return false;
+    fn has(&self, flag: u32) -> bool {
+        self.p.flags & flag != 0
+    }
+
+    /// For the block at row `r0`, column `c0` of y.
+    fn plus(&self, r0: usize, c0: usize) -> Plus<'a, F> {
+        let ld = self.p.ld as usize;
+        Plus {
+            scale: F::of32(self.p.scale),
+            old: self.has(ACCUMULATE),
+            bias: self.has(BIAS).then(|| &self.bias[c0 - self.p.col as usize + self.p.bias_off as usize..]),
+            residual: self.has(RESIDUAL).then(|| (&self.residual[r0 * ld + c0..], ld)),
         }
+    }
+
+    /// The same as a block that rows are added to.
+    fn fill(&self, r0: usize, c0: usize, y: &mut par::Rect<F>) {
+        let plus = self.plus(r0, c0);
+        let zeros = [F::ZERO; par::BLOCK_COLS];
         for row in 0..y.rows {
-            let y = y.row(row);
-            if !has(ACCUMULATE) {
-                y.fill(F::ZERO);
-            }
-            if has(BIAS) {
-                simd::add_scaled(y, &self.bias[c0..], F::ONE);
-            }
-            if has(RESIDUAL) {
-                simd::add_scaled(y, &self.residual[(r0 + row) * self.p.ld as usize + c0..], F::ONE);
-            }
+            plus.write((row, 0), y.row(row), &zeros);
         }
-        true
     }
 }
 
-/// The low-rank term: `scale · t[N,R] · factor[R, ·]`.
-struct Low<'a, F> {
-    t: &'a [F],
-    factor: &'a [F],
-    ld: usize,
-    rank: usize,
-    scale: F,
-}
-
-impl<'a, F: Float> Low<'a, F> {
-    /// `skip` columns of the factor belong to shards before this one.
-    fn new(call: &Call<'a, F>, p: &Params, skip: usize) -> Self {
-        let (rank, ld) = (p.r as usize, p.low_ld as usize);
-        let factor = if rank > 0 { &call.f(3)[p.low_off as usize + skip..] } else { &[] };
-        Low { t: call.f(2), factor, ld, rank, scale: F::of32(p.low_scale) }
-    }
-
-    /// Adds the term's block at row `r0` and column `c0` of the factor.
-    fn add(&self, r0: usize, c0: usize, keep: bool, out: &mut par::Rect<F>) {
-        if self.rank > 0 {
-            let t = par::Mat::new(&self.t[r0 * self.rank..], self.rank);
-            out.product(keep, self.rank, t, par::Mat::new(&self.factor[c0..], self.ld), self.scale);
+/// Adds the term's block at row `r0` and column `c0` of the product, for a few rows.
+fn add_term<F: Float>(term: &Term<F>, r0: usize, c0: usize, out: &mut par::Rect<F>) {
+    let (block, rows) = (c0..c0 + out.cols, out.rows);
+    for part in term.parts.iter().filter(|part| part.rank > 0) {
+        let (lo, hi) = (block.start.max(part.col), block.end.min(part.col + part.width));
+        if lo < hi {
+            let t = Mat::new(&term.t[r0 * term.ld + part.t..], term.ld);
+            let factor = Mat::new(&part.factor[lo - part.col..], part.width);
+            out.part((0, lo - c0), (rows, hi - lo)).product(true, part.rank, t, factor, part.scale);
         }
     }
 }

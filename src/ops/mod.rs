@@ -21,9 +21,10 @@ pub mod embedding;
 pub mod gain;
 pub mod gather;
 pub mod layernorm;
-pub mod lora_grad;
+pub mod low_rank;
 pub mod matmul;
 pub mod par;
+pub mod product;
 pub mod rmsnorm;
 pub mod rope;
 pub mod row_gain;
@@ -32,11 +33,51 @@ pub mod rows;
 pub mod softcap;
 pub mod sum_squares;
 
-use crate::plan::Kernel;
+use crate::plan::{Buf, Kernel};
+
+/// Columns of a wider buffer that a kernel works on: rows of `ld` floats, from `col` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    pub buf: Buf,
+    /// 0 stands for a row as wide as what the kernel works on.
+    pub ld: usize,
+    pub col: usize,
+}
+
+impl Columns {
+    /// The row length and the first column as a kernel of `width` columns gets them.
+    fn place(self, width: usize) -> [u32; 2] {
+        [if self.ld == 0 { width } else { self.ld } as u32, self.col as u32]
+    }
+}
+
+/// The whole of a buffer.
+impl From<Buf> for Columns {
+    fn from(buf: Buf) -> Columns {
+        Columns { buf, ld: 0, col: 0 }
+    }
+}
+
+/// How rows of some width lie in one buffer or in several alike: `heads` of them side by side in each `ld` floats, from
+/// `col` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    pub n: usize,
+    pub heads: usize,
+    pub ld: usize,
+    pub col: usize,
+}
+
+impl Heads {
+    /// `n` rows, one after the other.
+    pub fn rows(n: usize, width: usize) -> Heads {
+        Heads { n, heads: 1, ld: width, col: 0 }
+    }
+}
 
 /// Declares a kernel's `Params` with its field names, which a test compares with the shader's struct.
 macro_rules! params {
-    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ident),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ty),* $(,)? }) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
@@ -49,18 +90,21 @@ macro_rules! params {
 }
 pub(crate) use params;
 
-/// Declares a kernel: name, entry point, bindings, params, shaders, twin.
+/// Declares a kernel: name, entry point, bindings, params, shaders (style, file, tile, constants), twin.
 macro_rules! kernel {
-    ($ident:ident, $name:literal, $entry:literal, [$($access:ident),*], $params:ty, [$($style:ident $file:literal $tile:expr),*], $twin:ident) => {
+    ($ident:ident, $name:literal, $entry:literal, [$($access:ident),*], $params:ty, [$($style:ident $file:literal $tile:tt $({$($constant:ident: $value:literal),*})?),*], $twin:ident) => {
         pub static $ident: crate::plan::Kernel = crate::plan::Kernel {
             name: $name,
             entry: $entry,
             access: &[$(crate::plan::Access::$access),*],
             fields: <$params>::FIELDS,
+            params: size_of::<$params>(),
             shaders: &[$(crate::plan::Shader {
                 style: crate::plan::Style::$style,
+                file: $file,
                 source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
                 tile: $tile,
+                consts: &[$($((stringify!($constant), $value)),*)?],
             }),*],
             f32: $twin::<f32>,
             f64: $twin::<f64>,
@@ -73,13 +117,10 @@ pub(crate) use kernel;
 pub static KERNELS: &[&Kernel] = &[
     &activation::FORWARD,
     &activation::BACKWARD,
-    &activation::FORWARD_PLAIN,
-    &activation::BACKWARD_PLAIN,
     &adamw::ADAMW,
     &attention::FORWARD,
     &attention::DELTA,
-    &attention::BACKWARD_Q,
-    &attention::BACKWARD_KV,
+    &attention::BACKWARD,
     &attention_cached::APPEND,
     &attention_cached::FORWARD,
     &column_sum::ACCUMULATE,
@@ -95,11 +136,13 @@ pub static KERNELS: &[&Kernel] = &[
     &gather::BACKWARD,
     &layernorm::FORWARD,
     &layernorm::BACKWARD,
-    &lora_grad::ACCUMULATE,
+    &low_rank::PROJECT,
+    &low_rank::GRADIENT,
     &matmul::FORWARD,
     &matmul::BACKWARD,
     &rmsnorm::FORWARD,
     &rmsnorm::BACKWARD,
+    &rmsnorm::IN_PLACE,
     &rope::FORWARD,
     &rope::BACKWARD,
     &row_gain::FORWARD,

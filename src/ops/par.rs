@@ -1,5 +1,7 @@
 //! Rows in parallel: rayon natively, one thread in wasm. Small work stays on the calling thread.
 
+use super::product;
+pub use super::product::Mat;
 use crate::num::Float;
 use std::marker::PhantomData;
 
@@ -43,31 +45,6 @@ pub fn rows2<A: Send, B: Send>(
 /// Operations below which a product stays on one thread.
 const WORTH_SPREADING: usize = 1 << 21;
 
-/// A row-major operand of [`Rect::product`]: `ld` elements from row to row, or transposed.
-#[derive(Clone, Copy)]
-pub struct Mat<'a, F> {
-    pub data: &'a [F],
-    pub ld: usize,
-    pub transposed: bool,
-}
-
-impl<'a, F> Mat<'a, F> {
-    pub fn new(data: &'a [F], ld: usize) -> Self {
-        Mat { data, ld, transposed: false }
-    }
-
-    pub fn t(data: &'a [F], ld: usize) -> Self {
-        Mat { data, ld, transposed: true }
-    }
-
-    /// Panics unless the view of `rows` × `cols` lies within the data.
-    fn strides(&self, rows: usize, cols: usize) -> (isize, isize) {
-        let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
-        assert!(r == 0 || c == 0 || (r - 1) * self.ld + c <= self.data.len(), "matrix view out of bounds");
-        if self.transposed { (1, self.ld as isize) } else { (self.ld as isize, 1) }
-    }
-}
-
 /// A rectangle of a row-major matrix, for one task to write: rectangles of one matrix may interleave in memory.
 pub struct Rect<'a, F> {
     at: *mut F,
@@ -90,24 +67,57 @@ impl<'a, F: Float> Rect<'a, F> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.ld), self.cols) }
     }
 
+    /// The part of `rows` × `cols` that begins at a row and a column, as a rectangle of its own.
+    pub fn part(&mut self, (row, col): (usize, usize), (rows, cols): (usize, usize)) -> Rect<'_, F> {
+        assert!(row + rows <= self.rows && col + cols <= self.cols, "a part beyond the rectangle");
+        // SAFETY: within the rectangle, which is this value's alone.
+        Rect { at: unsafe { self.at.add(row * self.ld + col) }, rows, cols, ld: self.ld, borrow: PhantomData }
+    }
+
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.
     pub fn product(&mut self, keep: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
-        let (m, n) = (self.rows, self.cols);
-        if m == 0 || n == 0 {
-            return;
-        }
-        let (a_rs, a_cs) = a.strides(m, k);
-        let (b_rs, b_cs) = b.strides(k, n);
-        let (a, b) = (a.data.as_ptr(), b.data.as_ptr());
-        let (keep_by, no, one_thread) = (F::ONE, false, gemm::Parallelism::None);
-        let ld = self.ld as isize;
-        // SAFETY: the operands were checked to lie within their slices; the rectangle is this value's alone.
-        unsafe {
-            gemm::gemm(
-                m, n, k, self.at, 1, ld, keep, a, a_cs, a_rs, b, b_cs, b_rs, keep_by, scale, no, no, no, one_thread,
-            );
-        }
+        product::multiply(self, keep, k, a, b, scale);
     }
+}
+
+/// A row-major matrix of which tasks write rectangles side by side.
+pub struct Sheet<'a, F> {
+    at: *mut F,
+    len: usize,
+    ld: usize,
+    borrow: PhantomData<&'a mut [F]>,
+}
+
+// SAFETY: what is written is written through rectangles, which do not overlap.
+unsafe impl<F: Send> Sync for Sheet<'_, F> {}
+
+impl<'a, F: Float> Sheet<'a, F> {
+    pub fn new(out: &'a mut [F], ld: usize) -> Self {
+        Sheet { at: out.as_mut_ptr(), len: out.len(), ld, borrow: PhantomData }
+    }
+
+    /// `rows` × `cols` elements from row `r0` and column `c0` on.
+    ///
+    /// # Safety
+    /// No two rectangles that live at the same time may overlap.
+    pub unsafe fn rect(&self, (r0, c0): (usize, usize), (rows, cols): (usize, usize)) -> Rect<'_, F> {
+        let inside =
+            rows == 0 || cols == 0 || c0 + cols <= self.ld && (r0 + rows - 1) * self.ld + c0 + cols <= self.len;
+        assert!(inside, "a rectangle of {rows} x {cols} at {r0}, {c0} leaves its matrix");
+        // SAFETY: within the matrix.
+        Rect { at: unsafe { self.at.add(r0 * self.ld + c0) }, rows, cols, ld: self.ld, borrow: PhantomData }
+    }
+}
+
+/// Calls `f` for each of `tasks`, in parallel where the work of all, in operations, is worth it.
+pub fn tasks(tasks: usize, flops: usize, f: impl Fn(usize) + Sync) {
+    #[cfg(not(target_arch = "wasm32"))]
+    if flops > WORTH_SPREADING {
+        use rayon::prelude::*;
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(|task| f(task));
+    }
+    let _ = flops;
+    (0..tasks).for_each(f);
 }
 
 /// Columns of a block of [`blocks`]: a multiple of every quantised block and of the vector kernels' widths. Measured on
@@ -132,26 +142,15 @@ pub fn blocks<F: Float>(
     } else {
         1
     };
-    let height = rows.div_ceil(down).max(1);
-    struct Shared<F>(*mut F);
-    // SAFETY: tasks write disjoint rectangles.
-    unsafe impl<F> Sync for Shared<F> {}
-    let base = Shared(out.as_mut_ptr());
-    let base = &base;
-    let task = |i: usize| {
+    // Blocks begin where the tiles of a product may.
+    let height = rows.div_ceil(down).next_multiple_of(32).max(32);
+    let sheet = Sheet::new(out, ld);
+    tasks(across * rows.div_ceil(height), flops, |i| {
         let (r0, c0) = (i / across * height, cols.start + i % across * BLOCK_COLS);
-        let (rows, cols) = (height.min(rows - r0), BLOCK_COLS.min(cols.end - c0));
-        // SAFETY: within `out` by the assertion above, and no other task's.
-        let at = unsafe { base.0.add(r0 * ld + c0) };
-        f(r0, c0, Rect { at, rows, cols, ld, borrow: PhantomData });
-    };
-    let tasks = across * rows.div_ceil(height);
-    #[cfg(not(target_arch = "wasm32"))]
-    if flops > WORTH_SPREADING {
-        use rayon::prelude::*;
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-    }
-    (0..tasks).for_each(task);
+        let shape = (height.min(rows - r0), BLOCK_COLS.min(cols.end - c0));
+        // SAFETY: no other task has these rows and columns.
+        f(r0, c0, unsafe { sheet.rect((r0, c0), shape) });
+    });
 }
 
 fn threads() -> usize {

@@ -3,7 +3,8 @@
 //! Slots are shared across sequences as well, since sequences never run at the same time. A slot holds one kind of
 //! element, and every tensor is a buffer of its own on the GPU (wgpu tracks hazards per buffer).
 
-use super::{Elem, Life, Plan};
+use super::{Buf, Elem, Life, Plan};
+use std::collections::BTreeMap;
 
 /// Where a buffer of the plan lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,53 +37,36 @@ impl Memory {
         for decl in &plan.bufs[self.places.len()..] {
             self.places.push(if decl.life == Life::Persistent { Place::Own } else { Place::Unused });
         }
-        for sequence in self.sequences..plan.sequences.len() {
-            self.place_sequence(plan, sequence);
-        }
+        let mut spans: Vec<(Buf, Span)> = (self.sequences..plan.sequences.len()).flat_map(|s| spans(plan, s)).collect();
         self.sequences = plan.sequences.len();
-    }
-
-    fn place_sequence(&mut self, plan: &Plan, sequence: usize) {
-        let steps = &plan.sequences[sequence].steps;
-        let mut last_use = std::collections::HashMap::new();
-        for (i, step) in steps.iter().enumerate() {
-            for buf in &step.bufs {
-                last_use.insert(*buf, i);
-            }
-        }
-        let mut busy = vec![false; self.slots.len()];
-        for (i, step) in steps.iter().enumerate() {
-            for buf in &step.bufs {
-                let decl = plan.decl(*buf);
-                if decl.life == Life::Temp && self.places[buf.0 as usize] == Place::Unused {
-                    let slot = self.best_slot(decl.elem, decl.len, &mut busy);
-                    self.places[buf.0 as usize] = Place::Slot(slot);
-                }
-            }
-            for buf in &step.bufs {
-                if let Place::Slot(slot) = self.places[buf.0 as usize]
-                    && last_use[buf] == i
-                {
-                    busy[slot] = false;
-                }
+        // The largest first: what is small then finds room in between, and no slot is as large as it is for the sake of
+        // one buffer while small ones that live long take it up.
+        spans.sort_by_key(|(buf, span)| (std::cmp::Reverse(plan.decl(*buf).len), span.sequence, span.first));
+        let mut taken: Vec<Vec<Span>> = vec![Vec::new(); self.slots.len()];
+        for (buf, span) in spans {
+            if self.places[buf.0 as usize] == Place::Unused {
+                let decl = plan.decl(buf);
+                let slot = self.best_slot(decl.elem, decl.len, span, &mut taken);
+                self.places[buf.0 as usize] = Place::Slot(slot);
             }
         }
     }
 
-    /// The free slot that wastes least: the smallest that is large enough, else the largest, grown; else a new one.
-    fn best_slot(&mut self, elem: Elem, len: usize, busy: &mut Vec<bool>) -> usize {
-        let free = |s: &usize| !busy[*s] && self.slots[*s].elem == elem;
-        let fits = (0..self.slots.len()).filter(free).filter(|s| self.slots[*s].len >= len);
+    /// The slot free for so long that wastes least: the smallest that is large enough, else the largest, grown; else a
+    /// new one.
+    fn best_slot(&mut self, elem: Elem, len: usize, span: Span, taken: &mut Vec<Vec<Span>>) -> usize {
+        let free = |s: &usize| self.slots[*s].elem == elem && !taken[*s].iter().any(|other| other.meets(&span));
+        let fits = (0..self.slots.len()).filter(|s| self.slots[*s].len >= len).filter(free);
         let chosen = fits
             .min_by_key(|s| self.slots[*s].len)
             .or_else(|| (0..self.slots.len()).filter(free).max_by_key(|s| self.slots[*s].len));
         let slot = chosen.unwrap_or_else(|| {
             self.slots.push(SlotDecl { elem, len });
-            busy.push(false);
+            taken.push(Vec::new());
             self.slots.len() - 1
         });
         self.slots[slot].len = self.slots[slot].len.max(len);
-        busy[slot] = true;
+        taken[slot].push(span);
         slot
     }
 
@@ -91,4 +75,30 @@ impl Memory {
         let own = plan.bufs.iter().zip(&self.places).filter(|(_, p)| **p == Place::Own).map(|(b, _)| b.len as u64 * 4);
         own.sum::<u64>() + self.slots.iter().map(|s| s.len as u64 * 4).sum::<u64>()
     }
+}
+
+/// From the first to the last step that uses a buffer.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    sequence: usize,
+    first: usize,
+    last: usize,
+}
+
+impl Span {
+    /// Whether the two are ever alive together: sequences never run at the same time.
+    fn meets(&self, other: &Span) -> bool {
+        self.sequence == other.sequence && self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// The temporaries of a sequence.
+fn spans(plan: &Plan, sequence: usize) -> Vec<(Buf, Span)> {
+    let mut spans: BTreeMap<Buf, Span> = BTreeMap::new();
+    for (i, step) in plan.sequences[sequence].steps.iter().enumerate() {
+        for buf in step.bufs.iter().filter(|buf| plan.decl(**buf).life == Life::Temp) {
+            spans.entry(*buf).or_insert(Span { sequence, first: i, last: i }).last = i;
+        }
+    }
+    spans.into_iter().collect()
 }

@@ -54,18 +54,40 @@ pub enum Access {
 /// Which machines a shader is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// No workgroup memory, no barriers: software drivers and Apple GPUs.
+    /// Loads are dear and registers are memory: software drivers. Where a kernel has none of this style, its first serves.
+    Software,
+    /// No workgroup memory, no barriers: Apple GPUs.
     Direct,
     /// Tiles staged through workgroup memory: discrete GPUs.
     Tiled,
 }
 
-/// One WGSL source of a kernel. `tile` is what one workgroup covers of the step's `grid`.
+/// One way to compute a kernel: a WGSL source, and the constants it is compiled with. A kernel may have several of one
+/// style, the best guess first; which one runs is the executor's choice, by the machine and by measurement.
 #[derive(Debug)]
 pub struct Shader {
     pub style: Style,
+    /// The file's stem in `shaders/`.
+    pub file: &'static str,
     pub source: &'static str,
+    /// What one workgroup covers of the step's `grid`.
     pub tile: [u32; 3],
+    pub consts: &'static [(&'static str, u32)],
+}
+
+impl Shader {
+    /// The value of a constant, 0 if it has none of this name.
+    pub fn constant(&self, name: &str) -> u32 {
+        self.consts.iter().find(|(n, _)| *n == name).map_or(0, |(_, value)| *value)
+    }
+}
+
+/// File and constants: "matmul_direct TALL=8 WIDE=8 LANES=1".
+impl std::fmt::Display for Shader {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(self.file)?;
+        self.consts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
 }
 
 /// A kernel: its shaders, its bindings in order, and its twin for each float.
@@ -76,6 +98,8 @@ pub struct Kernel {
     pub access: &'static [Access],
     /// Names and types of `Params`, in order, for the comparison with the shader.
     pub fields: &'static [(&'static str, &'static str)],
+    /// Bytes of `Params`.
+    pub params: usize,
     pub shaders: &'static [Shader],
     pub f32: fn(&mut Call<f32>),
     pub f64: fn(&mut Call<f64>),
@@ -89,6 +113,9 @@ impl std::fmt::Debug for Kernel {
 
 /// Workgroups a dispatch may have along a dimension: WebGPU's `maxComputeWorkgroupsPerDimension`.
 pub const MAX_GROUPS: u32 = 65_535;
+
+/// Bytes that the parameters of a step may take.
+pub const MAX_PARAMS: usize = 256;
 
 /// One dispatch: a kernel, what it is bound to, and the size of its problem.
 #[derive(Clone, Debug)]
@@ -167,7 +194,7 @@ impl Plan {
         grid: [u32; 3],
     ) -> &mut Step {
         assert_eq!(bufs.len(), kernel.access.len(), "{kernel:?}: bindings");
-        assert_eq!(size_of::<P>(), kernel.fields.len() * 4, "{kernel:?}: params");
+        assert_eq!(size_of::<P>(), kernel.params, "{kernel:?}: params");
         let step = Step {
             kernel,
             format: None,

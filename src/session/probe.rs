@@ -1,22 +1,22 @@
 //! A probe of some data: many short runs in one set of buffers, and what they say.
 
-use super::Session;
+use super::{Session, Summary};
 use crate::adapter::Kind;
 use crate::clock::Instant;
 use crate::data::{Batches, Dataset, PackOptions, Record, Records};
 use crate::error::{Error, Result};
 use crate::eval::findings::{self, Finding};
 use crate::eval::probe::{self, Losses, Seen, Verdict};
-use crate::eval::{Item, curve::Point, near, with_answer};
+use crate::eval::{Item, curve, curve::Point, near, with_answer};
 use crate::num::uniform;
 use crate::train::{ExampleLoss, TrainOptions};
 use serde::Serialize;
 
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
-    /// About how long it may take; decides the steps of a run.
+    /// About how long it may take; decides how large the runs are.
     pub minutes: f64,
-    /// Steps of a run, instead.
+    /// Steps of the largest run, instead.
     pub steps: Option<u64>,
 }
 
@@ -25,9 +25,9 @@ pub struct ProbeOptions {
 pub struct Probe {
     pub verdict: Verdict,
     pub findings: Vec<Finding>,
+    /// Examples and steps of the largest run, and the learning rate of all.
     pub examples: usize,
     pub held_out: usize,
-    /// Steps of each short run, and its learning rate.
     pub steps: u64,
     pub lr: f64,
     /// (rate, loss after a few steps); None where the loss left the numbers.
@@ -48,10 +48,20 @@ pub struct FullRun {
 const LEAST: usize = 40;
 /// More held-out items would cost more time than they add.
 const MOST_HELD: usize = 200;
-/// Shares of the data, and how many drawings of each.
-const PARTS: [(usize, usize); 4] = [(8, 2), (4, 2), (2, 2), (1, 1)];
+/// The runs behind the largest part and its control, the most telling first: the part of the largest, and which
+/// drawing of it. Each is the full run in small, so that a half takes half as long.
+const PARTS: [(usize, u64); 6] = [(2, 0), (4, 0), (8, 0), (2, 1), (4, 1), (8, 1)];
+/// What all runs cost, in steps of the largest, and how often they measure the held-out loss.
+const COST: f64 = 2.0 + 2.0 * (0.5 + 0.25 + 0.125);
+const MEASURED: f64 = 1.0 + 2.0 * MOMENTS.len() as f64 + PARTS.len() as f64;
 /// Places of a run at which the held-out loss is measured, as shares of its steps.
 const MOMENTS: [f64; 4] = [0.25, 0.5, 0.75, 1.0];
+/// The largest part has at least so many examples: of fewer, no smaller parts could be told apart.
+const LEAST_PART: usize = 32;
+/// Fewer held-out items tell too little.
+const LEAST_HELD: usize = 30;
+/// Steps that tell one learning rate from another.
+const RATE_STEPS: (u64, u64) = (4, 30);
 const RATES: [f64; 6] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
 
 struct Bench<'a> {
@@ -63,13 +73,45 @@ struct Bench<'a> {
     held: Dataset,
     held_batches: Batches,
     lr: f64,
-    steps: u64,
+    /// Passes over the data that the full run makes, and the share of its steps that it warms up for.
+    passes: f64,
+    warmup: f64,
+    clock: Instant,
+    /// Seconds that the probe may take; none where its steps were given.
+    limit: Option<f64>,
+    /// Seconds of a step, and of measuring the held-out items, as last seen.
+    step: f64,
+    measuring: f64,
 }
 
-/// A short run.
+/// How long the runs are.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Examples and steps of the largest part.
+    examples: usize,
+    steps: u64,
+    /// Whether those steps are as many passes as the full run makes.
+    in_small: bool,
+}
+
+/// A short run: the held-out items at its best moment and at its end.
 struct Ran {
-    losses: Losses,
+    best: Held,
+    last: Held,
     moments: Vec<(u64, f64)>,
+}
+
+/// The held-out items at some moment: their losses, and the share whose answers are exactly right.
+#[derive(Clone, Default)]
+struct Held {
+    losses: Losses,
+    exact: f64,
+}
+
+impl Held {
+    fn mean(&self) -> f64 {
+        curve::mean(&self.losses, 0..self.losses.len())
+    }
 }
 
 impl Session {
@@ -107,30 +149,29 @@ impl Session {
         let part = |keep: &[usize]| records.with(keep.iter().map(|i| records.records[*i].clone()).collect());
         let (train_records, held_records) = (part(&train), part(&held));
         let control = control_records(&train_records, options.seed);
-        let mut bench = Bench::new(self, &train_records, &held_records, options).await?;
-        let (rates, step_seconds) = bench.try_rates(options.peak_lr(), budget, &mut say).await?;
-        found.extend(findings::learning_rate(options.peak_lr(), &rates));
+        let parts = [&train_records, &held_records];
+        let mut bench = Bench::new(self, parts, options, &full, budget, started).await?;
+        let rates = bench.try_rates(options.peak_lr(), budget, &mut say).await?;
+        let rate = findings::learning_rate(options.peak_lr(), &rates);
         let best = rates.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("some rates");
         if !best.1.is_finite() {
             return Err(data_error(&records.file, "every learning rate leaves the numbers".into(), "look at the data"));
         }
-        bench.lr = best.0;
-        bench.plan_steps(budget, step_seconds, started.elapsed_ms() / 1e3).await?;
-        let (seen, train_losses) = bench.runs(&control, &mut say).await?;
+        // As asked, so that what is foreseen is of the full run as it is; unless another rate is plainly better.
+        bench.lr = if rate.is_some() { best.0 } else { options.peak_lr() };
+        found.extend(rate);
+        let size = bench.size(budget).await?;
+        let (seen, train_losses) = bench.runs(&control, size, full.examples, &mut say).await?;
         found.extend(findings::noise(&train_losses));
-        let (steps, lr) = (bench.steps, bench.lr);
-        let full_run = FullRun {
-            steps: full.steps,
-            minutes: full.steps as f64 * options.grad_accum as f64 * step_seconds / 60.0,
-            memory: full.memory.total,
-        };
+        let full_run =
+            FullRun { steps: full.steps, minutes: full.steps as f64 * bench.step / 60.0, memory: full.memory.total };
         Ok(Probe {
+            lr: bench.lr,
+            held_out: bench.held.examples.len(),
             verdict: probe::judge(&seen, options.seed),
             findings: found,
-            examples: train.len(),
-            held_out: held.len(),
-            steps,
-            lr,
+            examples: size.examples,
+            steps: size.steps,
             rates: rates.into_iter().map(|(rate, loss)| (rate, Some(loss).filter(|l| l.is_finite()))).collect(),
             full_run,
             seconds: started.elapsed_ms() / 1e3,
@@ -214,11 +255,13 @@ fn permutation(n: usize, seed: u64, stream: u64) -> Vec<usize> {
 impl<'a> Bench<'a> {
     async fn new(
         session: &'a mut Session,
-        train: &Records,
-        held: &Records,
+        [train, held]: [&Records; 2],
         options: &TrainOptions,
+        full: &Summary,
+        budget: &ProbeOptions,
+        clock: Instant,
     ) -> Result<Bench<'a>> {
-        let mut options = TrainOptions { val_fraction: 0.0, grad_accum: 1, ..options.clone() };
+        let mut options = TrainOptions { val_fraction: 0.0, ..options.clone() };
         session.start_training(train, None, options.clone(), None, None).await?;
         let (base, trainer) = session.running()?;
         let initial = trainer.values(base).await?;
@@ -227,54 +270,77 @@ impl<'a> Bench<'a> {
         let [train, held]: [Result<Dataset>; 2] = [encode(train), encode(held)];
         let (train, held) = (train?, held?);
         options.seq_len += before.len(); // of a row
-        let pack = PackOptions { shuffle: false, ..packing(&options) };
-        let held_batches = Batches::new(&held, pack)?;
-        let (lr, steps) = (options.peak_lr(), 1);
-        Ok(Bench { session, options, train, initial, held, held_batches, lr, steps })
+        let held_batches = Batches::new(&held, in_order(&options))?;
+        let batches = full.rows.div_ceil(options.batch_size) as f64;
+        Ok(Bench {
+            lr: options.peak_lr(),
+            passes: full.steps as f64 * options.grad_accum as f64 / batches,
+            warmup: (options.warmup_steps as f64 / full.steps as f64).min(1.0),
+            limit: budget.steps.is_none().then(|| 60.0 * budget.minutes),
+            step: 0.0,
+            measuring: 0.0,
+            session,
+            options,
+            train,
+            initial,
+            held,
+            held_batches,
+            clock,
+        })
     }
 
     async fn restart(&mut self, data: &Dataset, steps: u64) -> Result<()> {
         let batches = Batches::new(data, packing(&self.options))?;
         let (base, trainer) = self.session.running()?;
-        trainer.restart(base, self.initial.clone(), batches, self.lr, steps);
+        // The full run in small warms up in small.
+        let warmup = (self.warmup * steps as f64).round() as u64;
+        trainer.restart(base, self.initial.clone(), batches, self.lr, (warmup, steps));
         Ok(())
     }
 
-    /// The range of learning rates, the asked one among them: the loss of each after the same few steps, and the
-    /// seconds of a step.
+    /// Seconds that are left, if they are limited.
+    fn left(&self) -> Option<f64> {
+        self.limit.map(|limit| limit - self.clock.elapsed_ms() / 1e3)
+    }
+
+    /// A range of learning rates about the asked one, as many as there is time for: the loss of each after the same few
+    /// steps.
     async fn try_rates(
         &mut self,
         asked: f64,
         budget: &ProbeOptions,
         say: &mut impl FnMut(&str, u64, u64),
-    ) -> Result<(Vec<(f64, f64)>, f64)> {
+    ) -> Result<Vec<(f64, f64)>> {
+        let data = self.train.clone();
+        // The first step also warms the device up; the second one is measured.
+        self.restart(&data, 1000).await?;
+        self.advance(1).await?;
+        self.advance(1).await?;
         let usual = self.options.method.lr() / Kind::Lora.lr();
         let mut rates = RATES.map(|rate| rate * usual).to_vec();
         if !rates.contains(&asked) {
             rates.push(asked);
         }
-        rates.sort_by(f64::total_cmp);
-        let data = self.train.clone();
-        // The first step also warms the device up; the second one is measured.
-        self.restart(&data, 1000).await?;
-        self.advance(1).await?;
-        let clock = Instant::now();
-        self.advance(1).await?;
-        let step = (clock.elapsed_ms() / 1e3).max(1e-4);
-        let fits = (0.2 * budget.minutes * 60.0 / rates.len() as f64 / step) as u64;
-        let steps = budget.steps.unwrap_or(fits).clamp(4, 30);
-        let (clock, mut tried) = (Instant::now(), Vec::new());
+        rates.sort_by(|a, b| (a / asked).ln().abs().total_cmp(&(b / asked).ln().abs()));
+        let (least, most) = RATE_STEPS;
+        let fit = self.left().map(|left| (0.2 * left / self.step) as u64);
+        rates.truncate(fit.map_or(rates.len(), |fit| (fit / least).max(1) as usize));
+        let steps = fit.map_or_else(|| budget.steps.unwrap_or(most) / 4, |fit| fit / rates.len() as u64);
+        let steps = steps.clamp(least, most);
+        let mut tried = Vec::new();
         for (i, rate) in rates.iter().enumerate() {
             say("learning rates", i as u64, rates.len() as u64);
             self.lr = *rate;
             self.restart(&data, 10 * steps).await?;
             tried.push((*rate, self.advance(steps).await?));
         }
-        Ok((tried, clock.elapsed_ms() / 1e3 / (rates.len() as u64 * steps) as f64))
+        tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(tried)
     }
 
     /// Takes steps; the mean loss of the last quarter of them, infinite where it left the numbers.
     async fn advance(&mut self, steps: u64) -> Result<f64> {
+        let clock = Instant::now();
         let (base, trainer) = self.session.running()?;
         let mut losses = Vec::new();
         for _ in 0..steps {
@@ -289,98 +355,142 @@ impl<'a> Bench<'a> {
             Err(Error::Diverged { .. }) => return Ok(f64::INFINITY),
             Err(error) => return Err(error),
         }
+        self.step = (clock.elapsed_ms() / 1e3 / steps as f64).max(1e-4);
         let last = &losses[losses.len() - losses.len().div_ceil(4).min(losses.len())..];
         Ok(last.iter().sum::<f64>() / last.len() as f64)
     }
 
-    /// Steps of each run that the rest of the budget allows.
-    async fn plan_steps(&mut self, budget: &ProbeOptions, step: f64, used: f64) -> Result<()> {
-        if let Some(steps) = budget.steps {
-            self.steps = steps.max(MOMENTS.len() as u64);
-            return Ok(());
+    /// Steps that make the full run's passes over so many of the examples.
+    fn steps_over(&self, data: &Dataset) -> Result<u64> {
+        let batches = Batches::new(data, packing(&self.options))?.batches_per_epoch() as f64;
+        Ok(((batches * self.passes / self.options.grad_accum as f64).ceil() as u64).max(1))
+    }
+
+    /// How long the runs may be: as the steps given say, or as what is left of the time allows.
+    async fn size(&mut self, budget: &ProbeOptions) -> Result<Size> {
+        let all = self.train.examples.len();
+        let whole = self.steps_over(&self.train)?;
+        let steps = match (budget.steps, self.left()) {
+            (Some(steps), _) => steps,
+            (None, left) => self.affordable(left.unwrap_or(0.0)).await?,
+        };
+        let share = (steps as f64 / whole as f64).min(1.0);
+        let examples = ((all as f64 * share) as usize).max(LEAST_PART.min(all));
+        let wanted = whole as f64 * examples as f64 / all as f64;
+        // A few examples more than the steps allow for, or a rounding, are no fewer passes.
+        let in_small = wanted <= 1.25 * steps as f64 + 1.0;
+        let steps = if in_small { wanted.ceil() as u64 } else { steps };
+        Ok(Size { examples, steps: steps.max(MOMENTS.len() as u64), in_small })
+    }
+
+    /// Steps of the largest run for which so many seconds are enough. Where measuring alone would take most of them,
+    /// fewer items are measured.
+    async fn affordable(&mut self, left: f64) -> Result<u64> {
+        self.restart(&self.train.clone(), 1).await?;
+        self.held_out().await?;
+        let count = self.held.examples.len();
+        let fewer = (count as f64 * 0.4 * left / (MEASURED * self.measuring)) as usize;
+        if fewer < count {
+            let mut keep = permutation(count, self.options.seed, 1 << 53);
+            keep.truncate(fewer.clamp(LEAST_HELD.min(count), count));
+            self.measuring *= keep.len() as f64 / count as f64;
+            self.held = self.held.subset(&keep);
+            self.held_batches = Batches::new(&self.held, in_order(&self.options))?;
         }
+        Ok(((left - MEASURED * self.measuring) / (COST * self.step)).max(1.0) as u64)
+    }
+
+    /// The held-out items with the adapter as it is now.
+    async fn held_out(&mut self) -> Result<Held> {
         let clock = Instant::now();
-        self.held_losses().await?;
-        let evaluation = clock.elapsed_ms() / 1e3;
-        let runs = (PARTS.iter().map(|(_, drawings)| drawings).sum::<usize>() + 1) as f64;
-        let left = (budget.minutes * 60.0 - used) / runs - MOMENTS.len() as f64 * evaluation;
-        let epochs = Batches::new(&self.train, packing(&self.options))?.batches_per_epoch() * 20;
-        self.steps = ((left / step).max(0.0) as u64).clamp(16, epochs.clamp(64, 2000));
-        Ok(())
-    }
-
-    /// Held-out losses of the adapter as it is now, by item.
-    async fn held_losses(&mut self) -> Result<Losses> {
         let (base, trainer) = self.session.running()?;
-        let losses = trainer.example_losses(base, &self.held_batches, self.held.examples.len()).await?;
-        Ok(losses.iter().filter(|l| l.tokens > 0).map(|l| (l.loss, l.tokens as f64)).collect())
+        let items = trainer.example_losses(base, &self.held_batches, self.held.examples.len()).await?;
+        self.measuring = (clock.elapsed_ms() / 1e3).max(1e-4);
+        let items = || items.iter().filter(|l| l.tokens > 0);
+        let exact = items().filter(|l| l.hits == l.tokens).count() as f64 / items().count().max(1) as f64;
+        Ok(Held { losses: items().map(|l| (l.loss, l.tokens as f64)).collect(), exact })
     }
 
-    /// A short run on some data: the held-out losses at the best of a few moments, the same for every run.
-    async fn run(&mut self, data: &Dataset) -> Result<Ran> {
-        let steps = self.steps;
+    /// A short run on some data, looked at so many times, at moments that are the same for all runs of its length.
+    async fn run(&mut self, data: &Dataset, steps: u64, moments: &[f64]) -> Result<Ran> {
         self.restart(data, steps).await?;
-        let (mut best, mut lowest, mut moments) = (Losses::new(), f64::INFINITY, Vec::new());
-        let mut done = 0;
-        for share in MOMENTS {
-            let at = ((steps as f64 * share).round() as u64).max(done + 1).min(steps);
+        let mut ran = Ran { best: Held::default(), last: Held::default(), moments: Vec::new() };
+        let (mut done, mut lowest) = (0, f64::INFINITY);
+        for share in moments {
+            let at = ((steps as f64 * share).round() as u64).clamp(done + 1, steps.max(done + 1));
             let loss = self.advance(at - done).await?;
             done = at;
-            let losses = self.held_losses().await?;
-            let mean = crate::eval::curve::mean(&losses, 0..losses.len());
-            if !loss.is_finite() && best.is_empty() || mean < lowest {
-                (best, lowest) = (losses, mean);
+            ran.last = self.held_out().await?;
+            let mean = ran.last.mean();
+            if ran.moments.is_empty() || mean < lowest {
+                (ran.best, lowest) = (ran.last.clone(), mean);
             }
-            moments.push((at, mean));
+            ran.moments.push((at, mean));
             if !loss.is_finite() {
                 break;
             }
         }
-        Ok(Ran { losses: best, moments })
+        Ok(ran)
     }
 
-    /// All runs; and the losses of the training records after the one on all data, as (line, mean loss).
+    /// All runs; and the losses of the records that the largest one learned from, as (line, mean loss).
     async fn runs(
         &mut self,
         control: &Records,
+        size: Size,
+        full_size: usize,
         say: &mut impl FnMut(&str, u64, u64),
     ) -> Result<(Seen, Vec<(u64, f64)>)> {
-        let all = self.train.clone();
-        self.restart(&all, self.steps).await?;
-        let base = self.held_losses().await?;
-        let total = PARTS.iter().map(|(_, drawings)| *drawings as u64).sum::<u64>() + 1;
-        let (mut parts, mut moments, mut done) = (Vec::new(), Vec::new(), 0);
-        for drawing in 0..2 {
-            // Parts of one drawing are nested: each holds the smaller ones.
-            let order = permutation(all.examples.len(), self.options.seed, (1 << 52) + drawing as u64);
-            for (share, _) in PARTS.iter().filter(|(_, drawings)| drawing < *drawings) {
-                let size = (all.examples.len() / share).max(1);
-                say(&format!("tuning on {size} of {}", all.examples.len()), done, total);
-                let Ok(Ran { losses, moments: seen }) = self.run(&all.subset(&order[..size])).await else { continue };
-                if *share == 1 {
-                    moments = seen;
-                }
-                parts.push(Point { size, losses });
-                done += 1;
+        let (all, total) = (self.train.clone(), 2 + PARTS.len() as u64);
+        // Parts of one drawing are nested: each holds the smaller ones.
+        let order = |drawing: u64| permutation(all.examples.len(), self.options.seed, (1 << 52) + drawing);
+        let orders = [order(0), order(1)];
+        let largest = all.subset(&orders[0][..size.examples]);
+        self.restart(&largest, size.steps).await?;
+        let base = self.held_out().await?.losses;
+        say(&format!("tuning on {} of {}", size.examples, all.examples.len()), 0, total);
+        let main = self.run(&largest, size.steps, &MOMENTS).await?;
+        if main.last.losses.is_empty() {
+            let what = "nothing held out has anything to learn".into();
+            return Err(data_error(&all.file, what, "look at the data with `luthier inspect data`"));
+        }
+        let train_losses = self.train_losses(&largest).await?;
+        say("control", 1, total);
+        let mixed = self.control(control, &orders[0][..size.examples], size.steps).await?;
+        let mut parts = vec![Point { size: size.examples, losses: main.last.losses, exact: main.last.exact }];
+        for (done, (share, drawing)) in PARTS.into_iter().enumerate() {
+            let (examples, steps) = (size.examples / share, (size.steps / share as u64).max(1));
+            let cost = steps as f64 * self.step + self.measuring;
+            if self.left().is_some_and(|left| left < cost) {
+                continue;
+            }
+            say(&format!("tuning on {examples} of {}", all.examples.len()), 2 + done as u64, total);
+            // A part may have nothing to learn.
+            let part = all.subset(&orders[drawing as usize][..examples]);
+            if let Ok(Ran { last: Held { losses, exact }, .. }) = self.run(&part, steps, &[1.0]).await {
+                parts.push(Point { size: examples, losses, exact });
             }
         }
-        if parts.is_empty() {
-            return Err(data_error(&all.file, "no part of the data has anything to learn".into(), "see the findings"));
-        }
-        say("control", done, total);
+        let steps_an_epoch = Batches::new(&largest, packing(&self.options))?.batches_per_epoch() as f64;
+        let answers = control.records.iter().any(|(_, r)| !matches!(r, Record::Text { .. }));
+        let (tuned, moments, in_small) = (main.best.losses, main.moments, size.in_small && parts.len() >= 3);
+        Ok((
+            Seen { base, parts, tuned, control: mixed, moments, steps_an_epoch, full_size, in_small, answers },
+            train_losses,
+        ))
+    }
+
+    /// The run on the control's records of the same places.
+    async fn control(&mut self, records: &Records, keep: &[usize], steps: u64) -> Result<Losses> {
         let before = self.session.virtual_ids();
         let text_len = self.options.seq_len - before.len();
-        let control = self.session.encode(control, text_len)?.prefixed(&before);
-        let control = self.run(&control).await?.losses;
-        self.restart(&all, self.steps).await?;
-        self.advance(self.steps).await?;
-        let train_losses = self.train_losses(&all).await?;
-        let steps_an_epoch = Batches::new(&all, packing(&self.options))?.batches_per_epoch() as f64;
-        Ok((Seen { base, parts, control, moments, steps_an_epoch }, train_losses))
+        let data = self.session.encode(records, text_len)?.prefixed(&before);
+        let keep: Vec<usize> = keep.iter().copied().filter(|i| *i < data.examples.len()).collect();
+        Ok(self.run(&data.subset(&keep), steps, &MOMENTS).await?.best.losses)
     }
 
     async fn train_losses(&mut self, data: &Dataset) -> Result<Vec<(u64, f64)>> {
-        let batches = Batches::new(data, PackOptions { shuffle: false, ..packing(&self.options) })?;
+        let batches = Batches::new(data, in_order(&self.options))?;
         let (base, trainer) = self.session.running()?;
         let losses = trainer.example_losses(base, &batches, data.examples.len()).await?;
         let of = data.examples.iter().zip(&losses).filter(|(_, l)| l.tokens > 0);
@@ -391,4 +501,8 @@ impl<'a> Bench<'a> {
 fn packing(options: &TrainOptions) -> PackOptions {
     let TrainOptions { batch_size, seq_len, no_packing, no_shuffle, seed, .. } = options;
     PackOptions { b: *batch_size, t: *seq_len, packing: !no_packing, shuffle: !no_shuffle, seed: *seed }
+}
+
+fn in_order(options: &TrainOptions) -> PackOptions {
+    PackOptions { shuffle: false, ..packing(options) }
 }

@@ -387,14 +387,15 @@ impl Trainer {
         (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
-    /// Begins anew with other data, learning rate and steps, in the buffers of this run: the same as a new run of the
-    /// same shapes.
-    pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: u64) {
+    /// Begins anew with other data, learning rate and steps (warming up, and all), in the buffers of this run: the same as
+    /// a new run of the same shapes.
+    pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: (u64, u64)) {
+        let (warmup, steps) = steps;
         let zeros = || vec![0.0; self.adapter.len];
         let state = State { step: 0, adapter: initial.clone(), m: zeros(), v: zeros(), best: None };
         self.restore(base, state);
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
-        (self.options.lr, self.options.steps) = (Some(lr), Some(steps));
+        (self.options.lr, self.options.steps, self.options.warmup_steps) = (Some(lr), Some(steps), warmup);
         (self.batches, self.total_steps, self.start) = (batches, steps, Some(initial));
         (self.diverged, self.steps_a_read) = (None, 1);
         self.pending.clear();

@@ -29,6 +29,7 @@ impl Default for Budget {
 #[serde(default)]
 struct TaskOptions {
     task: Option<Task>,
+    systems: Vec<String>,
     /// What it was tuned on: labels that the test lacks, and the constant answer to compare with.
     known: Option<DataText>,
     seq_len: usize,
@@ -39,7 +40,8 @@ struct TaskOptions {
 impl Default for TaskOptions {
     fn default() -> Self {
         let TrainOptions { seq_len, batch_size, seed, .. } = TrainOptions::default();
-        TaskOptions { task: None, known: None, seq_len, batch_size, seed }
+        let systems = ["tuned", "base", "constant"].map(String::from).to_vec();
+        TaskOptions { task: None, systems, known: None, seq_len, batch_size, seed }
     }
 }
 
@@ -85,23 +87,24 @@ impl Session {
         Ok(json(&probe.map_err(thrown)?))
     }
 
-    /// `TaskReport` of the adapter on the model beside the base and a constant answer. `data`: `DataText`; `options`:
-    /// `TaskOptions`.
+    /// `TaskReport` of the adapter on the model, beside the base and a constant answer where they are asked for. `data`:
+    /// `DataText`; `options`: `TaskOptions`.
     pub async fn assess(&mut self, data: String, options: String, progress: Option<Function>) -> Outcome<String> {
         let data: DataText = parse("data", &data)?;
         let options: TaskOptions = parse("options", &options)?;
         let (test, known) = (data.items()?, options.known.as_ref().map_or(Ok(Vec::new()), DataText::items)?);
         let task = options.task.unwrap_or_else(|| Task::guess(&test));
         let judge = Judge::new(task, &data.name, &test, &known, Vec::new()).map_err(thrown)?;
-        let TaskOptions { seq_len, batch_size, seed, .. } = options;
+        let TaskOptions { seq_len, batch_size, seed, systems: asked, .. } = options;
+        let asks = |name: &str| asked.iter().any(|system| system == name);
         let asking = Asking { seq_len, batch_size, seed, max_new_tokens: None };
         let mut systems = Vec::new();
-        for (name, adapted) in [("tuned", true), ("base", false)] {
+        for (name, adapted) in [("tuned", true), ("base", false)].into_iter().filter(|(name, _)| asks(name)) {
             let mut say = |done, total| tell(&progress, name, done, total);
             let answers = self.0.answer(&judge, &test, &[], &asking, adapted, &mut say).await.map_err(thrown)?;
             systems.push(System { name: name.into(), note: None, answers });
         }
-        systems.extend(session::constant(&judge, &test, &known));
+        systems.extend(session::constant(&judge, &test, &known).filter(|_| asks("constant")));
         let mut report = compare(&judge, &systems, seed).to_json();
         let example = |at: usize| example_json(&test[at], &systems, at);
         report["examples"] = json!((0..test.len()).map(example).collect::<Vec<_>>());

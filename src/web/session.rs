@@ -335,4 +335,14 @@ impl Session {
         self.0.load_adapter(lora, &flat).await.map_err(thrown)?;
         Ok(self.0.other_base(tuned_on.as_deref()).map_or(JsValue::NULL, thrown))
     }
+
+    /// Keeps the adapter on the model under a name, to be used again.
+    pub fn keep_adapter(&mut self, name: String) -> Outcome<()> {
+        self.0.keep_adapter(&name).map_err(thrown)
+    }
+
+    /// Puts an adapter that was kept on the model, or takes off the one that is there: then the model is its base.
+    pub fn use_adapter(&mut self, name: Option<String>) -> Outcome<()> {
+        self.0.use_adapter(name.as_deref()).map_err(thrown)
+    }
 }

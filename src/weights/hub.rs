@@ -3,6 +3,7 @@
 //! The cache is `$LUTHIER_CACHE`, or `~/.cache/luthier`. A download grows in a `.part` file, goes on where it broke
 //! off, and gets its name only when it is complete and its SHA-256 (where the registry has one) is right.
 
+use crate::cache;
 use crate::digest::Digest;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -66,7 +67,7 @@ pub fn resolve(name_or_path: &str, progress: &mut dyn FnMut(&Progress)) -> Resul
     match model.place {
         Place::Bundled { .. } => bundled(&name_or_path),
         Place::Hub { repo, revision, files } => {
-            let folder = cache_dir()?.join(&name_or_path);
+            let folder = cache::dir()?.join(&name_or_path);
             let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
             for file in &files {
                 let url = format!("{}/{repo}/resolve/{revision}/{}", endpoint.trim_end_matches('/'), file.name);
@@ -98,16 +99,6 @@ pub fn unquantised(name: &str) -> Option<String> {
     (kind.starts_with('q') && registry.contains_key(&base)).then_some(base)
 }
 
-pub fn cache_dir() -> Result<PathBuf> {
-    let set = |key: &str| std::env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || set("HOME").or_else(|| set("USERPROFILE")).map(|home| home.join(".cache").join("luthier"));
-    set("LUTHIER_CACHE").or_else(home).ok_or_else(|| Error::Io {
-        path: "cache".into(),
-        what: "there is no home folder to keep models in".into(),
-        hint: "set LUTHIER_CACHE to a folder".into(),
-    })
-}
-
 macro_rules! nano {
     ($($file:literal),*) => {
         &[$(($file, include_bytes!(concat!("../../models/nano/", $file)))),*]
@@ -120,7 +111,7 @@ const NANO: &[(&str, &[u8])] =
 
 /// Puts the model that is part of the program into the cache, where it can be read like any other.
 fn bundled(name: &str) -> Result<PathBuf> {
-    let folder = cache_dir()?.join(name);
+    let folder = cache::dir()?.join(name);
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(folder.display().to_string(), e))?;
     for (file, bytes) in NANO {
         let path = folder.join(file);

@@ -7,16 +7,24 @@ const ALL: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
 /// GELU's exponent is a polynomial of up to some 40, known to a few ulp of itself.
 const POLYNOMIAL: Tolerance = Tolerance { rel: 8.0 * EXP.rel, abs: EXP.abs };
 
-/// Without `up` there is no gate.
-fn forward(s: &mut Suite, f: Activation, gate: &[f64], up: Option<&[f64]>) {
-    let (g, u) = (s.floats("gate", gate), up.map(|up| s.floats("up", up)));
-    let y = s.output("y", gate.len());
-    activation::forward(&mut s.plan, "", f, gate.len(), g, u, y);
+const F: usize = 4;
+
+/// Rows of F of gate, and of up where there is one, side by side.
+fn joined(gate: &[f64], up: Option<&[f64]>) -> Vec<f64> {
+    let Some(up) = up else { return gate.to_vec() };
+    gate.chunks(F).zip(up.chunks(F)).flat_map(|(gate, up)| [gate, up].concat()).collect()
 }
 
+/// Without `up` there is no gate.
+fn forward(s: &mut Suite, f: Activation, gate: &[f64], up: Option<&[f64]>) {
+    let (x, y) = (s.floats("x", &joined(gate, up)), s.output("y", gate.len()));
+    activation::forward(&mut s.plan, "", f, (gate.len() / F, F), up.is_some(), x, y);
+}
+
+/// Outputs: dy, which becomes y, and x, which becomes its gradient.
 fn backward(s: &mut Suite, f: Activation, gate: &[f64], up: Option<&[f64]>, dy: &[f64]) {
-    let (dy, g, u) = (s.floats("dy", dy), s.in_out("gate", gate), up.map(|up| s.in_out("up", up)));
-    activation::backward(&mut s.plan, "", f, gate.len(), dy, g, u);
+    let (dy, x) = (s.in_out("dy", dy), s.in_out("x", &joined(gate, up)));
+    activation::backward(&mut s.plan, "", f, (gate.len() / F, F), up.is_some(), dy, x);
 }
 
 fn output(f: Activation, gate: &[f64], up: Option<&[f64]>) -> Vec<f64> {
@@ -32,11 +40,15 @@ fn twin_backward_matches_finite_differences() {
         let mut s = Suite::new(POLYNOMIAL);
         backward(s.case("gated"), f, &gate, Some(&up), &dy);
         let grads = s.reference();
-        gradcheck("dgate", |gate| output(f, gate, Some(&up)), &gate, &dy, &grads[0]);
-        gradcheck("dup", |up| output(f, &gate, Some(up)), &up, &dy, &grads[1]);
+        assert_eq!(grads[0], output(f, &gate, Some(&up)), "y in dy's place");
+        let part = |first: usize| -> Vec<f64> {
+            grads[1].chunks(2 * F).flat_map(|row| row[first..first + F].to_vec()).collect()
+        };
+        gradcheck("dgate", |gate| output(f, gate, Some(&up)), &gate, &dy, &part(0));
+        gradcheck("dup", |up| output(f, &gate, Some(up)), &up, &dy, &part(F));
         let mut s = Suite::new(POLYNOMIAL);
         backward(s.case("plain"), f, &gate, None, &dy);
-        gradcheck("dx", |x| output(f, x, None), &gate, &dy, &s.reference()[0]);
+        gradcheck("dx", |x| output(f, x, None), &gate, &dy, &s.reference()[1]);
     }
 }
 

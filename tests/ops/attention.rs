@@ -28,23 +28,30 @@ impl Inputs {
         Inputs { s, spans, q: random(wide, 1), k: random(narrow, 2), v: random(narrow, 3), d_o: random(wide, 4) }
     }
 
-    /// Outputs: o, stats.
-    fn forward(&self, s: &mut Suite) {
-        let (spans, q, k, v) =
-            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
-        let (o, stats) = (s.output("o", self.q.len()), s.output("stats", self.s.n * self.s.heads * 2));
-        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, stats);
+    /// q, k and v side by side.
+    fn qkv(&self) -> Vec<f64> {
+        let (wide, narrow) = (self.s.heads * self.s.d, self.s.kv_heads * self.s.d);
+        let row =
+            |n: usize| [&self.q[n * wide..][..wide], &self.k[n * narrow..][..narrow], &self.v[n * narrow..][..narrow]];
+        (0..self.s.n).flat_map(|n| row(n).concat()).collect()
     }
 
-    /// Outputs: o, stats, dq, dk, dv.
+    /// Outputs: o, lse.
+    fn forward(&self, s: &mut Suite) {
+        let (spans, qkv) = (s.words("spans", &self.spans), s.floats("qkv", &self.qkv()));
+        let (o, lse) = (s.output("o", self.q.len()), s.output("lse", self.s.n * self.s.heads));
+        attention::forward(&mut s.plan, "", self.s, spans, qkv, qkv, o, lse);
+    }
+
+    /// Outputs: o, lse, dqkv.
     fn backward(&self, s: &mut Suite) {
-        let (spans, q, k, v) =
-            (s.words("spans", &self.spans), s.floats("q", &self.q), s.floats("k", &self.k), s.floats("v", &self.v));
-        let (o, stats) = (s.output("o", self.q.len()), s.output("stats", self.s.n * self.s.heads * 2));
+        // v from a buffer of its own, as where heads are normed.
+        let (spans, qk, v) = (s.words("spans", &self.spans), s.floats("qk", &self.qkv()), s.floats("v", &self.qkv()));
+        let (o, lse) = (s.output("o", self.q.len()), s.output("lse", self.s.n * self.s.heads));
         let d_o = s.floats("do", &self.d_o);
-        let (dq, dk, dv) = (s.output("dq", self.q.len()), s.output("dk", self.k.len()), s.output("dv", self.v.len()));
-        attention::forward(&mut s.plan, "", self.s, spans, q, k, v, o, stats);
-        attention::backward(&mut s.plan, "", self.s, &Backward { spans, q, k, v, o, stats, d_o, dq, dk, dv });
+        let dqkv = s.output("dqkv", self.s.n * self.s.width());
+        attention::forward(&mut s.plan, "", self.s, spans, qk, v, o, lse);
+        attention::backward(&mut s.plan, "", self.s, &Backward { spans, qk, v, o, lse, d_o, dqkv });
     }
 
     fn output(&self) -> Vec<f64> {
@@ -62,29 +69,65 @@ fn twin_backward_matches_finite_differences() {
         let mut s = Suite::new(SOFTMAX);
         i.backward(s.case("backward"));
         let out = s.reference();
-        gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &out[2]);
-        gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &out[3]);
-        gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &out[4]);
+        let (wide, narrow) = (i.s.heads * i.s.d, i.s.kv_heads * i.s.d);
+        let part = |at: std::ops::Range<usize>| -> Vec<f64> {
+            out[2].chunks(i.s.width()).flat_map(|row| row[at.clone()].to_vec()).collect()
+        };
+        let [dq, dk, dv] = [0..wide, wide..wide + narrow, wide + narrow..wide + 2 * narrow].map(part);
+        gradcheck("dq", |q| Inputs { q: q.to_vec(), ..at() }.output(), &i.q, &i.d_o, &dq);
+        gradcheck("dk", |k| Inputs { k: k.to_vec(), ..at() }.output(), &i.k, &i.d_o, &dk);
+        gradcheck("dv", |v| Inputs { v: v.to_vec(), ..at() }.output(), &i.v, &i.d_o, &dv);
     }
 }
 
-/// Softmax written out, row by row.
-#[test]
-fn twin_forward_matches_the_textbook() {
-    for (s, window) in [(shape(70, 3, 1, 4), 70), (local(shape(70, 3, 1, 4), 5), 5)] {
-        let i = Inputs::new(s, &[66, 4]);
-        let (h, d) = (i.s.heads, i.s.d);
-        let cap = |s: f64| if i.s.cap == 0.0 { s } else { 1.5 * (s / 1.5).tanh() };
-        let got = i.output();
-        for (n, head) in (0..i.s.n).flat_map(|n| (0..h).map(move |head| (n, head))) {
-            let q = &i.q[(n * h + head) * d..][..d];
-            let dot = |j: usize| i.k[j * d..][..d].iter().zip(q).map(|(a, b)| a * b).sum::<f64>();
-            let score = |j: usize| cap(dot(j) * i.s.scale as f64);
-            let seen: Vec<usize> = (i.spans[2 * n] as usize..=n).filter(|j| n - j < window).collect();
-            let sum: f64 = seen.iter().map(|j| score(*j).exp()).sum();
+/// Softmax and its gradient written out, pair by pair: o, dq, dk, dv.
+fn textbook(i: &Inputs) -> [Vec<f64>; 4] {
+    let Shape { n, heads, kv_heads, d, .. } = i.s;
+    let (scale, cap) = (i.s.scale as f64, i.s.cap as f64);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let [mut o, mut dq] = [(); 2].map(|()| vec![0.0; i.q.len()]);
+    let [mut dk, mut dv] = [(); 2].map(|()| vec![0.0; i.k.len()]);
+    for (row, head) in (0..n).flat_map(|row| (0..heads).map(move |head| (row, head))) {
+        let at = (row * heads + head) * d;
+        let key = |j: usize| (j * kv_heads + head / (heads / kv_heads)) * d;
+        let nearest = if i.s.window == 0 { n } else { i.s.window };
+        let seen: Vec<usize> = (i.spans[2 * row] as usize..=row).filter(|j| row - j < nearest).collect();
+        let score = |j: usize| {
+            let s = dot(&i.q[at..][..d], &i.k[key(j)..][..d]) * scale;
+            if cap == 0.0 { (s, 1.0) } else { (cap * (s / cap).tanh(), 1.0 - (s / cap).tanh().powi(2)) }
+        };
+        let sum: f64 = seen.iter().map(|j| score(*j).0.exp()).sum();
+        let p = |j: usize| score(j).0.exp() / sum;
+        let dp = |j: usize| dot(&i.d_o[at..][..d], &i.v[key(j)..][..d]);
+        let mean: f64 = seen.iter().map(|j| p(*j) * dp(*j)).sum();
+        for &j in &seen {
+            let ds = p(j) * (dp(j) - mean) * score(j).1 * scale;
             for c in 0..d {
-                let want: f64 = seen.iter().map(|j| score(*j).exp() / sum * i.v[j * d + c]).sum();
-                assert!((got[(n * h + head) * d + c] - want).abs() < 1e-10);
+                o[at + c] += p(j) * i.v[key(j) + c];
+                dq[at + c] += ds * i.k[key(j) + c];
+                dk[key(j) + c] += ds * i.q[at + c];
+                dv[key(j) + c] += p(j) * i.d_o[at + c];
+            }
+        }
+    }
+    [o, dq, dk, dv]
+}
+
+/// Over several blocks, chunks and strips of the twin, whose edges lie within documents.
+#[test]
+fn twin_matches_the_textbook() {
+    let (short, long) = (shape(300, 3, 1, 4), shape(1300, 2, 1, 4));
+    for (s, documents) in
+        [(short, &[200, 3, 97][..]), (local(short, 5), &[200, 3, 97]), (local(short, 150), &[300]), (long, &[10, 1290])]
+    {
+        let i = Inputs::new(s, documents);
+        let mut s = Suite::new(SOFTMAX);
+        i.backward(s.case("backward"));
+        let mut got = s.reference();
+        got.remove(1);
+        for ((what, got), want) in ["o", "dq", "dk", "dv"].iter().zip(got).zip(textbook(&i)) {
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() < 1e-10, "{what}: got {got}, want {want}");
             }
         }
     }
@@ -93,14 +136,19 @@ fn twin_forward_matches_the_textbook() {
 #[test]
 fn executors_agree() {
     let mut s = Suite::new(SOFTMAX);
+    let many = [1, 1, 3, 20, 7, 2, 31, 1, 33, 32, 5]; // several a tile, and edges on and off those of tiles
     for (heads, kv_heads, d, documents) in [
         (1, 1, 4, &[1][..]),
         (3, 1, 12, &[7]),
         (4, 4, 64, &[1, 2, 60, 64]),
+        (8, 1, 16, &many),
+        (6, 2, 32, &many),
         (8, 2, 64, &[128]),
         (3, 1, 64, &[100, 29]),
+        (3, 3, 80, &[33]),
+        (2, 2, 96, &[40]),
         (4, 1, 128, &[5, 65]),
-        (2, 1, 256, &[9]),
+        (2, 1, 256, &[9, 40]),
     ] {
         let n = documents.iter().sum();
         let whole = shape(n, heads, kv_heads, d);
@@ -109,6 +157,8 @@ fn executors_agree() {
             Inputs::new(shape, documents).backward(s.case(label));
         }
     }
+    // Several chunks of the twin's backward pass.
+    Inputs::new(shape(300, 3, 1, 8), &[170, 130]).backward(s.case("300 rows"));
     s.check();
 }
 

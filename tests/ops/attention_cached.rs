@@ -14,15 +14,15 @@ fn slots(n: usize, sequences: usize, capacity: usize) -> Vec<u32> {
 fn append(s: &mut Suite, shape: Shape, sequences: usize, capacity: usize) {
     let width = shape.kv_heads * shape.d;
     let slots = s.words("slots", &slots(shape.n, sequences, capacity));
-    let x = s.floats("x", &random(shape.n * width, 1));
-    let cache = s.in_out("cache", &random(sequences * capacity * width, 2));
-    attention_cached::append(&mut s.plan, "", shape, capacity, slots, x, cache);
+    let [qk, v] = [("qk", 1), ("v", 6)].map(|(name, seed)| s.floats(name, &random(shape.n * shape.width(), seed)));
+    let caches = [("K", 2), ("V", 7)].map(|(name, seed)| s.in_out(name, &random(sequences * capacity * width, seed)));
+    attention_cached::append(&mut s.plan, "", shape, capacity, slots, [qk, v], caches);
 }
 
 fn forward(s: &mut Suite, shape: Shape, sequences: usize, capacity: usize) {
     let len = sequences * capacity * shape.kv_heads * shape.d;
     let slots = s.words("slots", &slots(shape.n, sequences, capacity));
-    let q = s.floats("q", &random(shape.n * shape.heads * shape.d, 3));
+    let q = s.floats("qk", &random(shape.n * shape.width(), 3));
     let (k, v) = (s.floats("k", &random(len, 4)), s.floats("v", &random(len, 5)));
     let o = s.output("o", shape.n * shape.heads * shape.d);
     attention_cached::forward(&mut s.plan, "", shape, capacity, slots, q, k, v, o);
@@ -39,19 +39,17 @@ fn twin_is_attention_over_one_document() {
 
 fn over_one_document(shape: Shape) {
     let (wide, width, capacity) = (shape.heads * shape.d, shape.kv_heads * shape.d, 12);
-    let (q, k, v) = (random(9 * wide, 1), random(9 * width, 2), random(9 * width, 3));
     let mut s = Suite::new(SOFTMAX);
     s.case("both");
     let spans = s.words("spans", &spans(&[9]));
     let slots = s.words("slots", &(0..9).flat_map(|i| [1, i]).collect::<Vec<_>>());
-    let (q, k, v) = (s.floats("q", &q), s.floats("k", &k), s.floats("v", &v));
+    let qkv = s.floats("qkv", &random(9 * shape.width(), 1));
     let (keys, values) =
         (s.in_out("keys", &vec![0.0; 2 * capacity * width]), s.in_out("values", &vec![0.0; 2 * capacity * width]));
-    let (want, stats, got) = (s.output("o", 9 * wide), s.output("stats", 9 * 6 * 2), s.output("cached o", 9 * wide));
-    attention::forward(&mut s.plan, "", shape, spans, q, k, v, want, stats);
-    attention_cached::append(&mut s.plan, "", shape, capacity, slots, k, keys);
-    attention_cached::append(&mut s.plan, "", shape, capacity, slots, v, values);
-    attention_cached::forward(&mut s.plan, "", shape, capacity, slots, q, keys, values, got);
+    let (want, lse, got) = (s.output("o", 9 * wide), s.output("lse", 9 * 6), s.output("cached o", 9 * wide));
+    attention::forward(&mut s.plan, "", shape, spans, qkv, qkv, want, lse);
+    attention_cached::append(&mut s.plan, "", shape, capacity, slots, [qkv, qkv], [keys, values]);
+    attention_cached::forward(&mut s.plan, "", shape, capacity, slots, qkv, keys, values, got);
     let out = s.reference();
     for (got, want) in out[4].iter().zip(&out[2]) {
         assert!((got - want).abs() < 1e-12, "{got} and {want}");

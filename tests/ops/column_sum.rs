@@ -1,13 +1,26 @@
 use crate::common::tolerance::SUM;
 use crate::harness::{Suite, gradcheck, random, with_outliers};
-use luthier::ops::column_sum;
 use luthier::ops::gain::{self, Vector};
+use luthier::ops::{Columns, Heads, column_sum};
 
 /// `old` is the whole buffer; the sums lie at `off`. Without it they overwrite a buffer of their own.
 fn push(s: &mut Suite, (n, c): (usize, usize), p: &[f64], q: Option<&[f64]>, old: Option<&[f64]>, off: usize) {
     let (p, q) = (s.floats("p", p), q.map(|q| s.floats("q", q)));
     let out = Vector { buf: s.onto("out", c, old), off };
-    column_sum::accumulate(&mut s.plan, "", (n, c), p, q, out, old.is_some());
+    column_sum::accumulate(&mut s.plan, "", (n, c), p, q.map(Columns::from), out, old.is_some());
+}
+
+/// Two heads within wider rows; the columns beside them are NaN.
+fn heads(s: &mut Suite, (n, c): (usize, usize)) {
+    let at = Heads { n, heads: 2, ld: 2 * c + 7, col: 3 };
+    let wide = |seed: u64| -> Vec<f64> {
+        let values = random(n * at.ld, seed);
+        let inside = |i: usize| (at.col..at.col + 2 * c).contains(&(i % at.ld));
+        values.iter().enumerate().map(|(i, x)| if inside(i) { *x } else { f64::NAN }).collect()
+    };
+    let (p, q) = (s.floats("p", &wide(6)), s.floats("q", &wide(7)));
+    let out = Vector { buf: s.in_out("out", &random(c + 4, 8)), off: 4 };
+    column_sum::heads(&mut s.plan, "", at, c, p, Some(q), out);
 }
 
 /// The gradient of a gain, and that of a bias.
@@ -24,7 +37,8 @@ fn twin_matches_finite_differences() {
     let y = |g: &[f64], bias: &[f64]| {
         let mut s = Suite::new(SUM);
         s.case("y");
-        let (x, g, bias) = (s.floats("x", &x), Vector { buf: s.floats("g", g), off: 0 }, s.floats("bias", bias));
+        let [g, bias] = [("g", g), ("bias", bias)].map(|(name, v)| Vector { buf: s.floats(name, v), off: 0 });
+        let x = s.floats("x", &x);
         let (none, y) = (s.floats("none", &[0.0; 4]), s.output("y", n * c));
         gain::forward(&mut s.plan, "", (n, c), x, g, Some(bias), None, none, y);
         s.reference().remove(0)
@@ -42,6 +56,7 @@ fn executors_agree() {
         push(s.case(format!("product {n}x{c}")), (n, c), &p, Some(&q), None, 0);
         push(s.case(format!("product onto {n}x{c}")), (n, c), &p, Some(&q), Some(&old), 8);
         push(s.case(format!("sum {n}x{c}")), (n, c), &p, None, Some(&old), 8);
+        heads(s.case(format!("heads of {n}x{c}")), (n, c));
     }
     s.check();
 }

@@ -1,5 +1,6 @@
 use crate::common::tolerance::FEW;
 use crate::harness::{Suite, gradcheck, random, with_outliers};
+use luthier::ops::Columns;
 use luthier::ops::gain::{self, Vector};
 
 const OFF: usize = 8;
@@ -7,7 +8,8 @@ const OFF: usize = 8;
 /// The gain lies at OFF of its buffer. `extra`: bias and residual.
 fn forward(s: &mut Suite, (n, c): (usize, usize), x: &[f64], g: &[f64], extra: Option<(&[f64], &[f64])>) {
     let (x, g) = (s.floats("x", x), Vector { buf: s.floats("g", g), off: OFF });
-    let (bias, residual) = extra.map(|(b, r)| (s.floats("bias", b), s.floats("residual", r))).unzip();
+    let bias = extra.map(|(bias, _)| Vector { buf: s.floats("bias", bias), off: 0 });
+    let residual = extra.map(|(_, residual)| s.floats("residual", residual));
     let (none, y) = (s.floats("none", &[0.0; 4]), s.output("y", n * c));
     gain::forward(&mut s.plan, "", (n, c), x, g, bias, residual, none, y);
 }
@@ -16,6 +18,18 @@ fn backward(s: &mut Suite, (n, c): (usize, usize), dy: &[f64], g: &[f64], old: O
     let (dy, g) = (s.floats("dy", dy), Vector { buf: s.floats("g", g), off: OFF });
     let dx = s.onto("dx", n * c, old);
     gain::backward(&mut s.plan, "", (n, c), dy, g, dx, old.is_some());
+}
+
+/// Into and out of C columns of wider rows.
+fn within(s: &mut Suite, (n, c): (usize, usize)) {
+    let (ld, col) = (2 * c + 4, c);
+    let (x, y) = (s.floats("x", &random(n * c, 8)), s.in_out("y", &random(n * ld, 9)));
+    let (g, none) = (Vector { buf: s.floats("g", &random(OFF + c, 10)), off: OFF }, s.floats("none", &[0.0; 4]));
+    let (bias, residual) = (s.floats("bias", &random(OFF + c, 11)), s.floats("residual", &random(n * ld, 12)));
+    let (bias, y) = (Vector { buf: bias, off: OFF }, Columns { buf: y, ld, col });
+    gain::forward(&mut s.plan, "", (n, c), x, g, Some(bias), Some(residual), none, y);
+    let dx = s.output("dx", n * c);
+    gain::backward(&mut s.plan, "", (n, c), y, g, dx, false);
 }
 
 #[test]
@@ -44,6 +58,7 @@ fn executors_agree() {
         forward(s.case(format!("forward with all {n}x{c}")), (n, c), &x, &g, Some((&bias, &residual)));
         backward(s.case(format!("backward {n}x{c}")), (n, c), &dy, &g, None);
         backward(s.case(format!("backward onto {n}x{c}")), (n, c), &dy, &g, Some(&old));
+        within(s.case(format!("within {n}x{c}")), (n, c));
     }
     s.check();
 }

@@ -9,7 +9,8 @@ use luthier::cpu::{Cpu, Twin};
 use luthier::format::{WeightFormat, pack};
 use luthier::gpu::Gpu;
 use luthier::ops::matmul::{Matrix, Shard};
-use luthier::plan::{Buf, Elem, Plan, Style};
+use luthier::plan::{Buf, Elem, Plan, Shader};
+use std::collections::BTreeMap;
 
 const GUARD: usize = 8;
 const SENTINEL: f64 = -12345.0;
@@ -119,18 +120,27 @@ impl Suite {
         assert_eq!(self.plan.check(), Vec::<String>::new());
         let want = self.run_cpu::<f64>();
         self.compare("CPU f32", &self.run_cpu::<f32>(), &want);
-        for style in self.styles() {
+        for shader in self.shaders() {
             let Some(mut gpu) = crate::common::gpu() else { return };
-            gpu.set_style(style);
-            self.compare(&format!("GPU {style:?}"), &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+            gpu.set_style(shader.style);
+            gpu.set_shader(Some(&shader.to_string()));
+            self.compare(&format!("GPU {shader}"), &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
         }
     }
 
-    /// The styles that any kernel of the plan has a shader of its own for.
-    fn styles(&self) -> Vec<Style> {
+    /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
+    pub fn check_tuned(&self) -> BTreeMap<String, String> {
+        let Some(mut gpu) = crate::common::gpu() else { return BTreeMap::new() };
+        gpu.set_tuning(true);
+        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &self.run_cpu::<f64>());
+        gpu.tuned().clone()
+    }
+
+    /// Every shader of the plan's kernels, one of each name; a step takes it where it fits.
+    fn shaders(&self) -> Vec<&'static Shader> {
         let steps = self.plan.sequences.iter().flat_map(|s| &s.steps);
-        let tiled = steps.flat_map(|s| s.kernel.shaders).any(|s| s.style == Style::Tiled);
-        if tiled { vec![Style::Direct, Style::Tiled] } else { vec![Style::Direct] }
+        let all: BTreeMap<_, _> = steps.flat_map(|s| s.kernel.shaders).map(|s| (s.to_string(), s)).collect();
+        all.into_values().collect()
     }
 
     fn run_cpu<F: Twin>(&self) -> Vec<Vec<Vec<f64>>> {

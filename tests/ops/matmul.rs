@@ -1,7 +1,10 @@
 use crate::common::tolerance::SUM;
 use crate::harness::{Suite, gradcheck, random, with_outliers};
 use luthier::format::WeightFormat;
-use luthier::ops::matmul::{self, Epilogue, LowRank, Matrix, Shard};
+use luthier::ops::Columns;
+use luthier::ops::gain::Vector;
+use luthier::ops::low_rank::{Factor, Lift, Narrow};
+use luthier::ops::matmul::{self, Epilogue, Matrix, Shard};
 use luthier::plan::Buf;
 
 const SCALE: f32 = 0.75;
@@ -52,12 +55,35 @@ impl Product {
         w
     }
 
-    /// t:[N,R] and the factor [R, width] at OFFSET of its buffer.
-    fn low(&self, s: &mut Suite, width: usize) -> Option<LowRank> {
+    /// The first column of y or dy within a wider row, where there is more than the whole.
+    fn col(&self) -> usize {
+        if self.extras.rank > 3 { 4 } else { 0 }
+    }
+
+    /// A row of y or dy.
+    fn ld(&self) -> usize {
+        self.o + 2 * self.col()
+    }
+
+    /// t:[N,R+1] and the factor [R, width] at OFFSET of its buffer; with enough columns it is two, for parts of them.
+    fn low(&self, s: &mut Suite, width: usize, col: usize) -> Option<Lift> {
         let rank = self.extras.rank;
-        let (t, params) =
-            (s.floats("t", &random(self.n * rank, 3)), s.floats("low", &random(OFFSET + rank * width, 4)));
-        (rank > 0).then_some(LowRank { t, params, offset: OFFSET, rank, scale: 1.5 })
+        let t = s.floats("t", &random(self.n * (rank + 1), 3));
+        let flat = s.floats("low", &random(OFFSET + rank * width, 4));
+        let (off, part) = (OFFSET as u32, if width > 8 { 8 } else { width });
+        let one = Factor {
+            off,
+            rank: rank as u32,
+            t: 1,
+            col: col as u32,
+            width: part as u32,
+            scale: 1.5,
+            ..Default::default()
+        };
+        let (off, col, width) = (off + (rank * part) as u32, (col + part) as u32, (width - part) as u32);
+        let two = Factor { off, t: 0, col, width, rank: rank as u32 * (width > 0) as u32, scale: 0.5, ..one };
+        let t = Narrow { buf: t, width: rank + 1 };
+        (rank > 0).then_some(Lift { t, flat, factors: [one, two, Factor::default()] })
     }
 
     fn target(&self, s: &mut Suite, label: &str, len: usize) -> Buf {
@@ -66,16 +92,25 @@ impl Product {
 
     fn forward(&self, s: &mut Suite, x: &[f64]) {
         let (n, o) = (self.n, self.o);
-        let (x, w, low) = (s.floats("x", x), self.weight(s), self.low(s, o));
-        let bias = self.extras.bias.then(|| s.floats("bias", &random(o, 6)));
-        let residual = self.extras.residual.then(|| s.floats("residual", &random(n * o, 7)));
-        let (none, y) = (s.floats("none", &[f64::NAN; 4]), self.target(s, "y", n * o));
+        let (col, ld) = (self.col(), self.ld());
+        let (x, w, low) = (s.floats("x", x), self.weight(s), self.low(s, o, col));
+        let bias = self.extras.bias.then(|| Vector { buf: s.floats("bias", &random(OFFSET + o, 6)), off: OFFSET });
+        let residual = self.extras.residual.then(|| s.floats("residual", &random(n * ld, 7)));
+        let none = s.floats("none", &[f64::NAN; 4]);
+        // What lies beside y stays as it was.
+        let y = if col > 0 { s.in_out("y", &random(n * ld, 5)) } else { self.target(s, "y", n * o) };
+        let y = Columns { buf: y, ld, col };
         let e = Epilogue { low, bias, residual, accumulate: self.extras.accumulate };
         matmul::forward(&mut s.plan, "", n, x, &w, SCALE, e, none, y);
     }
 
     fn backward(&self, s: &mut Suite, dy: &[f64]) {
-        let (dy, w, low) = (s.floats("dy", dy), self.weight(s), self.low(s, self.i));
+        let mut wide = vec![f64::NAN; self.n * self.ld()];
+        for (wide, dy) in wide.chunks_mut(self.ld().max(1)).zip(dy.chunks(self.o.max(1))) {
+            wide[self.col()..][..dy.len().min(self.o)].copy_from_slice(&dy[..dy.len().min(self.o)]);
+        }
+        let dy = Columns { buf: s.floats("dy", &wide), ld: self.ld(), col: self.col() };
+        let (w, low) = (self.weight(s), self.low(s, self.i, 0));
         let (none, dx) = (s.floats("none", &[f64::NAN; 4]), self.target(s, "dx", self.n * self.i));
         matmul::backward(&mut s.plan, "", self.n, dy, &w, low, self.extras.accumulate, none, dx);
     }
@@ -104,15 +139,15 @@ fn twin_matches_the_textbook() {
     let extras = Extras { rank: 3, bias: true, residual: true, accumulate: true, split: 4 };
     let p = Product { format: WeightFormat::F32, n: 5, i: 12, o: 8, extras };
     let (x, w) = (random(p.n * p.i, 1), random(p.o * p.i, 2));
-    let (t, low) = (random(p.n * 3, 3), random(OFFSET + 3 * p.o, 4));
-    let (old, bias, residual) = (random(p.n * p.o, 5), random(p.o, 6), random(p.n * p.o, 7));
+    let (t, low) = (random(p.n * 4, 3), random(OFFSET + 3 * p.o, 4));
+    let (old, bias, residual) = (random(p.n * p.o, 5), random(OFFSET + p.o, 6), random(p.n * p.o, 7));
     let mut s = Suite::new(SUM);
     p.forward(s.case("forward"), &x);
     for (at, got) in s.reference()[0].iter().enumerate() {
         let (n, o) = (at / p.o, at % p.o);
         let product: f64 = (0..p.i).map(|i| x[n * p.i + i] * w[o * p.i + i]).sum();
-        let term: f64 = (0..3).map(|r| t[n * 3 + r] * low[OFFSET + r * p.o + o]).sum();
-        let want = SCALE as f64 * product + 1.5 * term + bias[o] + residual[at] + old[at];
+        let term: f64 = (0..3).map(|r| t[n * 4 + 1 + r] * low[OFFSET + r * p.o + o]).sum();
+        let want = SCALE as f64 * product + 1.5 * term + bias[OFFSET + o] + residual[at] + old[at];
         assert!((got - want).abs() < 1e-12, "[{n},{o}]: {got} and {want}");
     }
 }
@@ -138,7 +173,7 @@ fn executors_agree_on_forward() {
             p.forward(s.case(p.label("forward")), &x);
         }
     }
-    // u = x·Aᵀ: as many outputs as the rank has.
+    // A·Aᵀ: as many outputs as the rank has.
     for o in [1, 3, 8, 17] {
         let p = Product { format: WeightFormat::F32, n: 129, i: 132, o, extras: PLAIN };
         p.forward(s.case(p.label("forward")), &random(p.n * p.i, 1));
@@ -170,4 +205,19 @@ fn executors_agree_without_a_matrix() {
         p.backward(s.case(p.label("backward")), &[0.0; 4]);
     }
     s.check();
+}
+
+/// Measuring says for each step it measured which of the kernel's shaders is to run, and changes no result.
+#[test]
+fn measured_shaders_agree() {
+    let mut s = Suite::new(SUM);
+    let p = Product { format: WeightFormat::BF16, n: 129, i: 128, o: 132, extras: PLAIN };
+    p.forward(s.case(p.label("forward")), &random(p.n * p.i, 1));
+    let tuned = s.check_tuned();
+    let names: Vec<String> = matmul::FORWARD.shaders.iter().map(|s| s.to_string()).collect();
+    for (step, shader) in &tuned {
+        assert!(step.starts_with("matmul.forward bf16 129x132x1"), "{step}");
+        assert!(names.contains(shader), "{step}: {shader} is none of {names:?}");
+    }
+    assert!(tuned.len() == 1 || crate::common::gpu().is_none(), "{tuned:?}");
 }

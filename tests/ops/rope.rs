@@ -1,11 +1,13 @@
 use crate::common::tolerance::FEW;
 use crate::harness::{Suite, gradcheck, random, with_outliers};
+use luthier::ops::Columns;
 use luthier::ops::rope::{self, Angles};
-use luthier::plan::{Buf, Plan};
+use luthier::plan::Plan;
 
-type Op = fn(&mut Plan, &str, (usize, usize, usize), Angles, Buf);
+type Op = fn(&mut Plan, &str, (usize, usize, usize), Angles, Columns);
 
-fn push(s: &mut Suite, op: Op, (n, heads, d): (usize, usize, usize), x: &[f64]) {
+/// `past` more floats in each row are left alone.
+fn push_within(s: &mut Suite, op: Op, (n, heads, d): (usize, usize, usize), past: usize, x: &[f64]) {
     let positions: Vec<u32> = (0..n as u32).map(|i| i * 5 % 128).collect();
     let angle = |i: usize| (i / d * 2) as f64 * 0.3 / (i % d / 2 + 1) as f64;
     let table: Vec<f64> = (0..131 * d)
@@ -14,7 +16,17 @@ fn push(s: &mut Suite, op: Op, (n, heads, d): (usize, usize, usize), x: &[f64]) 
         .collect();
     let (positions, table, x) = (s.words("positions", &positions), s.floats("table", &table), s.in_out("x", x));
     // Row 3 is where some other table may end.
-    op(&mut s.plan, "", (n, heads, d), Angles { positions, table, first: 3 }, x);
+    op(
+        &mut s.plan,
+        "",
+        (n, heads, d),
+        Angles { positions, table, first: 3 },
+        Columns { buf: x, ld: heads * d + past, col: 0 },
+    );
+}
+
+fn push(s: &mut Suite, op: Op, shape: (usize, usize, usize), x: &[f64]) {
+    push_within(s, op, shape, 0, x);
 }
 
 #[test]
@@ -38,6 +50,8 @@ fn executors_agree() {
         let x = if n == 129 { with_outliers(n * heads * d, d, 3) } else { random(n * heads * d, 3) };
         push(s.case(format!("forward {n}x{heads}x{d}")), rope::forward, (n, heads, d), &x);
         push(s.case(format!("backward {n}x{heads}x{d}")), rope::backward, (n, heads, d), &x);
+        let wider = random(n * (heads * d + 12), 4);
+        push_within(s.case(format!("forward {n}x{heads}x{d} of more")), rope::forward, (n, heads, d), 12, &wider);
     }
     s.check();
 }

@@ -2,7 +2,7 @@ use crate::common::tolerance::SUM;
 use crate::harness::{Suite, gradcheck, random};
 use luthier::ops::gain::Vector;
 use luthier::ops::gather::NONE;
-use luthier::ops::rows;
+use luthier::ops::{Columns, rows};
 
 const OFF: usize = 8;
 const SCALE: f32 = 1.5;
@@ -22,6 +22,16 @@ fn backward(s: &mut Suite, (n, c, v): (usize, usize, usize), old: &[f64], dx: &[
     let index = s.words("index", &index(n, v));
     let (grads, dx) = (Vector { buf: s.in_out("grads", old), off: OFF }, s.in_out("dx", dx));
     rows::backward(&mut s.plan, "", (n, c), index, grads, SCALE, dx, clear);
+}
+
+/// In C columns of wider rows, forward and back.
+fn within(s: &mut Suite, (n, c, v): (usize, usize, usize)) {
+    let index = s.words("index", &index(n, v));
+    let (table, grads) = (s.floats("table", &random(OFF + v * c, 8)), s.in_out("grads", &random(OFF + v * c, 9)));
+    let ld = 2 * c + 4;
+    let x = Columns { buf: s.in_out("x", &random(n * ld, 10)), ld, col: c };
+    rows::forward(&mut s.plan, "", (n, c), index, Vector { buf: table, off: OFF }, SCALE, true, x);
+    rows::backward(&mut s.plan, "", (n, c), index, Vector { buf: grads, off: OFF }, SCALE, x, true);
 }
 
 #[test]
@@ -61,6 +71,7 @@ fn executors_agree() {
         forward(s.case(format!("forward onto {n}x{c} of {v}")), (n, c, v), &table, &x, true);
         backward(s.case(format!("backward {n}x{c} of {v}")), (n, c, v), &table, &dx, false);
         backward(s.case(format!("backward clearing {n}x{c} of {v}")), (n, c, v), &table, &dx, true);
+        within(s.case(format!("within {n}x{c} of {v}")), (n, c, v));
     }
     s.check();
 }

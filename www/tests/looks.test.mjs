@@ -124,6 +124,33 @@ test("the probe, methods, and answers judged", async () => {
   await context.close();
 });
 
+test("methods compared", async () => {
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const page = await openApp(context, server, settings({ steps: 20, warmup_steps: 2, eval_every: 5, seq_len: 64, last_k: 99 }));
+  const problems = [];
+  await ready(page, "sentiment");
+  await goTo(page, "train");
+  await page.locator("#several").check();
+  await page.getByRole("checkbox", { name: "Last blocks" }).check();
+  await page.locator('[data-plan="last-k"]').getByText("the model has 6 blocks").waitFor();
+  await look(page, "several", problems);
+  await page.locator("#contest-start").click();
+  await page.locator('[data-method="dora"][data-state="training"]').waitFor({ timeout: 60_000 });
+  await look(page, "comparing", problems);
+  await page.locator('[data-contest="ended"]').waitFor({ timeout: 120_000 });
+  await look(page, "compared", problems);
+  await page.locator("#contest-figure").selectOption("task");
+  await look(page, "compared-by-task", problems);
+  await page.locator("#contest-figure").selectOption("forgetting");
+  await look(page, "compared-by-forgetting", problems);
+  await goTo(page, "compare");
+  await page.locator("#compare:enabled").waitFor({ timeout: 60_000 });
+  await look(page, "adapters", problems);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(page.problems, []);
+  await context.close();
+});
+
 test("what a prefix and all weights leave to keep", async () => {
   const problems = [];
   for (const method of ["prefix", "full"]) {

@@ -7,8 +7,16 @@ use std::path::Path;
 
 /// What `cargo xtask recipe-data` knows: name, what the source is, how it is read.
 type Convert = fn(&Path) -> Outcome<Vec<(&'static str, Vec<Value>)>>;
-const KINDS: [(&str, Convert); 5] =
-    [("bfcl", bfcl), ("apibench", apibench), ("viggo", viggo), ("tatoeba", tatoeba), ("nl2bash", nl2bash)];
+const KINDS: [(&str, Convert); 8] = [
+    ("bfcl", bfcl),
+    ("apibench", apibench),
+    ("sst2", sst2),
+    ("viggo", viggo),
+    ("viggo-acts", viggo_acts),
+    ("tatoeba", tatoeba),
+    ("tldr", tldr),
+    ("nl2bash", nl2bash),
+];
 
 /// Converts the source into files of JSON lines in a folder.
 pub fn run(kind: &str, source: &str, out: &str) -> Outcome {
@@ -41,14 +49,23 @@ fn pair(prompt: &str, completion: &str) -> Value {
     json!({ "prompt": prompt, "completion": completion })
 }
 
-/// Training and test lines: one in ten for the test, by a hash of what is told apart (FNV-1a), so that lines that
-/// agree in it are on one side.
-fn parted(lines: Vec<Value>, key: impl Fn(&Value) -> String) -> Vec<(&'static str, Vec<Value>)> {
-    let hash = |text: String| {
-        text.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3))
-    };
-    let (test, train) = lines.into_iter().partition(|line| (hash(key(line)) >> 32).is_multiple_of(10));
-    vec![("train.jsonl", train), ("test.jsonl", test)]
+/// FNV-1a, its halves folded: the low bits alone mix badly.
+fn hash(text: &str) -> u64 {
+    let all = text.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    all >> 32
+}
+
+/// In an order that follows from the lines alone, so that the first lines of a file are a fair sample of it.
+fn shuffled(mut lines: Vec<Value>) -> Vec<Value> {
+    lines.sort_by_cached_key(|line| hash(&line.to_string()));
+    lines
+}
+
+/// Training and test lines: one in `parts` for the test, by a hash of what is told apart, so that lines that agree in
+/// it are on one side.
+fn parted(lines: Vec<Value>, parts: u64, key: impl Fn(&Value) -> String) -> Vec<(&'static str, Vec<Value>)> {
+    let (test, train) = lines.into_iter().partition(|line| hash(&key(line)).is_multiple_of(parts));
+    vec![("train.jsonl", shuffled(train)), ("test.jsonl", shuffled(test))]
 }
 
 /// The Berkeley Function-Calling Leaderboard (v4): a folder with `BFCL_v4_*.json` and `possible_answer/`. A test only.
@@ -117,34 +134,67 @@ fn python(value: &Value) -> String {
     }
 }
 
-/// Gorilla's APIBench, its Torch Hub part: a folder with `torchhub_train.json` and `torchhub_eval.json`.
+/// Gorilla's APIBench, its Torch Hub part: a folder with `torchhub_train.json` and `torchhub_eval.json`. The calls of
+/// one API in five are kept out of `train_seen.jsonl`; the tests that ask for them are `test_unseen.jsonl`.
 fn apibench(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
+    let line = |item: &Value| {
+        let code = item["code"].as_str()?;
+        let behind = code.split_once("Instruction").map_or(code, |(_, behind)| behind);
+        let asked = behind.split_once("Output").map_or(behind, |(asked, _)| asked);
+        let asked = asked.trim_matches(|c: char| " ':,\"\n#\\".contains(c));
+        let (call, domain) = (item["api_data"]["api_call"].as_str()?, item["api_data"]["domain"].as_str()?);
+        let answer = format!("<<<domain>>>: {domain}\n<<<api_call>>>: {call}\n<<<api_provider>>>: PyTorch");
+        Some(json!({ "prompt": asked, "completion": answer, "domain": domain }))
+    };
+    let lines = |name: &str| -> Outcome<Vec<Value>> {
+        Ok(shuffled(json_lines(&source.join(name))?.iter().filter_map(line).collect()))
+    };
+    let (train, test) = (lines("torchhub_train.json")?, lines("torchhub_eval.json")?);
+    let unseen = |line: &&Value| hash(&line["completion"].to_string()).is_multiple_of(5);
+    let part = |of: &[Value], is: bool| of.iter().filter(|line| unseen(line) == is).cloned().collect();
+    Ok(vec![
+        ("train_seen.jsonl", part(&train, false)),
+        ("test_seen.jsonl", part(&test, false)),
+        ("test_unseen.jsonl", part(&test, true)),
+        ("train.jsonl", train),
+        ("test.jsonl", test),
+    ])
+}
+
+/// SST-2, the Stanford Sentiment Treebank's sentences with two labels: a folder with `train.tsv` and `test.tsv`.
+fn sst2(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
     let mut files = Vec::new();
-    for (name, out) in [("torchhub_train.json", "train.jsonl"), ("torchhub_eval.json", "test.jsonl")] {
-        let line = |item: &Value| {
-            let code = item["code"].as_str()?;
-            let behind = code.split_once("Instruction").map_or(code, |(_, behind)| behind);
-            let asked = behind.split_once("Output").map_or(behind, |(asked, _)| asked);
-            let asked = asked.trim_matches(|c: char| " ':,\"\n#\\".contains(c));
-            let (call, domain) = (item["api_data"]["api_call"].as_str()?, item["api_data"]["domain"].as_str()?);
-            let answer = format!("<<<domain>>>: {domain}\n<<<api_call>>>: {call}\n<<<api_provider>>>: PyTorch");
-            Some(json!({ "prompt": asked, "completion": answer, "domain": domain }))
+    for (name, out) in [("train.tsv", "train.jsonl"), ("test.tsv", "test.jsonl")] {
+        let line = |line: &str| {
+            let (sentence, label) = line.rsplit_once('\t')?;
+            let label = if label.trim() == "1" { "positive" } else { "negative" };
+            Some(pair(&format!("Positive or negative? {}", sentence.trim()), label))
         };
-        files.push((out, json_lines(&source.join(name))?.iter().filter_map(line).collect()));
+        files.push((out, shuffled(read(&source.join(name))?.lines().filter_map(line).collect())));
     }
     Ok(files)
 }
 
 /// ViGGO: a folder with `train.csv`, `valid.csv` and `test.csv`; sentences become JSON.
 fn viggo(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
+    viggo_files(source, |meaning, sentence| Some(pair(sentence, &meaning_json(meaning)?.to_string())))
+}
+
+/// ViGGO's sentences and which of nine kinds of utterance each is (inform, request, give_opinion …).
+fn viggo_acts(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
+    let act = |meaning: &str| Some(meaning.split_once('(')?.0.trim().replace('_', " "));
+    viggo_files(source, |meaning, sentence| Some(pair(&format!("Kind of utterance: {sentence}"), &act(meaning)?)))
+}
+
+fn viggo_files(source: &Path, line: impl Fn(&str, &str) -> Option<Value>) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
     let mut files = Vec::new();
     for (name, out) in [("train.csv", "train.jsonl"), ("valid.csv", "valid.jsonl"), ("test.csv", "test.jsonl")] {
         let rows = csv(&read(&source.join(name))?);
         let line = |row: &Vec<String>| match &row[..] {
-            [meaning, sentence] => Some(pair(sentence, &meaning_json(meaning)?.to_string())),
+            [meaning, sentence] => line(meaning, sentence),
             _ => None,
         };
-        files.push((out, rows.iter().skip(1).filter_map(line).collect()));
+        files.push((out, shuffled(rows.iter().skip(1).filter_map(line).collect())));
     }
     Ok(files)
 }
@@ -190,14 +240,24 @@ fn tatoeba(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
         Some(pair(item["eng"].as_str()?, other.as_str()?))
     };
     let lines = json_lines(source)?.iter().filter_map(line).collect();
-    Ok(parted(lines, |line| line["prompt"].to_string()))
+    Ok(parted(lines, 10, |line| line["prompt"].to_string()))
+}
+
+/// tldr-pages: JSON lines with `tool`, `prompt` and `command_plain`. A quarter is for the test: the set is small.
+fn tldr(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
+    let line = |item: &Value| {
+        let program = item["tool"].as_str()?.split(' ').next()?;
+        Some(pair(&format!("{program}: {}", item["prompt"].as_str()?), item["command_plain"].as_str()?))
+    };
+    let lines = json_lines(source)?.iter().filter_map(line).collect();
+    Ok(parted(lines, 4, |line| line["prompt"].to_string()))
 }
 
 /// NL2Bash: JSON lines with `prompt` and `command`. The same command is never on both sides.
 fn nl2bash(source: &Path) -> Outcome<Vec<(&'static str, Vec<Value>)>> {
     let line = |item: &Value| Some(pair(item["prompt"].as_str()?, item["command"].as_str()?));
     let lines = json_lines(source)?.iter().filter_map(line).collect();
-    Ok(parted(lines, |line| line["completion"].to_string()))
+    Ok(parted(lines, 10, |line| line["completion"].to_string()))
 }
 
 #[cfg(test)]

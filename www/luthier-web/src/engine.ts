@@ -49,6 +49,8 @@ export interface Engine {
   forgetting(): Promise<string>;
   method(): string | undefined;
   adapter_files(): Promise<NamedBytes[]>;
+  keep_adapter(name: string): void;
+  use_adapter(name: string | undefined): void;
   load_adapter(files: NamedBytes[]): Promise<LuthierErrorData | null>;
   exported(format: AdapterFormat, tuned: string): Promise<NamedBytes[]>;
   check_adapter(files: NamedBytes[]): Promise<string>;

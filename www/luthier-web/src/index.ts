@@ -1,5 +1,6 @@
 /** luthier-web: tunes a language model in this page, in a worker, on the GPU or the CPU. See {@link Luthier}. */
 
+import { type Tuner, compare } from "./compare.js";
 import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
 import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
@@ -9,12 +10,14 @@ import { onRequest } from "./privacy.js";
 import * as models from "./store/models.js";
 import * as runs from "./store/runs.js";
 import type {
-  AdapterChoice, AdapterFormat, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierApi, LuthierStatic, MergeTarget, ModelInfo,
+  AdapterFormat, CompareEvent, CompareOptions, DataProbe, DataText, DeviceChoice, DeviceInfo, LuthierStatic, MergeTarget, ModelInfo,
   NamedBlob, OnProgress, OpenOptions, ProbeBudget, Prompt, RunOptions, SamplingOptions, TaskOptions, TrainEvent, TrainOptions,
 } from "./types.js";
 
 export * from "./types.js";
 export { type SeenRequest, closeWaysOut, watchRequests } from "./privacy.js";
+export { CHECKED_BYTES } from "./limits.js";
+export { ownOptions, reads } from "./methods.js";
 export { LuthierError };
 
 const CHECKPOINT_SECONDS = 30;
@@ -85,20 +88,27 @@ interface Running {
   over: Promise<void>;
 }
 
+/** An adapter as it is put on again, and what is written about how it came to be. */
+interface Kept {
+  files: NamedBlob[];
+  record: string | null;
+}
+
 /** A run as it is begun: what is wanted of it is asked while it goes on. */
 type Begun = Omit<Job, "wanted">;
 type Emit = (event: TrainEvent) => void;
 
-class Instance implements LuthierApi {
+class Instance implements Tuner {
   #connection: Connection;
   #opened: Opened;
   /** The worker has trained, or there is an adapter in it: a run begins, and the base comes back, in a fresh one. */
   #used = false;
   #run: Running | null = null;
-  /** What came out of the last run here. */
-  #tuned: Tuned | null = null;
   /** The adapter on the model, to be put on again in another worker. */
-  #adapter: NamedBlob[] | null = null;
+  #on: Kept | null = null;
+  /** Adapters by name, and those of them that this worker holds. */
+  #shelf = new Map<string, Kept>();
+  #held = new Set<string>();
   #probing = false;
   /** Under way after a fault outside a run, or after a probe. */
   #mending: Promise<void> | null = null;
@@ -174,14 +184,63 @@ class Instance implements LuthierApi {
 
   async discard(): Promise<void> {
     await this.stop();
-    [this.#tuned, this.#adapter] = [null, null];
+    this.#begin();
     if (this.#used) await this.#reopen();
   }
 
-  async useAdapter(choice: AdapterChoice): Promise<void> {
-    const files = this.#tuned && (this.#tuned[choice] ?? this.#tuned.best);
-    if (!files) throw new LuthierError("setting", "No run has ended on this model.", "Train first, or load an adapter.");
-    await this.#put(files);
+  async *compare(data: DataText, ask: CompareOptions): AsyncGenerator<CompareEvent> {
+    this.#checkFree();
+    yield* compare(this, (await asked()).methods, data, ask);
+  }
+
+  beginAfresh(): void {
+    this.#used = true;
+  }
+
+  // ---- adapters
+
+  /** What the last run has left is gone when another begins. */
+  #begin(): void {
+    this.#on = null;
+    for (const choice of ["best", "last"]) this.#shelf.delete(choice);
+  }
+
+  /** What came out of a run: the best is on the model. */
+  #ended({ best, last, record }: Tuned): void {
+    this.#on = { files: best, record };
+    this.#shelf.set("best", this.#on);
+    this.#shelf.set("last", last ? { files: last, record } : this.#on);
+  }
+
+  async keepAdapter(name: string): Promise<void> {
+    if (!this.#on) throw new LuthierError("setting", "There is no adapter on the model.", "Train one, or load one.");
+    const on = this.#on;
+    await this.#ask("keepAdapter", name);
+    this.#shelf.set(name, on);
+    this.#held.add(name);
+  }
+
+  adapters(): { name: string; bytes: number }[] {
+    const size = ({ files }: Kept) => files.reduce((sum, { blob }) => sum + blob.size, 0);
+    return [...this.#shelf].map(([name, kept]) => ({ name, bytes: size(kept) }));
+  }
+
+  async useAdapter(name: string | null): Promise<void> {
+    const kept = name === null ? null : this.#shelf.get(name);
+    if (kept === undefined) {
+      const known = [...this.#shelf.keys()].join(", ");
+      throw new LuthierError("setting", `No adapter is kept as “${name}”.`, known ? `There are: ${known}.` : "Train one, or load one.");
+    }
+    if (kept && !this.#held.has(name!)) return this.#fetch(name!, kept);
+    await this.#ask("useAdapter", name);
+    this.#on = kept;
+  }
+
+  /** Another worker has it no longer, or never had it: it comes from its files. */
+  async #fetch(name: string, kept: Kept): Promise<void> {
+    await this.#put(kept);
+    await this.#ask("keepAdapter", name);
+    this.#held.add(name);
   }
 
   /** Told to the worker, if there is one that listens, and kept for those that take the run up after it. */
@@ -255,10 +314,11 @@ class Instance implements LuthierApi {
 
   /** One try. `job` and `run` learn from where another one would go on. */
   async #attempt(job: Job, run: Running, emit: Emit): Promise<void> {
-    [this.#used, this.#tuned, this.#adapter] = [true, null, null];
+    this.#begin();
+    this.#used = true;
     await this.#connection.call("train", job, (event) => {
       if (event.type === "kept") job.checkpoint = event.checkpoint;
-      else if (event.type === "tuned") [this.#tuned, this.#adapter] = [event.tuned, event.tuned.best];
+      else if (event.type === "tuned") this.#ended(event.tuned);
       else emit(event);
       if (event.type === "plan" && job.store) job.store.create = false;
       if (event.type === "plan" || event.type === "checkpoint") run.step = event.step;
@@ -354,18 +414,16 @@ class Instance implements LuthierApi {
 
   /** Of a run that has ended it is here: a worker that took its place knows of none. */
   async exportRun() {
-    return this.#tuned?.record ?? this.#ask("exportRun", null);
+    return this.#on?.record ?? this.#ask("exportRun", null);
   }
 
-  async importPeft(files: NamedBlob[]) {
-    const otherBase = await this.#put(files);
-    this.#tuned = null;
-    return otherBase;
+  importPeft(files: NamedBlob[]) {
+    return this.#put({ files, record: null });
   }
 
-  async #put(files: NamedBlob[]) {
-    const otherBase = await this.#ask("importPeft", files);
-    [this.#used, this.#adapter] = [true, files];
+  async #put(adapter: Kept) {
+    const otherBase = await this.#ask("importPeft", adapter.files);
+    [this.#used, this.#on] = [true, adapter];
     return otherBase;
   }
 
@@ -396,7 +454,7 @@ class Instance implements LuthierApi {
       // A run looks after itself.
       if (this.#run || !this.#isFault(error)) throw error;
       if (connection === this.#connection) this.#mend(error);
-      const again = this.#adapter ? "The model is opened again, with its adapter" : "The model is opened again";
+      const again = this.#on ? "The model is opened again, with its adapter" : "The model is opened again";
       throw new LuthierError(error.code, error.message, `${again}: try once more. If it fails again, choose the other device.`);
     }
   }
@@ -407,8 +465,8 @@ class Instance implements LuthierApi {
     const mend = async () => {
       try {
         await this.#reopen(reason);
-        if (!this.#adapter) return;
-        await this.#connection.call("importPeft", this.#adapter);
+        if (!this.#on) return;
+        await this.#connection.call("importPeft", this.#on.files);
         this.#used = true;
       } catch (error) {
         // Without its adapter the model must not answer.
@@ -427,6 +485,7 @@ class Instance implements LuthierApi {
   async #reopen(reason?: LuthierError): Promise<void> {
     this.#connection.close(reason);
     this.#used = false;
+    this.#held.clear();
     this.#connection = take();
     if (this.#closed) this.#connection.close();
     this.#opened = await openModel(this.#connection, this.options).catch((error) => {

@@ -71,6 +71,9 @@ export interface Calls {
   exportMerged: Call<MergeTarget, Merged, Bytes>;
   mergedSize: Call<MergeTarget, number>;
   exportRun: Call<null, string>;
+  keepAdapter: Call<string, null>;
+  /** One that was kept in this very worker; null is none. */
+  useAdapter: Call<string | null, null>;
   importPeft: Call<NamedBlob[], LuthierErrorData | null>;
   storeModel: Call<ModelFiles, null, Bytes>;
   downloadModel: Call<ModelDownload, null, Bytes>;

@@ -275,11 +275,13 @@ export interface DataProbe {
     /** Percent of the control's loss, and of the base's, that the tuned model is without. */
     learned: Estimate;
     gained: Estimate;
-    /** (examples, held-out loss) of each short run. */
-    curve: [examples: number, loss: number][];
+    /** (examples, held-out loss, percent of the answers exactly right) at the end of each short run. */
+    curve: [examples: number, loss: number, exact: number][];
     /** a, b, c of the law a + b·n^-c through them. */
     law: [a: number, b: number, c: number];
-    /** How much lower the loss would be with twice the data, in percent. */
+    /** What the full run comes to, by held-out loss and percent of answers exactly right (of texts null); null where the probe was too short. */
+    foreseen: { loss: Estimate; exact: Estimate | null } | null;
+    /** How much lower the loss of the full run would be with twice the data, in percent. */
     twice_the_data: Estimate;
     more_data: boolean;
     more_training: boolean;
@@ -291,7 +293,7 @@ export interface DataProbe {
   examples: number;
   held_out: number;
   steps: number;
-  /** The learning rate that learned fastest. */
+  /** The learning rate of the short runs: as asked, or the one that learned fastest where the asked one is far off. */
   lr: number;
   rates: [rate: number, loss: number | null][];
   /** What the whole run would take here; memory in bytes. */
@@ -305,6 +307,8 @@ export type Task = "classification" | "extraction" | "translation" | "facts" | "
 export interface TaskOptions {
   /** Left out, it is guessed from the data. */
   task?: Task;
+  /** Who is asked. Left out, all are. */
+  systems?: SystemName[];
   /** What the model was tuned on: labels that the test lacks, and the constant answer to compare with. */
   known?: DataText;
   seq_len?: number;
@@ -420,6 +424,66 @@ export interface RunOptions {
   signal?: AbortSignal;
 }
 
+/** What is compared: a method, at a learning rate of its own where one is named. */
+export interface MethodChoice {
+  method: Method;
+  lr?: number;
+}
+
+/** Several methods under one budget: the same data, steps and seed. */
+export interface CompareOptions {
+  methods: (Method | MethodChoice)[];
+  /** For all of them; each reads what it has a setting for. An `lr` here is taken by those that name none. */
+  options?: TrainOptions;
+  validation?: DataText;
+  /** Also asks each tuned model, and the untuned one, for the answers of this. */
+  test?: { data: DataText; task?: Task };
+  /** Keeps each run in this browser's private storage, as `train` does; their ids begin with this one. */
+  store?: { id: string; every_seconds?: number };
+  signal?: AbortSignal;
+}
+
+/** The figure that matters most for a task. */
+export type TaskFigure = { task: Task; figure: string } & Estimate;
+
+/** What a method brought, and what it cost; named as `luthier compare --json` names it. */
+export interface Tried {
+  method: Method;
+  lr: number;
+  /** The validation before the first step. */
+  start: Evaluation | null;
+  /** The best validation, and its step. */
+  best: Evaluation | null;
+  step: number;
+  steps: number;
+  /** Tokens of the text that were trained on. */
+  tokens: number;
+  trainable_parameters: number;
+  /** Of the base. */
+  parameters: number;
+  /** Of the adapter's files. */
+  adapter_bytes: number;
+  /** What the run held on its device. */
+  memory_bytes: number;
+  /** Of the steps alone. */
+  seconds: number;
+  /** Its name for {@link LuthierApi.useAdapter}, and the id of its run where it is stored. */
+  adapter: string;
+}
+
+/** What comes out of a comparison, in order; `index` is the place among the methods. */
+export type CompareEvent =
+  /** How the model does without any adapter, where there is a test. */
+  | { type: "untuned"; task: TaskFigure }
+  | { type: "run"; index: number; method: Method; event: TrainEvent }
+  /** The run of a method has ended; its adapter is kept. */
+  | { type: "tried"; index: number; tried: Tried }
+  /** Questions of the test that were answered; an index of null is the untuned model's. */
+  | { type: "asking"; index: number | null; done: number; total: number }
+  | { type: "measured"; index: number; method: Method; forgetting: Forgetting; task: TaskFigure | null }
+  /** This one could not be had; the others go on. */
+  | { type: "failed"; index: number; method: Method; error: LuthierErrorData };
+
 /** A run as the store lists it, newest first. */
 export interface StoredRun {
   id: string;
@@ -518,7 +582,7 @@ export interface Agreement {
   logits_apart: number;
 }
 
-/** A merged model. `agreement` is null where the model is too large to be loaded a second time. */
+/** A merged model. `agreement` is null where the model has more than `CHECKED_BYTES`, too many to be loaded a second time. */
 export interface Merged {
   files: NamedBlob[];
   agreement: Agreement | null;
@@ -545,8 +609,17 @@ export interface LuthierApi {
   unpause(): Promise<void>;
   /** Ends the run after the current step; the adapter (the best one by validation) stays on the model. */
   stop(): Promise<void>;
-  /** Puts the best adapter of the run that ended here on the model, or the last. */
-  useAdapter(choice: AdapterChoice): Promise<void>;
+  /**
+   * Tunes by one method after the other and measures each. Leaving the loop or aborting stops at once; the runs that had
+   * ended by then are kept. The last one's adapter stays on the model, all are to be had by `useAdapter`.
+   */
+  compare(data: DataText, ask: CompareOptions): AsyncIterable<CompareEvent>;
+  /** Keeps the adapter that is on the model under a name, in place of one that had it, until the model is closed. */
+  keepAdapter(name: string): Promise<void>;
+  /** What `useAdapter` can put on the model: what was kept, and "best" and "last" of the run that ended last. */
+  adapters(): { name: string; bytes: number }[];
+  /** Puts a kept adapter on the model in place of the one there; null takes it off: the model is its base again. */
+  useAdapter(name: string | null): Promise<void>;
   /** Forgets the adapter: back to the base model. */
   discard(): Promise<void>;
   generate(

@@ -5,6 +5,7 @@ import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
 import { closeWaysOut, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
+import { CHECKED_BYTES } from "./limits.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
 import type { Agreement, Method, ModelInfo, NamedBlob, OptionRow } from "./types.js";
@@ -13,9 +14,6 @@ import type { Agreement, Method, ModelInfo, NamedBlob, OptionRow } from "./types
 const module: EngineModule = engineModule;
 
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
-
-/** A merged model above this is not loaded a second time to be compared: wasm has 4 GiB in all. */
-const CHECKED_BYTES = 1 << 30;
 
 closeWaysOut();
 watchRequests((request) => reply({ request }));
@@ -185,6 +183,16 @@ const handlers: Handlers = {
 
   async exportRun() {
     return turn(() => model().run_json());
+  },
+
+  async keepAdapter(name) {
+    await turn(() => model().keep_adapter(name));
+    return null;
+  },
+
+  async useAdapter(name) {
+    await turn(() => model().use_adapter(name ?? undefined));
+    return null;
   },
 
   async importPeft(files) {

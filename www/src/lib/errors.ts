@@ -17,7 +17,7 @@ const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device",
 
 /** The engine speaks as its command line does; here things are called as the page calls them. */
 export const inWords = (text: string): string =>
-  text.replace("with `luthier inspect data`", "on the Data step").replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
+  text.replace("with `luthier inspect data`", "on the Data step").replace("name the columns with --prompt-column and --completion-column, or --text-column", "say which columns they are, below").replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
     const title = NAMES[name.replaceAll("-", "_")];
     return title ? `“${title}”` : flag;
   });

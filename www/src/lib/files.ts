@@ -118,7 +118,20 @@ export const folderPicker = (): Picker | null => (window as { showDirectoryPicke
 export async function saveInto(place: SaveFolder, folder: string, files: NamedBlob[]): Promise<void> {
   const target = await place.getDirectoryHandle(folder, { create: true });
   for (const { name, blob } of files) {
-    const writable = await (await target.getFileHandle(name, { create: true })).createWritable();
-    await blob.stream().pipeTo(writable);
+    const handle = await target.getFileHandle(name, { create: true });
+    await blob.stream().pipeTo(await handle.createWritable());
+    await checkWritten(name, blob, await handle.getFile());
+  }
+}
+
+const PIECE = 16 << 20;
+
+/** What the disk has is read again, a piece at a time, and is what was to be written, or it is said. */
+export async function checkWritten(name: string, meant: Blob, written: Blob): Promise<void> {
+  const damaged = (what: string) => problem("storage", `${name} was not written as it should be: ${what}.`, "Save it again, to another disk if need be.");
+  if (meant.size !== written.size) throw damaged(`it has ${written.size} bytes, not ${meant.size}`);
+  for (let at = 0; at < meant.size; at += PIECE) {
+    const [a, b] = await Promise.all([meant, written].map(async (blob) => new Uint8Array(await blob.slice(at, at + PIECE).arrayBuffer())));
+    if (a!.some((byte, i) => byte !== b![i])) throw damaged(`it differs somewhere after byte ${at}`);
   }
 }

@@ -1,6 +1,6 @@
 /** What can be trained, in words; what each method reads and needs is the engine's to say. */
 
-import type { Method, MethodRow, OptionRow } from "luthier-web";
+import type { Method, MethodRow } from "luthier-web";
 
 export const METHODS: Record<Method, { name: string; about: string }> = {
   lora: { name: "LoRA", about: "Learns two thin matrices beside each weight: small, quick, and what most people use." },
@@ -16,12 +16,6 @@ export const METHODS: Record<Method, { name: string; about: string }> = {
 };
 
 const rowOf = (rows: MethodRow[], method: Method) => rows.find(({ name }) => name === method);
-
-/** Options that other methods read and this one does not have no place in its form. */
-export function reads(rows: MethodRow[], method: Method, option: OptionRow["name"]): boolean {
-  const own = rowOf(rows, method);
-  return !own || own.options.includes(option) || !rows.some(({ options }) => options.includes(option));
-}
 
 /** The learning rate that goes with a method, where LoRA would get this one. */
 export function rateFor(rows: MethodRow[], method: Method, lora: number): number {

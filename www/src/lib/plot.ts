@@ -20,5 +20,6 @@ export const axisOf = (color: Color) => (size: number, values?: (n: number) => s
   stroke: color("quiet"), font: "12px system-ui, sans-serif", size, gap: 4,
   grid: { stroke: color("line"), width: 1 },
   ticks: { show: false },
-  ...(values && { values: (_: uPlot, splits: number[]) => splits.map(values) }),
+  // A logarithmic axis leaves out marks that have no room.
+  ...(values && { values: (_: uPlot, splits: (number | null)[]) => splits.map((n) => (n === null ? "" : values(n))) }),
 });

@@ -1,6 +1,6 @@
 /** Settings: what suits a model and its data, how they are grouped, what they cost, and a link that carries them. */
 
-import type { MemoryPlan, ModelInfo, OptionRow, Preview, Summary, TrainOptions } from "luthier-web";
+import type { MemoryPlan, Method, ModelInfo, OptionRow, Preview, Summary, TrainOptions } from "luthier-web";
 
 /** Shown at once; all others wait behind “All settings”. Any row of the engine's table that is not named here is in “Other”. */
 export const BASIC: (keyof TrainOptions)[] = [
@@ -98,14 +98,17 @@ export function secondsOfRun(summary: Summary, options: TrainOptions, gflops: nu
 
 export interface Link {
   options: TrainOptions;
+  /** Those to be compared, where that is what the link is for. */
+  methods: Method[];
   model: string | null;
   sample: string | null;
 }
 
-export function toHash({ options, model, sample }: Link): string {
+export function toHash({ options, methods, model, sample }: Link): string {
   const parameters = new URLSearchParams();
   if (model) parameters.set("model", model);
   if (sample) parameters.set("data", sample);
+  if (methods.length > 0) parameters.set("methods", methods.join(","));
   for (const [name, value] of Object.entries(options)) {
     if (value !== null && value !== undefined) parameters.set(name, String(value));
   }
@@ -121,7 +124,10 @@ export function fromHash(hash: string, rows: OptionRow[]): Link {
     const value = text === null ? undefined : parse(row, text);
     if (value !== undefined) options[row.name] = value;
   }
-  return { options, model: parameters.get("model"), sample: parameters.get("data") };
+  const known = rows.find(({ name }) => name === "method")?.choices ?? [];
+  const named = new Set((parameters.get("methods") ?? "").split(","));
+  const methods = known.filter((name) => named.has(name)) as Method[];
+  return { options, methods, model: parameters.get("model"), sample: parameters.get("data") };
 }
 
 /** The value of a field; undefined where the text is none. An empty number is null: “not set”. */

@@ -5,16 +5,16 @@ import type { AdapterFormat, MergeTarget, Method } from "luthier-web";
 /** Names that transformers can download; others are names of ours. */
 const onHub = (base: string): boolean => /^[\w.-]+\/[\w.-]+$/.test(base);
 
-/** For a downloaded adapter. A base that nobody else can find by its name is best taken along, merged. */
-export function adapterSnippets(format: AdapterFormat, base: string, stem: string, method: Method): [title: string, text: string][] {
+/** For a downloaded adapter. A base that nobody else can find by its name is best taken along, merged, where that can be. */
+export function adapterSnippets(format: AdapterFormat, base: string, stem: string, method: Method, merges: boolean): [title: string, text: string][] {
   const lora = `${stem}-${method}`;
   switch (format) {
     case "peft":
-      if (!onHub(base)) return [[`${base} is not on a hub: save the merged model, below`, transformers(stem)]];
+      if (!onHub(base) && merges) return [[`${base} is not on a hub: save the merged model instead`, transformers(stem)]];
       return [["transformers and peft", `from transformers import AutoModelForCausalLM as Causal
 from peft import PeftModel
 
-base = Causal.from_pretrained("${base}")
+base = Causal.from_pretrained("${onHub(base) ? base : "BASE_FOLDER"}")
 model = PeftModel.from_pretrained(base, "${lora}")`]];
     case "gguf":
       return [

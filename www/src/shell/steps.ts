@@ -1,6 +1,7 @@
 /** The six steps: what each is called, and what it has found or still needs, in a few words. */
 
 import { app, rightOf, STEPS, type StepId } from "../state/app.svelte";
+import { contest, type Entry } from "../state/contest.svelte";
 import { run } from "../state/run.svelte";
 import { fixed, grouped, percent, plural, short } from "../lib/format";
 
@@ -25,6 +26,8 @@ export function status(step: StepId): Status {
 const pending = (text: string): Status => ({ done: false, text });
 const done = (text: string): Status => ({ done: true, text });
 
+const ended = (entries: Entry[]): number => entries.filter(({ tried }) => tried).length;
+
 const STATUS: Record<StepId, () => Status> = {
   model() {
     if (app.opening) return pending("opening …");
@@ -43,6 +46,8 @@ const STATUS: Record<StepId, () => Status> = {
     return pending(app.model ? plural(app.probes.length, "question") : "needs a model");
   },
   train() {
+    if (app.contest) return pending(`comparing, ${Math.min(contest.entries.length, 1 + ended(contest.entries))} of ${contest.entries.length}`);
+    if (contest.phase === "ended") return done(`${plural(ended(contest.entries), "method")} compared`);
     switch (app.phase) {
       case "starting":
         return pending("starting …");

@@ -7,6 +7,7 @@ import type {
 import { asError } from "../lib/errors";
 import type { HeldOut, Sample } from "../lib/gallery";
 import type { GpuReport, StorageReport } from "../lib/gpu";
+import { ownOptions } from "luthier-web";
 import { rateFor } from "../lib/methods";
 import { type Link, defaults, suggest } from "../lib/settings";
 
@@ -54,6 +55,8 @@ export interface Validation {
 
 /** What is on the model beside its own weights. */
 export interface Tuned {
+  /** What the engine keeps it under. */
+  name: string;
   from: "run" | "file" | "history";
   /** Of the stored run it came from. */
   id?: string;
@@ -102,6 +105,8 @@ class App {
 
   // ---- the probe of the data
   minutes = $state(1);
+  /** What the probe that is under way, or was made last, was given. */
+  budget = $state.raw({ seconds: 60, since: 0 });
   probing = $state.raw<Progress | null>(null);
   found = $state.raw<DataProbe | null>(null);
 
@@ -118,6 +123,13 @@ class App {
   phase = $state<Phase>("idle");
   runs = $state.raw<StoredRun[]>([]);
   tuned = $state.raw<Tuned | null>(null);
+  /** All adapters that this model had since it was opened; one of them is on it, or none. */
+  adapters = $state.raw<Tuned[]>([]);
+  /** Several methods are compared instead of one, these. */
+  several = $state(false);
+  compared = $state.raw<Method[]>(["lora", "dora", "ia3"]);
+  /** How far the comparison of methods is. */
+  contest = $state.raw<Progress | null>(null);
 
   // ---- compare and keep
   duels = $state<Duel[]>([]);
@@ -131,24 +143,30 @@ class App {
   scoring = $state(false);
   exporting = $state.raw<Progress | null>(null);
   /** What was exported last and how it compares with the live model; null where it was too large to be loaded again. */
-  exported = $state.raw<{ what: string; agreement: Agreement | null } | null>(null);
+  exported = $state.raw<{ what: string; agreement: Agreement | null; written?: boolean } | null>(null);
 
   /** What went wrong, where it is shown. */
   errors = $state<Partial<Record<StepId | "settings" | "device" | "history", LuthierErrorData>>>({});
 
   // ---- what follows
-  suggested: TrainOptions = $derived.by(() => {
+  private suits: TrainOptions = $derived.by(() => {
     if (!this.model) return {};
     const tiny = this.model.parameters < 2e7;
-    const suits = { ...suggest(this.model, this.preview), ...(tiny ? this.sample?.options : {}) };
-    return suits.lr ? { ...suits, lr: rateFor(this.methods, this.method, suits.lr) } : suits;
+    return { ...suggest(this.model, this.preview), ...(tiny ? this.sample?.options : {}) };
   });
+  /** The learning rate that suits LoRA; those of other methods follow it. */
+  rate: number | null = $derived(this.suits.lr ?? null);
   method: Method = $derived(this.chosen.method ?? "lora");
-  options: TrainOptions = $derived({ ...defaults(this.rows), ...this.suggested, ...this.chosen });
+  /** What the form says, whatever the method. */
+  form: TrainOptions = $derived({
+    ...defaults(this.rows), ...this.suits, ...(this.rate && { lr: rateFor(this.methods, this.method, this.rate) }), ...this.chosen,
+  });
+  /** What other methods alone read has no place among them. */
+  options: TrainOptions = $derived(ownOptions(this.methods, this.method, this.form));
   /** A run is under way. */
   running: boolean = $derived(["starting", "running", "paused", "stopping"].includes(this.phase));
   /** The model has no time for anything else. */
-  busy: boolean = $derived(this.running || this.probing !== null);
+  busy: boolean = $derived(this.running || this.probing !== null || this.contest !== null);
   ready: boolean = $derived(this.model !== null && this.preview !== null && this.preview.examples > 0);
 }
 

@@ -2,9 +2,10 @@
 
 import { type AdapterChoice, type AdapterFormat, type Agreement, Luthier, type LuthierApi, type MergeTarget } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
+import { nowOn } from "./adapters";
 import { announce } from "./announce.svelte";
-import { type Tuned, app, guarded, unasked } from "./app.svelte";
-import { forgetRun, labelOf } from "./run.svelte";
+import { type Tuned, app, guarded } from "./app.svelte";
+import { adapterName, forgetRun, labelOf } from "./run.svelte";
 import { openNamed } from "./model";
 
 /** What files are called after: letters that every file system takes. */
@@ -12,14 +13,14 @@ export const fileStem = (): string =>
   `${app.model?.name.split("/").pop() ?? "model"}-${app.tuned?.stem ?? "tuned"}`.toLowerCase().replace(/[^a-z0-9.-]+/g, "-");
 
 /** `work` answers how what was made compares with the live model, where that was measured. */
-async function exported(what: string, work: (api: LuthierApi) => Promise<Agreement | null | void>): Promise<void> {
+async function exported(what: string, work: (api: LuthierApi) => Promise<Agreement | null | void>, written = false): Promise<void> {
   const { api } = app;
   if (!api) return;
   app.exporting = { what, done: 0, total: 0 };
   app.exported = null;
   const done = await guarded("keep", async () => {
     const agreement = await work(api);
-    if (agreement !== undefined) app.exported = { what, agreement };
+    if (agreement !== undefined) app.exported = { what, agreement, written };
   });
   if (done) announce(`${what} is done.`);
   app.exporting = null;
@@ -62,7 +63,7 @@ export async function downloadMerged(target: MergeTarget, size: number): Promise
     else if (place) await saveInto(place, target.name, files);
     else for (const { name, blob } of files) download(name, blob);
     return agreement;
-  });
+  }, place !== null);
 }
 
 /** A stored run's adapter as a file. */
@@ -71,11 +72,11 @@ export async function downloadStored(id: string): Promise<void> {
   await guarded("history", async () => download(`${name}.zip`, await zip(name, await Luthier.runAdapter(id))));
 }
 
-/** Another adapter is on the model: what was asked of the last one no longer counts. */
-function nowOn(tuned: Tuned): void {
+/** An adapter that came from elsewhere is on the model, and is kept with the others. */
+async function arrived(api: LuthierApi, tuned: Tuned): Promise<void> {
+  await api.keepAdapter(tuned.name);
   forgetRun();
-  app.tuned = tuned;
-  app.duels = app.probes.filter(Boolean).map((prompt) => unasked(prompt));
+  nowOn(tuned);
 }
 
 /** Puts a stored run's adapter on its model. */
@@ -86,7 +87,8 @@ export async function openStoredRun(id: string, choice: AdapterChoice = "best"):
   await guarded("history", async () => {
     const otherBase = await api.importPeft(await Luthier.runAdapter(id, choice));
     const step = choice === "best" ? (stored.best?.step ?? stored.step) : stored.step;
-    nowOn({ from: "history", id, label: labelOf(stored.data_name, step), method: stored.options.method ?? "lora", stem: stem(stored.data_name) });
+    const what = { label: labelOf(stored.data_name, step), method: stored.options.method ?? "lora", stem: stem(stored.data_name) };
+    await arrived(api, { ...what, name: adapterName(id, choice), from: "history", id });
     if (otherBase) app.errors.compare = otherBase;
     app.step = "compare";
   });
@@ -94,11 +96,15 @@ export async function openStoredRun(id: string, choice: AdapterChoice = "best"):
 
 export async function loadAdapter(files: File[]): Promise<void> {
   await guarded("keep", async () => {
-    if (!app.api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
-    const otherBase = await app.api.importPeft(await adapterOf(files));
+    const { api } = app;
+    if (!api) throw { code: "setting", message: "An adapter needs its base model.", hint: "Open that first, on the Model step." };
+    const otherBase = await api.importPeft(await adapterOf(files));
     if (otherBase) app.errors.keep = otherBase;
-    const method = (await app.api.adapterMethod()) ?? "lora";
-    nowOn({ from: "file", label: files.map(({ name }) => name).join(", "), method, stem: "loaded" });
+    const method = (await api.adapterMethod()) ?? "lora";
+    const label = files.map(({ name }) => name).join(", ");
+    // Files of the same name may hold different adapters.
+    const count = app.adapters.filter(({ from }) => from === "file").length;
+    await arrived(api, { name: `file ${count + 1}`, from: "file", label, method, stem: "loaded" });
     announce("The adapter is on the model.");
   });
 }

@@ -8,6 +8,7 @@ import { nano } from "../lib/gallery";
 import { announce } from "./announce.svelte";
 import { app, guarded } from "./app.svelte";
 import { confirmed } from "./confirm.svelte";
+import { leaveContest } from "./contest.svelte";
 import { readData } from "./data";
 import { forgetRun } from "./run.svelte";
 import { lookAtStorage } from "./machine";
@@ -57,7 +58,7 @@ export async function changeDevice(): Promise<void> {
 
 async function open(name: string, get: () => Promise<ModelFiles>): Promise<boolean> {
   if (app.busy) {
-    const [what, where] = app.probing ? ["A probe", "Try"] : ["A run", "Train"];
+    const [what, where] = app.probing ? ["A probe", "Try"] : [app.contest ? "A comparison" : "A run", "Train"];
     app.errors.model = problem("setting", `${what} is under way on this model.`, `Stop it first, on the ${where} step.`);
     return false;
   }
@@ -98,8 +99,9 @@ function close(): void {
   app.api?.close();
   letGo();
   [app.api, app.model, app.device, app.local, app.preview, app.summary] = [null, null, null, null, null, null];
-  app.baseAnswers = [];
+  [app.baseAnswers, app.adapters] = [[], []];
   forgetRun();
+  leaveContest();
 }
 
 // ---- the store

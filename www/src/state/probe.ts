@@ -10,7 +10,7 @@ export async function probeData(): Promise<void> {
   const { api, data, options, minutes, heldOut } = app;
   if (!api || !data || app.busy || app.asking || app.comparing) return;
   controller = new AbortController();
-  app.found = null;
+  [app.found, app.budget] = [null, { seconds: 60 * minutes, since: performance.now() }];
   app.probing = { what: "Building the plan", done: 0, total: 0 };
   const onProgress = (what: string, done: number, total: number) => (app.probing = { what: said(what), done, total });
   await guarded("try", async () => {

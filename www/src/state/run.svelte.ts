@@ -6,9 +6,11 @@ import {
 import { asError } from "../lib/errors";
 import { stem } from "../lib/files";
 import { bytes, date, fixed, plural } from "../lib/format";
+import { nowOn } from "./adapters";
 import { announce } from "./announce.svelte";
-import { app, guarded, type ProbeRound, unasked } from "./app.svelte";
+import { app, guarded, type ProbeRound } from "./app.svelte";
 import { confirmed } from "./confirm.svelte";
+import { leaveContest } from "./contest.svelte";
 import { lookAtStorage } from "./machine";
 import { openNamed } from "./model";
 import { defaults } from "../lib/settings";
@@ -73,14 +75,18 @@ export function forgetRun(): void {
   delete app.errors.train;
 }
 
+/** By the time, and by chance where two begin in the same second. */
+export const newId = (): string => `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
+
 // ---- what the user does
 
 export async function train(): Promise<void> {
   const { api, data, options, validation } = app;
   if (!api || !data || app.busy) return;
   forgetRun();
+  leaveContest();
   const probes = app.probes.map((probe) => probe.trim()).filter(Boolean);
-  const id = `${new Date().toISOString().slice(0, 19).replace(/:/g, "-")}-${Math.random().toString(36).slice(2, 6)}`;
+  const id = newId();
   const store = app.storable ? { store: { id } } : {};
   [run.id, run.stored, run.options] = [id, app.storable, options];
   [run.probes, run.dataName, run.stem] = [probes, app.sample?.title ?? data.name, stem(data.name)];
@@ -91,6 +97,7 @@ export async function goOn(id: string): Promise<void> {
   const stored = app.runs.find((run) => run.id === id);
   if (!stored || app.busy || !(await openNamed(stored.model, stored.base_sha256)) || !app.api) return;
   forgetRun();
+  leaveContest();
   app.step = "train";
   [run.stored, run.options] = [true, { ...defaults(app.rows), ...stored.options }];
   Object.assign(run, { id, dataName: stored.data_name, stem: stem(stored.data_name), best: stored.best, baseLoss: stored.base_loss, of: stored.steps });
@@ -156,6 +163,8 @@ export async function deleteRun({ id, data_name, created, step, bytes: size }: S
   const text = `“${data_name}”, begun ${date(created)}, ${plural(step, "step")}, ${bytes(size)}: what it learned will be gone.`;
   if (!(await confirmed({ title: "Delete this run?", text, action: "Delete" }))) return;
   if (!(await guarded("history", () => Luthier.deleteRun(id)))) return;
+  // Its files are gone; the one on the model stays until another takes its place.
+  app.adapters = app.adapters.filter((adapter) => adapter.from !== "history" || adapter.id !== id || adapter.name === app.tuned?.name);
   announce("The run was deleted.");
   await Promise.all([listRuns(), lookAtStorage()]);
 }
@@ -268,14 +277,17 @@ function end({ step, reason, best }: Extract<TrainEvent, { type: "end" }>): void
   announce(reason === "done" ? `Training is done after ${plural(step, "step")}.` : `Stopped after step ${step}; what was learned is kept.`);
 }
 
-/** What is on the model now, and has not been asked anything. */
+/** What is on the model now, and has not been asked anything; it is kept, to be come back to after another. */
 function nowTuned(): void {
   const { best, step } = run.outcome ?? { best: null, step: run.at };
   const from = run.choice === "best" ? (best?.step ?? step) : step;
-  app.tuned = { from: "run", label: labelOf(run.dataName, from), method: run.options.method ?? "lora", stem: run.stem };
-  app.duels = run.probes.map((prompt) => unasked(prompt));
-  [app.scores, app.forgetting] = [[], null];
+  const name = adapterName(run.id ?? "run", run.choice);
+  nowOn({ name, from: "run", label: labelOf(run.dataName, from), method: run.options.method ?? "lora", stem: run.stem }, run.probes);
+  void guarded("train", async () => app.api?.keepAdapter(name));
 }
+
+/** What an adapter of a run is kept under. */
+export const adapterName = (id: string, choice: AdapterChoice): string => (choice === "best" ? id : `${id} ${choice}`);
 
 /** What an adapter is called. */
 export const labelOf = (data: string, step: number): string => `${data}, ${step === 0 ? "untouched" : plural(step, "step")}`;

@@ -1,6 +1,7 @@
 /** Settings as the user changes them, and the plan that follows. */
 
-import { Luthier, type OptionRow, type TrainOptions } from "luthier-web";
+import { Luthier, type LuthierErrorData, type Method, type OptionRow, type Summary, type TrainOptions, ownOptions } from "luthier-web";
+import { asError } from "../lib/errors";
 import { fromHash, pace, secondsOfRun, toHash } from "../lib/settings";
 import { app, guarded } from "./app.svelte";
 import { readData } from "./data";
@@ -10,7 +11,8 @@ export async function loadOptions(): Promise<void> {
     [app.rows, app.methods] = await Promise.all([Luthier.options(), Luthier.methods()]);
     const link = fromHash(location.hash, app.rows);
     app.chosen = link.options;
-    if (link.model || link.sample || Object.keys(link.options).length > 0) app.link = link;
+    if (link.methods.length > 0) [app.several, app.compared] = [true, link.methods];
+    if (link.model || link.sample || link.methods.length > 0 || Object.keys(link.options).length > 0) app.link = link;
   });
 }
 
@@ -22,6 +24,12 @@ export function setOption(row: OptionRow, value: TrainOptions[keyof TrainOptions
   if (row.name === "seq_len") void readData();
 }
 
+/** Adds a method to those compared, or takes it out; they stay in the order of the table. */
+export function toggleMethod(method: Method): void {
+  const wanted = app.compared.includes(method) ? app.compared.filter((one) => one !== method) : [...app.compared, method];
+  app.compared = app.methods.map(({ name }) => name).filter((name) => wanted.includes(name));
+}
+
 export function resetOptions(): void {
   app.chosen = {};
   void readData();
@@ -30,7 +38,7 @@ export function resetOptions(): void {
 /** A link to this page with these settings, a bundled sample's name, and never data. */
 export function settingsLink(): string {
   const model = app.local ? null : (app.model?.name ?? null);
-  const hash = toHash({ options: app.chosen, model, sample: app.sample?.id ?? null });
+  const hash = toHash({ options: app.chosen, methods: app.several ? app.compared : [], model, sample: app.sample?.id ?? null });
   return `${location.origin}${location.pathname}#${hash}`;
 }
 
@@ -49,6 +57,24 @@ export async function estimate(): Promise<void> {
   if (mine === latest) app.estimating = false;
 }
 
+/** A method of those compared: what its run would be, or why it cannot be. */
+export type Planned = { method: Method } & ({ summary: Summary } | { error: LuthierErrorData });
+
+/** What the runs of all the methods that are compared would be; null where another question came meanwhile. */
+export async function estimateAll(): Promise<Planned[] | null> {
+  const { api, data, form, validation, methods, compared } = app;
+  if (!api || !data || app.busy) return null;
+  const mine = ++latest;
+  const { lr, ...shared } = form;
+  const plans: Planned[] = [];
+  for (const method of compared) {
+    const plan = api.estimate(data, ownOptions(methods, method, shared), validation?.data);
+    plans.push(await plan.then((summary) => ({ method, summary }), (error) => ({ method, error: asError(error) })));
+    if (mine !== latest) return null;
+  }
+  return plans;
+}
+
 // ---- how long it takes
 
 const paceKey = () => `luthier-pace ${app.model?.name} ${app.device?.description}`;
@@ -62,8 +88,8 @@ export function rememberPace(tokensPerSecond: number): void {
 export const paceBefore = (): number => Number(localStorage.getItem(paceKey()));
 
 /** Seconds that a run would take, and how that is known. */
-export function timeEstimate(): { seconds: number; from: string } | null {
-  const { summary, options, bench } = app;
+export function timeEstimate(summary: Summary | null): { seconds: number; from: string } | null {
+  const { form: options, bench } = app;
   if (!summary) return null;
   const before = paceBefore();
   const tokens = (options.batch_size ?? 4) * (options.seq_len ?? 256) * (options.grad_accum ?? 1) * summary.steps;

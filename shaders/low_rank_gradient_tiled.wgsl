@@ -1,0 +1,76 @@
+// The gradients of the factors F:[rank, width] of low-rank terms, added into the flat buffer. A workgroup takes
+// 8 × 64 values; its 16 lines of invocations share the rows between them, and add up what they have.
+//
+// gradient:  grads[off + r·width + i] += scale·Σ_n t[n, t+r]·x[n, col+i]  for the factors `first` with t0 and x0, and for
+//            the factors `second` with t1 and x1
+//
+// t:[N,t_ld]  x:[N,x_ld]; x_ld, col and width are multiples of 4
+// Dispatch: x over blocks of 8 ranks, y over blocks of 64 columns of all factors, one after another; workgroups beyond
+// the last do nothing.
+
+struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
+struct Params {
+    n: u32, t0_ld: u32, x0_ld: u32, t1_ld: u32, x1_ld: u32, pad0: u32, pad1: u32, pad2: u32,
+    first: array<Factor, 3>, second: array<Factor, 3>,
+}
+@group(1) @binding(0) var<uniform> p: Params;
+@group(0) @binding(0) var<storage, read> t0: array<f32>;
+@group(0) @binding(1) var<storage, read> x0: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> t1: array<f32>;
+@group(0) @binding(3) var<storage, read> x1: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> grads: array<f32>;
+
+const LINES: u32 = 16u;
+var<workgroup> sums: array<vec4<f32>, 256>;
+
+@compute @workgroup_size(16, 16)
+fn gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
+    // The factor whose block this is: the 6 are counted through.
+    var block = group.y;
+    var f = p.first[0];
+    var k = 0u;
+    for (; k < 6u; k += 1u) {
+        if (k < 3u) { f = p.first[k]; } else { f = p.second[k - 3u]; }
+        let blocks = select((f.width + 63u) / 64u, 0u, f.rank == 0u);
+        if (block < blocks) { break; }
+        block -= blocks;
+    }
+    let r0 = group.x * 8u;
+    if (k == 6u || r0 >= f.rank) { return; }
+    // Ranks and columns beyond the edge repeat the last ones; their results are not stored.
+    let w0 = (block * 16u + id.x) * 4u;
+    let col = f.col + min(w0, f.width - 4u);
+    let last = f.t + f.rank - 1u;
+    let a = f.t + r0;
+    let a1 = min(a + 1u, last); let a2 = min(a + 2u, last); let a3 = min(a + 3u, last);
+    let a4 = min(a + 4u, last); let a5 = min(a + 5u, last); let a6 = min(a + 6u, last); let a7 = min(a + 7u, last);
+    var c0 = vec4<f32>(); var c1 = vec4<f32>(); var c2 = vec4<f32>(); var c3 = vec4<f32>();
+    var c4 = vec4<f32>(); var c5 = vec4<f32>(); var c6 = vec4<f32>(); var c7 = vec4<f32>();
+    if (k < 3u) {
+        for (var n = id.y; n < p.n; n += LINES) {
+            let b = x0[(n * p.x0_ld + col) / 4u];
+            let at = n * p.t0_ld;
+            c0 += t0[at + a] * b; c1 += t0[at + a1] * b; c2 += t0[at + a2] * b; c3 += t0[at + a3] * b;
+            c4 += t0[at + a4] * b; c5 += t0[at + a5] * b; c6 += t0[at + a6] * b; c7 += t0[at + a7] * b;
+        }
+    } else {
+        for (var n = id.y; n < p.n; n += LINES) {
+            let b = x1[(n * p.x1_ld + col) / 4u];
+            let at = n * p.t1_ld;
+            c0 += t1[at + a] * b; c1 += t1[at + a1] * b; c2 += t1[at + a2] * b; c3 += t1[at + a3] * b;
+            c4 += t1[at + a4] * b; c5 += t1[at + a5] * b; c6 += t1[at + a6] * b; c7 += t1[at + a7] * b;
+        }
+    }
+    var c = array<vec4<f32>, 8>(c0, c1, c2, c3, c4, c5, c6, c7);
+    for (var j = 0u; j < 8u; j += 1u) {
+        sums[id.y * 16u + id.x] = c[j];
+        workgroupBarrier();
+        // Line j adds up the ranks j, in a fixed order.
+        if (id.y == j && r0 + j < f.rank && w0 < f.width) {
+            var s = vec4<f32>();
+            for (var line = 0u; line < LINES; line += 1u) { s += sums[line * 16u + id.x]; }
+            for (var i = 0u; i < 4u; i += 1u) { grads[f.off + (r0 + j) * f.width + w0 + i] += f.scale * s[i]; }
+        }
+        workgroupBarrier();
+    }
+}

@@ -1,0 +1,673 @@
+//! Products of matrices on the processor: tiles in registers over panels of B packed for them.
+//!
+//! B is packed into panels as wide as a tile, so that the tile's loop reads it in one stream: packing is also where a
+//! weight is unpacked and transposed. A is read where it lies (on AMX it is packed once for all of B). A low-rank term is
+//! more columns of A and rows of B. Every element of a product is one chain of additions along k, whatever the tile,
+//! panel or thread it falls into.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg_attr(any(target_arch = "aarch64", target_arch = "wasm32"), allow(dead_code))]
+mod plain;
+mod tile;
+#[cfg(target_arch = "wasm32")]
+mod wasm;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use super::par::{self, Rect};
+use crate::num::Float;
+use crate::plan::Scratch;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Level;
+use crate::simd::{self, simd};
+use std::any::Any;
+use std::ops::Range;
+use tile::{MAX_TILE, Tile};
+
+/// A row-major operand: `ld` elements from row to row, or transposed.
+#[derive(Clone, Copy)]
+pub struct Mat<'a, F> {
+    pub data: &'a [F],
+    pub ld: usize,
+    pub transposed: bool,
+}
+
+impl<'a, F> Mat<'a, F> {
+    pub fn new(data: &'a [F], ld: usize) -> Self {
+        Mat { data, ld, transposed: false }
+    }
+
+    pub fn t(data: &'a [F], ld: usize) -> Self {
+        Mat { data, ld, transposed: true }
+    }
+
+    /// The transpose.
+    pub fn turned(self) -> Self {
+        Mat { transposed: !self.transposed, ..self }
+    }
+
+    /// The part that begins at a row and a column.
+    fn from(self, row: usize, col: usize) -> Self {
+        let (row, col) = if self.transposed { (col, row) } else { (row, col) };
+        Mat { data: &self.data[(row * self.ld + col).min(self.data.len())..], ..self }
+    }
+
+    /// From row to row and from column to column. Panics unless the view of `rows` × `cols` lies within the data.
+    fn strides(&self, rows: usize, cols: usize) -> [usize; 2] {
+        let (r, c) = if self.transposed { (cols, rows) } else { (rows, cols) };
+        assert!(r == 0 || c == 0 || (r - 1) * self.ld + c <= self.data.len(), "matrix view out of bounds");
+        if self.transposed { [1, self.ld] } else { [self.ld, 1] }
+    }
+}
+
+/// Multiply-adds from which on packing A for AMX is worth its time.
+#[cfg(target_arch = "x86_64")]
+const WORTH_PACKING: usize = 1 << 21;
+
+/// What multiplies.
+#[derive(Clone, Copy)]
+enum Engine<F: 'static> {
+    Tile(&'static Tile<F>),
+    /// With so many parts to a number of B.
+    #[cfg(target_arch = "x86_64")]
+    Amx(usize),
+}
+
+impl<F: Float> Engine<F> {
+    /// For a product of so many rows, columns and terms, whose B is made of so many bf16.
+    fn choose((_rows, cols, _k): (usize, usize, usize), _parts: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let worth = _rows >= amx::WIDE && cols >= 2 * amx::SIDE && _rows * cols * _k >= WORTH_PACKING;
+            if is_f32::<F>() && worth && amx::available() {
+                return Engine::Amx(_parts);
+            }
+        }
+        Engine::Tile(tile(cols))
+    }
+
+    /// Elements that k rows of a panel's neighbouring columns take: of B, and of a factor.
+    fn room(self, k: usize, rank: usize) -> [usize; 2] {
+        match self {
+            Engine::Tile(tile) => [k * tile.cols, rank * tile.cols],
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(parts) => [amx::room(k, parts), amx::room(rank, amx::ALL)],
+        }
+    }
+
+    /// Columns that are neighbours in a panel.
+    fn group(self) -> usize {
+        match self {
+            Engine::Tile(tile) => tile.cols,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(_) => amx::WIDE,
+        }
+    }
+
+    /// Whether `k` rows of B leave no gap in its panels.
+    fn whole(self, k: usize) -> bool {
+        match self {
+            Engine::Tile(_) => true,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(_) => k.is_multiple_of(amx::DEEP),
+        }
+    }
+
+    /// Columns of the result that are summed side by side.
+    fn width(self) -> usize {
+        match self {
+            Engine::Tile(tile) => tile.cols,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(_) => amx::SIDE,
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_f32<F: 'static>() -> bool {
+    std::any::TypeId::of::<F>() == std::any::TypeId::of::<f32>()
+}
+
+/// The tile for products of `cols` columns on this machine.
+fn tile<F: Float>(cols: usize) -> &'static Tile<F> {
+    let tile = candidates(cols).into_iter().find_map(|tile| tile.downcast_ref());
+    tile.expect("floats are f32 and f64")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn candidates(cols: usize) -> [&'static dyn Any; 2] {
+    match simd::level() {
+        Level::Avx512 if cols <= x86::AVX512_NARROW.cols => [&x86::AVX512_NARROW, &x86::AVX512_64],
+        Level::Avx512 => [&x86::AVX512, &x86::AVX512_64],
+        Level::Avx2 if cols <= x86::AVX2_NARROW.cols => [&x86::AVX2_NARROW, &x86::AVX2_64],
+        Level::Avx2 => [&x86::AVX2, &x86::AVX2_64],
+        Level::Baseline => [&plain::PLAIN, &plain::PLAIN_64],
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
+    [&neon::NEON, &neon::NEON_64]
+}
+
+#[cfg(target_arch = "wasm32")]
+fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
+    [&wasm::SIMD128, &plain::PLAIN_64]
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "wasm32")))]
+fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
+    [&plain::PLAIN, &plain::PLAIN_64]
+}
+
+/// The low-rank term of a product: t:[rows, rank], `ld` from row to row, times what its parts add up to.
+#[derive(Clone, Copy)]
+pub struct Term<'a, F> {
+    pub t: &'a [F],
+    pub ld: usize,
+    pub rank: usize,
+    pub parts: [Part<'a, F>; PARTS],
+}
+
+/// Of a term: scale · factor:[rank, width], from column `t` of t and column `col` of the product on.
+#[derive(Clone, Copy, Default)]
+pub struct Part<'a, F> {
+    pub factor: &'a [F],
+    pub rank: usize,
+    pub width: usize,
+    pub t: usize,
+    pub col: usize,
+    pub scale: F,
+}
+
+/// Matrices that share an input: q, k and v.
+pub const PARTS: usize = 3;
+
+impl<F: Float> Term<'_, F> {
+    /// Columns `cols` of the parts, as [rank, cols], times `scale`.
+    fn write(&self, cols: Range<usize>, scale: F, out: &mut [F]) {
+        out.fill(F::ZERO);
+        for part in self.parts.iter().filter(|part| part.rank > 0) {
+            let (lo, hi) = (cols.start.max(part.col), cols.end.min(part.col + part.width));
+            for r in 0..if lo < hi { part.rank } else { 0 } {
+                let factor = &part.factor[r * part.width + lo - part.col..][..hi - lo];
+                let out = &mut out[(part.t + r) * cols.len() + lo - cols.start..][..hi - lo];
+                simd::add_scaled(out, factor, part.scale * scale);
+            }
+        }
+    }
+}
+
+/// A product of many columns: A, and beside it the low-rank term's t.
+pub struct Left<'a, F: Float> {
+    engine: Engine<F>,
+    x: Mat<'a, F>,
+    k: usize,
+    term: Term<'a, F>,
+    scratch: &'a Scratch<F>,
+    /// A as AMX loads it.
+    tiles: &'a [F],
+}
+
+impl<'a, F: Float> Left<'a, F> {
+    /// Lends A, packed where that helps, to a product with `cols` columns whose B holds floats that are sums of `parts`
+    /// bf16 (3 for any float).
+    pub fn with(
+        (rows, cols, k): (usize, usize, usize),
+        x: Mat<'a, F>,
+        term: Term<'a, F>,
+        parts: usize,
+        scratch: &'a Scratch<F>,
+        f: impl FnOnce(&Left<F>),
+    ) {
+        Self::with_engine(Engine::choose((rows, cols, k), parts), rows, x, k, term, scratch, f);
+    }
+
+    fn with_engine(
+        engine: Engine<F>,
+        rows: usize,
+        x: Mat<'a, F>,
+        k: usize,
+        term: Term<'a, F>,
+        scratch: &'a Scratch<F>,
+        f: impl FnOnce(&Left<F>),
+    ) {
+        let left = Left { engine, x, k, term, scratch, tiles: &[] };
+        match engine {
+            Engine::Tile(_) => f(&left),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(_) => {
+                let strip = left.strip().iter().sum();
+                let room = rows.next_multiple_of(amx::SIDE) / amx::WIDE * strip;
+                scratch.with(room + ALIGN, |tiles| {
+                    let tiles = aligned(tiles, room);
+                    par::rows(tiles, strip, 1, |at, strip| left.lay_strip(at * amx::WIDE, rows, strip));
+                    f(&Left { tiles, ..left })
+                })
+            }
+        }
+    }
+
+    /// Elements that 16 rows of A take as tiles: of x, and of t.
+    #[cfg(target_arch = "x86_64")]
+    fn strip(&self) -> [usize; 2] {
+        [self.k, self.term.rank].map(|k| amx::room(k, amx::ALL))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn lay_strip(&self, row: usize, rows: usize, strip: &mut [F]) {
+        let some = rows.saturating_sub(row).min(amx::WIDE);
+        let (x, t) = strip.split_at_mut(self.strip()[0]);
+        let (from, from_t) = (self.x.from(row, 0), Mat::new(self.term.t, self.term.ld).from(row, 0));
+        from.strides(some, self.k);
+        from_t.strides(some, self.term.rank);
+        // SAFETY: the engine was chosen since it is there.
+        unsafe {
+            amx::lay_rows(as_f32_mut(x), as_f32(from), some, self.k);
+            amx::lay_rows(as_f32_mut(t), as_f32(from_t), some, self.term.rank);
+        }
+    }
+
+    /// `out = scale · (A · B + the term)`, and what `plus` names, for the block of rows from `row` on and columns from
+    /// `col` of the factor on. `lay` packs rows of B, which is taken in pieces of at most `piece` rows (a multiple of 32).
+    pub fn multiply(
+        &self,
+        out: &mut Rect<F>,
+        (row, col): (usize, usize),
+        piece: usize,
+        plus: Plus<F>,
+        lay: impl Fn(Range<usize>, &mut Panels<F>),
+    ) {
+        for first in (0..self.k.max(1)).step_by(piece) {
+            let k = first..self.k.min(first + piece);
+            let rank = if k.end == self.k { self.term.rank } else { 0 };
+            let room = Panels::room(self.engine, k.len(), rank, out.cols);
+            self.scratch.with(room + ALIGN, |data| {
+                let mut panels = Panels::new(self.engine, aligned(data, room), k.len(), rank, out.cols);
+                lay(k.clone(), &mut panels);
+                if rank > 0 {
+                    panels.lay_term(&self.term, col, plus.scale, self.scratch);
+                }
+                panels.multiply(out, self, (row, k.start), if first == 0 { plus } else { plus.more() });
+            });
+        }
+    }
+}
+
+/// Elements to lose so that the rest begins at a cache line.
+const ALIGN: usize = 16;
+
+fn aligned<F>(data: &mut [F], len: usize) -> &mut [F] {
+    let skip = data.as_ptr().align_offset(64).min(data.len() - len);
+    &mut data[skip..][..len]
+}
+
+#[cfg(target_arch = "x86_64")]
+fn as_f32<'a, F: 'static>(mat: Mat<'a, F>) -> Mat<'a, f32> {
+    Mat { data: as_f32_slice(mat.data), ld: mat.ld, transposed: mat.transposed }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn as_f32_slice<F: 'static>(data: &[F]) -> &[f32] {
+    assert!(is_f32::<F>());
+    // SAFETY: the same type.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn as_f32_mut<F: 'static>(data: &mut [F]) -> &mut [f32] {
+    assert!(is_f32::<F>());
+    // SAFETY: the same type.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
+}
+
+/// B packed: `k` rows and the `rank` rows of a factor, of `cols` columns.
+pub struct Panels<'a, F: Float> {
+    engine: Engine<F>,
+    data: &'a mut [F],
+    k: usize,
+    rank: usize,
+    cols: usize,
+}
+
+impl<'a, F: Float> Panels<'a, F> {
+    /// Elements that they take.
+    fn room(engine: Engine<F>, k: usize, rank: usize, cols: usize) -> usize {
+        cols.next_multiple_of(engine.width()) / engine.group() * engine.room(k, rank).iter().sum::<usize>()
+    }
+
+    fn new(engine: Engine<F>, data: &'a mut [F], k: usize, rank: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), Self::room(engine, k, rank, cols), "room for panels");
+        // What pads them is multiplied too: zeros, since NaN would spread along k, and small numbers may be slow.
+        let [main, low] = engine.room(k, rank);
+        for (group, panel) in data.chunks_exact_mut((main + low).max(1)).enumerate() {
+            let (panel, factor) = panel.split_at_mut(main);
+            let full = (group + 1) * engine.group() <= cols;
+            for (part, rows) in [(panel, k), (factor, rank)] {
+                if !(full && engine.whole(rows)) {
+                    part.fill(F::ZERO);
+                }
+            }
+        }
+        Panels { engine, data, k, rank, cols }
+    }
+
+    /// Packs `part`, rows × cols of B from row `k0` and column `c0` on: multiples of 32 and 16, but for the last parts.
+    pub fn lay(&mut self, (k0, c0): (usize, usize), part: Mat<F>, (rows, cols): (usize, usize)) {
+        assert!(k0 + rows <= self.k && c0 + cols <= self.cols, "a part beyond the panels");
+        self.put(false, (k0, c0), part, (rows, cols));
+    }
+
+    /// Packs the term's parts from column `col` on, for sums that are multiplied by `scale`.
+    fn lay_term(&mut self, term: &Term<F>, col: usize, scale: F, scratch: &Scratch<F>) {
+        assert!(scale != F::ZERO, "a product with a low-rank term has a scale");
+        let cols = self.cols;
+        scratch.with(self.rank * cols, |rows| {
+            term.write(col..col + cols, F::ONE / scale, rows);
+            self.put(true, (0, 0), Mat::new(rows, cols), (self.rank, cols));
+        });
+    }
+
+    /// Packs a part of B, or of the factor.
+    fn put(&mut self, factor: bool, (k0, c0): (usize, usize), part: Mat<F>, (rows, cols): (usize, usize)) {
+        part.strides(rows, cols);
+        let (group, [main, low]) = (self.engine.group(), self.engine.room(self.k, self.rank));
+        let mut c = 0;
+        while c < cols {
+            let (panel, at) = ((c0 + c) / group, (c0 + c) % group);
+            let some = (cols - c).min(group - at);
+            let (panel, part) = (&mut self.data[panel * (main + low)..][..main + low], part.from(0, c));
+            let panel = if factor { &mut panel[main..] } else { &mut panel[..main] };
+            match self.engine {
+                Engine::Tile(_) => lay(&mut panel[k0 * group + at..], group, part, rows, some),
+                // SAFETY: the engine was chosen since it is there.
+                #[cfg(target_arch = "x86_64")]
+                Engine::Amx(parts) => unsafe {
+                    let parts = if factor { amx::ALL } else { parts };
+                    amx::lay(as_f32_mut(panel), parts, k0, as_f32(part), rows, some)
+                },
+            }
+            c += some;
+        }
+    }
+
+    fn multiply(&self, out: &mut Rect<F>, left: &Left<F>, (row, k0): (usize, usize), plus: Plus<F>) {
+        match self.engine {
+            Engine::Tile(tile) => {
+                let x = (left.x.from(row, k0), self.k);
+                let t = (Mat::new(left.term.t, left.term.ld).from(row, 0), self.rank);
+                self.multiply_tiles(tile, out, [x, t], plus);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Amx(parts) => self.multiply_amx(parts, out, left, (row, k0), plus),
+        }
+    }
+
+    fn multiply_tiles(&self, tile: &Tile<F>, out: &mut Rect<F>, a: [(Mat<F>, usize); 2], plus: Plus<F>) {
+        let (rows, width) = (out.rows, tile.cols);
+        let a = a.map(|(a, k)| (a.strides(rows, k), a.data, k));
+        let mut sums = [F::ZERO; MAX_TILE];
+        for row in (0..rows).step_by(tile.runs.len()) {
+            let m = (rows - row).min(tile.runs.len());
+            let sums = &mut sums[..m * width];
+            for (panel, col) in self.data.chunks_exact((self.k + self.rank) * width).zip((0..self.cols).step_by(width))
+            {
+                sums.fill(F::ZERO);
+                let mut b = panel;
+                for (strides, a, k) in a.into_iter().filter(|(_, _, k)| *k > 0) {
+                    let (now, later) = b.split_at(k * width);
+                    // SAFETY: the views hold `m` rows from this one on, `now` k rows and `sums` m, and the processor has
+                    // what the tile is made for, since it was asked when the tile was chosen.
+                    let run = tile.runs[m - 1];
+                    unsafe { run(k, a.as_ptr().add(row * strides[0]), strides, now.as_ptr(), sums.as_mut_ptr()) };
+                    b = later;
+                }
+                plus.write_tile(out, (row, col), width, sums);
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_amx(&self, parts: usize, out: &mut Rect<F>, left: &Left<F>, (row, k0): (usize, usize), plus: Plus<F>) {
+        assert!(row.is_multiple_of(amx::WIDE) && k0.is_multiple_of(amx::DEEP), "blocks begin where tiles do");
+        let ([x, t], [main, low]) = (left.strip(), self.engine.room(self.k, self.rank));
+        // Tiles along k: of x and B from k0 on, of t and the factor.
+        let terms = [(parts, self.k, amx::room(k0, amx::ALL), 0), (amx::ALL, self.rank, x, main)];
+        let mut sums = [F::ZERO; amx::SIDE * amx::SIDE];
+        // SAFETY: the engine was chosen since it is there.
+        unsafe { amx::begin() };
+        for down in (0..out.rows).step_by(amx::SIDE) {
+            for across in (0..self.cols).step_by(amx::SIDE) {
+                sums.fill(F::ZERO);
+                for (parts, k, from_a, from_b) in terms.into_iter().filter(|term| term.1 > 0) {
+                    let a = [0, 1].map(|i| &left.tiles[((row + down) / amx::WIDE + i) * (x + t) + from_a..]);
+                    let b = [0, 1].map(|i| &self.data[(across / amx::WIDE + i) * (main + low) + from_b..]);
+                    // SAFETY: as above.
+                    unsafe {
+                        amx::add_product(parts, k, a.map(as_f32_slice), b.map(as_f32_slice), as_f32_mut(&mut sums))
+                    };
+                }
+                let rows = amx::SIDE.min(out.rows - down);
+                plus.write_tile(out, (down, across), amx::SIDE, &sums[..rows * amx::SIDE]);
+            }
+        }
+        // SAFETY: as above.
+        unsafe { amx::end() };
+    }
+}
+
+/// Packs rows × cols of B into rows `width` apart.
+fn lay<F: Float>(out: &mut [F], width: usize, part: Mat<F>, rows: usize, cols: usize) {
+    #[cfg(target_arch = "x86_64")]
+    let quick = is_f32::<F>() && cols.is_multiple_of(16) && rows.is_multiple_of(16) && simd::level() == Level::Avx512;
+    match (part.transposed, cols) {
+        #[cfg(target_arch = "x86_64")]
+        (true, _) if quick => {
+            let (out, part) = (as_f32_mut(out), as_f32(part));
+            for col in (0..cols).step_by(16) {
+                // SAFETY: the processor was asked.
+                unsafe { x86::lay_transposed(&mut out[col..], width, &part.data[col * part.ld..], part.ld, rows) };
+            }
+        }
+        (true, _) => lay_transposed(out, width, part.data, part.ld, rows, cols),
+        // The widths of tiles, so that rows are moved in registers and not by a call for each.
+        (false, 48) if width == 48 => lay_rows::<F, 48>(out, part, rows),
+        (false, 16) if width == 16 => lay_rows::<F, 16>(out, part, rows),
+        (false, 8) if width == 8 => lay_rows::<F, 8>(out, part, rows),
+        _ => {
+            for (out, row) in out.chunks_mut(width).zip(part.data.chunks(part.ld)).take(rows) {
+                out[..cols].copy_from_slice(&row[..cols]);
+            }
+        }
+    }
+}
+
+/// Whole rows of a panel.
+fn lay_rows<F: Float, const W: usize>(out: &mut [F], part: Mat<F>, rows: usize) {
+    let copy = |(out, row): (&mut [F; W], &[F])| *out = *row.first_chunk().expect("a row of a panel");
+    out.as_chunks_mut().0.iter_mut().zip(part.data.chunks(part.ld)).take(rows).for_each(copy);
+}
+
+simd! {
+    fn lay_transposed<F: Float>(out: &mut [F], width: usize, part: &[F], ld: usize, rows: usize, cols: usize) {
+        for k in 0..rows {
+            let out = &mut out[k * width..][..cols];
+            for (c, out) in out.iter_mut().enumerate() {
+                *out = part[c * ld + k];
+            }
+        }
+    }
+}
+
+/// The factor of a product and what joins it where it is written: old values, a bias, a residual, whose first element
+/// stands where the rectangle's does.
+#[derive(Clone, Copy)]
+pub struct Plus<'a, F> {
+    pub scale: F,
+    pub old: bool,
+    pub bias: Option<&'a [F]>,
+    pub residual: Option<(&'a [F], usize)>,
+}
+
+impl<F: Float> Plus<'_, F> {
+    pub fn nothing(scale: F, old: bool) -> Self {
+        Plus { scale, old, bias: None, residual: None }
+    }
+
+    /// For what comes after the first piece of a sum.
+    fn more(self) -> Self {
+        Plus::nothing(self.scale, true)
+    }
+
+    /// The rows of a tile, `width` apart.
+    fn write_tile(&self, out: &mut Rect<F>, (row, col): (usize, usize), width: usize, sums: &[F]) {
+        let cols = width.min(out.cols - col);
+        for (row, sums) in (row..).zip(sums.chunks_exact(width)) {
+            self.write((row, col), &mut out.row(row)[col..][..cols], &sums[..cols]);
+        }
+    }
+
+    pub fn write(&self, (row, col): (usize, usize), out: &mut [F], sums: &[F]) {
+        write(out, sums, self.scale, self.old);
+        if let Some(bias) = self.bias {
+            simd::add_scaled(out, &bias[col..], F::ONE);
+        }
+        if let Some((residual, ld)) = self.residual {
+            simd::add_scaled(out, &residual[row * ld + col..], F::ONE);
+        }
+    }
+}
+
+simd! {
+    fn write<F: Float>(out: &mut [F], sums: &[F], scale: F, old: bool) {
+        let pairs = out.iter_mut().zip(sums);
+        if old {
+            pairs.for_each(|(out, sum)| *out += scale * *sum);
+        } else {
+            pairs.for_each(|(out, sum)| *out = scale * *sum);
+        }
+    }
+}
+
+/// Elements of B that [`multiply`] packs at a time: in the first cache.
+const PIECE: usize = 8192;
+
+/// `out = old·out + scale · a · b`, with b[k, ·] packed piece by piece: for products that are used once.
+pub fn multiply<F: Float>(out: &mut Rect<F>, old: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
+    let mut room = [F::ZERO; PIECE];
+    let (rows, cols) = (out.rows, out.cols);
+    let width = tile::<F>(cols).cols;
+    for col in (0..cols).step_by(width) {
+        let some = width.min(cols - col);
+        let tile = tile::<F>(some);
+        for first in (0..k.max(1)).step_by(PIECE / tile.cols) {
+            let k = (PIECE / tile.cols).min(k - first);
+            let engine = Engine::Tile(tile);
+            let mut panels = Panels::new(engine, &mut room[..Panels::room(engine, k, 0, some)], k, 0, some);
+            panels.lay((0, 0), b.from(first, col), (k, some));
+            let nothing = (Mat::new(&[], 0), 0);
+            let plus = Plus::nothing(scale, old || first > 0);
+            panels.multiply_tiles(tile, &mut out.part((0, col), (rows, some)), [(a.from(0, first), k), nothing], plus);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::num::uniform;
+
+    /// Every engine of this machine, also those that its widest one stands in for.
+    fn engines() -> Vec<(&'static str, Engine<f32>)> {
+        let mut all = vec![("plain", Engine::Tile(&plain::PLAIN)), ("chosen", Engine::Tile(tile(1 << 10)))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let (level, names) = (simd::level(), ["avx512", "avx512 narrow", "avx2", "avx2 narrow"]);
+            let tiles = [&x86::AVX512, &x86::AVX512_NARROW, &x86::AVX2, &x86::AVX2_NARROW];
+            let first = match level {
+                Level::Avx512 => 0,
+                Level::Avx2 => 2,
+                Level::Baseline => 4,
+            };
+            all.extend(names.into_iter().zip(tiles.map(Engine::Tile)).skip(first));
+            if amx::available() {
+                all.push(("amx", Engine::Amx(amx::ALL)));
+            }
+        }
+        all
+    }
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        (0..len).map(|i| uniform(seed, 0, i as u64) as f32 - 0.5).collect()
+    }
+
+    /// A product with all that may join it, by the engine and by plain loops in f64.
+    fn compare(name: &str, engine: Engine<f32>, (m, n, k, rank): (usize, usize, usize, usize), transposed: bool) {
+        let (x, b, t, factor) = (random(m * k, 1), random(k * n, 2), random(m * rank, 3), random(rank * n, 4));
+        let (old, bias, residual) = (random(m * n, 5), random(n, 6), random(m * n, 7));
+        // Two parts side by side in t, one of them of some columns only.
+        let (half, some) = (rank / 2, n.div_ceil(2));
+        let part = |rank, width, t, col, from| Part { factor: &factor[from..], rank, width, t, col, scale: 1.5 };
+        let parts = [part(half, n, 0, 0, 0), part(rank - half, some, half, n - some, half * n), Part::default()];
+        let term = Term { t: &t, ld: rank, rank, parts };
+        let plus = Plus { scale: 0.75, old: true, bias: Some(&bias), residual: Some((&residual, n)) };
+        let scratch = Scratch::default();
+        let spoiled = |f: &dyn Fn()| scratch.with(1 << 16, |room| (room.fill(f32::NAN), f()).1);
+        spoiled(&|| spoiled(&|| spoiled(&|| ())));
+        let b_at = |k0: usize, col: usize| if transposed { b[col * k + k0] } else { b[k0 * n + col] };
+        let mut y = old.clone();
+        Left::with_engine(engine, m, Mat::new(&x, k), k, term, &scratch, |left| {
+            left.multiply(&mut Rect::new(&mut y, (m, n), n), (0, 0), 64, plus, |part, panels| {
+                for k0 in part.clone().step_by(32) {
+                    let deep = 32.min(part.end - k0);
+                    let at = if transposed { k0 } else { k0 * n };
+                    let b = Mat { data: &b[at..], ld: if transposed { k } else { n }, transposed };
+                    panels.lay((k0 - part.start, 0), b, (deep, n));
+                }
+            });
+        });
+        for (at, got) in y.iter().enumerate() {
+            let (row, col) = (at / n, at % n);
+            let main: f64 = (0..k).map(|i| x[row * k + i] as f64 * b_at(i, col) as f64).sum();
+            let at_part = |r: usize| match r < half {
+                true => factor[r * n + col],
+                false if col >= n - some => factor[half * n + (r - half) * some + col - (n - some)],
+                false => 0.0,
+            };
+            let low: f64 = (0..rank).map(|r| t[row * rank + r] as f64 * at_part(r) as f64).sum();
+            let want = 0.75 * main + 1.5 * low + (old[at] + bias[col] + residual[at]) as f64;
+            let error = (*got as f64 - want).abs();
+            assert!(error < 4e-6, "{name} {m}x{n}x{k} r{rank} [{row},{col}]: {got}, want {want}");
+        }
+    }
+
+    #[test]
+    fn every_engine_multiplies() {
+        for (name, engine) in engines() {
+            for shape in [(1, 1, 1, 0), (7, 50, 33, 3), (16, 64, 32, 8), (33, 97, 100, 17), (64, 96, 160, 1)] {
+                compare(name, engine, shape, false);
+                compare(name, engine, shape, true);
+            }
+        }
+    }
+
+    /// No order of additions differs between threads: neither rows nor columns of a block change an element's bits.
+    #[test]
+    fn blocks_do_not_change_bits() {
+        let (m, n, k) = (70, 100, 90);
+        let (x, b) = (random(m * k, 1), random(k * n, 2));
+        let mut whole = vec![0f32; m * n];
+        multiply(&mut Rect::new(&mut whole, (m, n), n), false, k, Mat::new(&x, k), Mat::new(&b, n), 1.0);
+        for (row, col, rows, cols) in [(0, 0, 1, 1), (13, 5, 30, 60), (69, 99, 1, 1), (8, 48, 62, 52)] {
+            let mut part = vec![0f32; rows * cols];
+            let (x, b) = (Mat::new(&x, k).from(row, 0), Mat::new(&b, n).from(0, col));
+            multiply(&mut Rect::new(&mut part, (rows, cols), cols), false, k, x, b, 1.0);
+            for (at, got) in part.iter().enumerate() {
+                assert_eq!(*got, whole[(row + at / cols) * n + col + at % cols], "{row}, {col}: {at}");
+            }
+        }
+    }
+}
