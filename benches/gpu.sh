@@ -84,7 +84,7 @@ pytorch() {
 # One document of the parts, written aside first. Lines of JSON become a list without any program but awk.
 report() {
     {
-        printf '{\n"parity_failed": %s,\n"bench": ' "$failed"
+        printf '{\n"failed": %s,\n"bench": ' "$failed"
         [ -s "$out/bench.json" ] && cat "$out/bench.json" || printf 'null\n'
         printf ',\n"pytorch": ['
         [ -s "$out/pytorch.jsonl" ] && awk 'NR > 1 { print "," } { print }' "$out/pytorch.jsonl"

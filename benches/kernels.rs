@@ -20,7 +20,7 @@ use luthier::plan::{Plan, Style};
 
 pub const COLUMNS: &[Column] = &[
     Column::text("kernel", "kernel", 30),
-    Column::text("shape", "shape", 24),
+    Column::text("shape", "shape", 26),
     Column::number("median_ms", "median ms", 3),
     Column::number("best_ms", "best ms", 3),
     Column::number("core_ms", "core ms", 3),

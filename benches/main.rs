@@ -176,7 +176,8 @@ fn too_large(error: &Error) -> bool {
     }
 }
 
-fn run_all(machine: &Machine, report: &mut Report, start: Instant) {
+/// What was measured is written after each case: whoever ends the program early keeps it.
+fn run_all(machine: &Machine, report: &mut Report, start: Instant) -> Result<()> {
     for case in cases(machine) {
         let left = machine.args.budget * 60.0 - start.elapsed_ms() / 1e3;
         let needs = machine.guess_seconds(case.gflop);
@@ -195,7 +196,14 @@ fn run_all(machine: &Machine, report: &mut Report, start: Instant) {
             }
             Err(error) => report.miss(case.name, Missing::Failed(error.to_string())),
         }
+        write(machine, report)?;
     }
+    write(machine, report)
+}
+
+fn write(machine: &Machine, report: &Report) -> Result<()> {
+    let Some(file) = &machine.args.json else { return Ok(()) };
+    luthier::weights::atomic_write(file, format!("{:#}\n", report.json(machine.about())).as_bytes())
 }
 
 /// Measures, prints, and writes the JSON; the number of failures.
@@ -210,13 +218,9 @@ pub fn run(args: &Args) -> Result<usize> {
     println!("{}", machine.name);
     println!("at most {gflops:.1} GFLOP/s of multiply-adds in f32, {gbytes:.1} GB/s of copying");
     let mut report = Report::default();
-    run_all(&machine, &mut report, start);
+    run_all(&machine, &mut report, start)?;
     report.print_missing();
     println!("\n{:.1} minutes", start.elapsed_ms() / 6e4);
-    if let Some(file) = &args.json {
-        let json = format!("{:#}\n", report.json(machine.about()));
-        luthier::weights::atomic_write(file, json.as_bytes())?;
-    }
     Ok(report.failures())
 }
 
