@@ -184,7 +184,7 @@ fn probed_text(text: &str, options: TrainOptions) -> Probe {
     let records: Records = read("made.jsonl", text.as_bytes(), &ReadOptions::default()).unwrap();
     let all = items(&records, text).unwrap();
     let options = TrainOptions { batch_size: 2, seq_len: 64, ..options };
-    let budget = ProbeOptions { minutes: 1.0, steps: Some(32) };
+    let budget = ProbeOptions { minutes: 1.0, steps: Some(48) };
     block_on(session().probe(&records, &all, Some(&all[..3]), &options, &budget, |_, _, _| {})).unwrap()
 }
 

@@ -276,7 +276,7 @@ impl<'a> Bench<'a> {
             lr: options.peak_lr(),
             passes: full.steps as f64 * options.grad_accum as f64 / batches,
             warmup: (options.warmup_steps as f64 / full.steps as f64).min(1.0),
-            limit: budget.steps.is_none().then(|| 60.0 * budget.minutes),
+            limit: budget.steps.is_none().then_some(60.0 * budget.minutes),
             step: 0.0,
             measuring: 0.0,
             session,
