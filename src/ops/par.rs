@@ -114,7 +114,7 @@ pub fn tasks(tasks: usize, flops: usize, f: impl Fn(usize) + Sync) {
     #[cfg(not(target_arch = "wasm32"))]
     if flops > WORTH_SPREADING {
         use rayon::prelude::*;
-        return (0..tasks).into_par_iter().with_max_len(1).for_each(|task| f(task));
+        return (0..tasks).into_par_iter().with_max_len(1).for_each(&f);
     }
     let _ = flops;
     (0..tasks).for_each(f);
