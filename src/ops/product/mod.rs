@@ -17,7 +17,7 @@ mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::par::{self, Rect};
+use super::par::Rect;
 use crate::num::Float;
 use crate::plan::Scratch;
 #[cfg(target_arch = "x86_64")]
@@ -102,12 +102,12 @@ impl<F: Float> Engine<F> {
         }
     }
 
-    /// Whether `k` rows of B leave no gap in its panels.
-    fn whole(self, k: usize) -> bool {
+    /// Rows of B come in multiples of this, or leave a gap.
+    fn granule(self) -> usize {
         match self {
-            Engine::Tile(_) => true,
+            Engine::Tile(_) => 1,
             #[cfg(target_arch = "x86_64")]
-            Engine::Amx(_) => k.is_multiple_of(amx::DEEP),
+            Engine::Amx(_) => amx::DEEP,
         }
     }
 
@@ -202,6 +202,7 @@ impl<'a, F: Float> Left<'a, F> {
         scratch: &'a Scratch<F>,
         f: impl FnOnce(&Left<F>),
     ) {
+        x.strides(rows, k);
         let left = Left { engine, x, k, term, scratch, tiles: &[] };
         match engine {
             Engine::Tile(_) => f(&left),
@@ -211,7 +212,7 @@ impl<'a, F: Float> Left<'a, F> {
                 let room = rows.next_multiple_of(amx::SIDE) / amx::WIDE * strip;
                 scratch.with(room + ALIGN, |tiles| {
                     let tiles = aligned(tiles, room);
-                    par::rows(tiles, strip, 1, |at, strip| left.lay_strip(at * amx::WIDE, rows, strip));
+                    super::par::rows(tiles, strip, 1, |at, strip| left.lay_strip(at * amx::WIDE, rows, strip));
                     f(&Left { tiles, ..left })
                 })
             }
@@ -229,8 +230,6 @@ impl<'a, F: Float> Left<'a, F> {
         let some = rows.saturating_sub(row).min(amx::WIDE);
         let (x, t) = strip.split_at_mut(self.strip()[0]);
         let (from, from_t) = (self.x.from(row, 0), Mat::new(self.term.t, self.term.rank).from(row, 0));
-        from.strides(some, self.k);
-        from_t.strides(some, self.term.rank);
         // SAFETY: the engine was chosen since it is there.
         unsafe {
             amx::lay_rows(as_f32_mut(x), as_f32(from), some, self.k);
@@ -314,7 +313,7 @@ impl<'a, F: Float> Panels<'a, F> {
             let (panel, factor) = panel.split_at_mut(main);
             let full = (group + 1) * engine.group() <= cols;
             for (part, rows) in [(panel, k), (factor, rank)] {
-                if !(full && engine.whole(rows)) {
+                if !(full && rows.is_multiple_of(engine.granule())) {
                     part.fill(F::ZERO);
                 }
             }
