@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod engine;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg_attr(any(target_arch = "aarch64", target_arch = "wasm32"), allow(dead_code))]
@@ -17,13 +18,15 @@ mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::par::{self, Rect};
+use super::par::Rect;
 use crate::num::Float;
 use crate::plan::Scratch;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Level;
 use crate::simd::{self, simd};
-use std::any::Any;
+use engine::{Engine, tile};
+#[cfg(target_arch = "x86_64")]
+use engine::{as_f32, as_f32_mut, as_f32_slice, is_f32};
 use std::ops::Range;
 use tile::{MAX_TILE, Tile};
 
@@ -61,106 +64,6 @@ impl<'a, F> Mat<'a, F> {
         assert!(r == 0 || c == 0 || (r - 1) * self.ld + c <= self.data.len(), "matrix view out of bounds");
         if self.transposed { [1, self.ld] } else { [self.ld, 1] }
     }
-}
-
-/// Multiply-adds from which on packing A for AMX is worth its time.
-#[cfg(target_arch = "x86_64")]
-const WORTH_PACKING: usize = 1 << 21;
-
-/// What multiplies.
-#[derive(Clone, Copy)]
-enum Engine<F: 'static> {
-    Tile(&'static Tile<F>),
-    /// With so many parts to a number of B.
-    #[cfg(target_arch = "x86_64")]
-    Amx(usize),
-}
-
-impl<F: Float> Engine<F> {
-    /// For a product of so many rows, columns and terms, whose B is made of so many bf16.
-    fn choose((_rows, cols, _k): (usize, usize, usize), _parts: usize) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let worth = _rows >= amx::WIDE && cols >= 2 * amx::SIDE && _rows * cols * _k >= WORTH_PACKING;
-            if is_f32::<F>() && worth && amx::available() {
-                return Engine::Amx(_parts);
-            }
-        }
-        Engine::Tile(tile(cols))
-    }
-
-    /// Elements that k rows of a panel's neighbouring columns take: of B, and of a factor.
-    fn room(self, k: usize, rank: usize) -> [usize; 2] {
-        match self {
-            Engine::Tile(tile) => [k * tile.cols, rank * tile.cols],
-            #[cfg(target_arch = "x86_64")]
-            Engine::Amx(parts) => [amx::room(k, parts), amx::room(rank, amx::ALL)],
-        }
-    }
-
-    /// Columns that are neighbours in a panel.
-    fn group(self) -> usize {
-        match self {
-            Engine::Tile(tile) => tile.cols,
-            #[cfg(target_arch = "x86_64")]
-            Engine::Amx(_) => amx::WIDE,
-        }
-    }
-
-    /// Whether `k` rows of B leave no gap in its panels.
-    fn whole(self, k: usize) -> bool {
-        match self {
-            Engine::Tile(_) => true,
-            #[cfg(target_arch = "x86_64")]
-            Engine::Amx(_) => k.is_multiple_of(amx::DEEP),
-        }
-    }
-
-    /// Columns of the result that are summed side by side.
-    fn width(self) -> usize {
-        match self {
-            Engine::Tile(tile) => tile.cols,
-            #[cfg(target_arch = "x86_64")]
-            Engine::Amx(_) => amx::SIDE,
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn is_f32<F: 'static>() -> bool {
-    std::any::TypeId::of::<F>() == std::any::TypeId::of::<f32>()
-}
-
-/// The tile for products of `cols` columns on this machine.
-fn tile<F: Float>(cols: usize) -> &'static Tile<F> {
-    let tile = candidates(cols).into_iter().find_map(|tile| tile.downcast_ref());
-    tile.expect("floats are f32 and f64")
-}
-
-#[cfg(target_arch = "x86_64")]
-fn candidates(cols: usize) -> [&'static dyn Any; 2] {
-    match simd::level() {
-        Level::Avx512 if cols <= x86::AVX512_NARROW.cols => [&x86::AVX512_NARROW, &x86::AVX512_64],
-        Level::Avx512 => [&x86::AVX512, &x86::AVX512_64],
-        Level::Avx2 if cols <= x86::AVX2_NARROW.cols => [&x86::AVX2_NARROW, &x86::AVX2_64],
-        Level::Avx2 => [&x86::AVX2, &x86::AVX2_64],
-        Level::Baseline => [&plain::PLAIN, &plain::PLAIN_64],
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
-    [&neon::NEON, &neon::NEON_64]
-}
-
-#[cfg(target_arch = "wasm32")]
-fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
-    [&wasm::SIMD128, &plain::PLAIN_64]
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "wasm32")))]
-fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
-    [&plain::PLAIN, &plain::PLAIN_64]
 }
 
 /// The low-rank term of a product: t:[rows, rank], `ld` from row to row, times what its parts add up to.
@@ -235,6 +138,7 @@ impl<'a, F: Float> Left<'a, F> {
         scratch: &'a Scratch<F>,
         f: impl FnOnce(&Left<F>),
     ) {
+        x.strides(rows, k);
         let left = Left { engine, x, k, term, scratch, tiles: &[] };
         match engine {
             Engine::Tile(_) => f(&left),
@@ -244,7 +148,7 @@ impl<'a, F: Float> Left<'a, F> {
                 let room = rows.next_multiple_of(amx::SIDE) / amx::WIDE * strip;
                 scratch.with(room + ALIGN, |tiles| {
                     let tiles = aligned(tiles, room);
-                    par::rows(tiles, strip, 1, |at, strip| left.lay_strip(at * amx::WIDE, rows, strip));
+                    super::par::rows(tiles, strip, 1, |at, strip| left.lay_strip(at * amx::WIDE, rows, strip));
                     f(&Left { tiles, ..left })
                 })
             }
@@ -262,8 +166,6 @@ impl<'a, F: Float> Left<'a, F> {
         let some = rows.saturating_sub(row).min(amx::WIDE);
         let (x, t) = strip.split_at_mut(self.strip()[0]);
         let (from, from_t) = (self.x.from(row, 0), Mat::new(self.term.t, self.term.ld).from(row, 0));
-        from.strides(some, self.k);
-        from_t.strides(some, self.term.rank);
         // SAFETY: the engine was chosen since it is there.
         unsafe {
             amx::lay_rows(as_f32_mut(x), as_f32(from), some, self.k);
@@ -305,25 +207,6 @@ fn aligned<F>(data: &mut [F], len: usize) -> &mut [F] {
     &mut data[skip..][..len]
 }
 
-#[cfg(target_arch = "x86_64")]
-fn as_f32<'a, F: 'static>(mat: Mat<'a, F>) -> Mat<'a, f32> {
-    Mat { data: as_f32_slice(mat.data), ld: mat.ld, transposed: mat.transposed }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn as_f32_slice<F: 'static>(data: &[F]) -> &[f32] {
-    assert!(is_f32::<F>());
-    // SAFETY: the same type.
-    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len()) }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn as_f32_mut<F: 'static>(data: &mut [F]) -> &mut [f32] {
-    assert!(is_f32::<F>());
-    // SAFETY: the same type.
-    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), data.len()) }
-}
-
 /// B packed: `k` rows and the `rank` rows of a factor, of `cols` columns.
 pub struct Panels<'a, F: Float> {
     engine: Engine<F>,
@@ -347,7 +230,7 @@ impl<'a, F: Float> Panels<'a, F> {
             let (panel, factor) = panel.split_at_mut(main);
             let full = (group + 1) * engine.group() <= cols;
             for (part, rows) in [(panel, k), (factor, rank)] {
-                if !(full && engine.whole(rows)) {
+                if !(full && rows.is_multiple_of(engine.granule())) {
                     part.fill(F::ZERO);
                 }
             }

@@ -44,19 +44,17 @@ pub(super) unsafe fn run<V: Vector, const M: usize, const N: usize>(
         let mut at = 0;
         for _ in 0..k {
             let row: [V; N] = std::array::from_fn(|n| V::load(b.wrapping_add(n * V::LANES)));
-            for m in 0..M {
-                let x = V::splat(*a[m].wrapping_add(at));
-                for n in 0..N {
-                    sums[m][n] = sums[m][n].add_product(x, row[n]);
+            for (a, sums) in a.into_iter().zip(&mut sums) {
+                let x = V::splat(*a.wrapping_add(at));
+                for (sum, b) in sums.iter_mut().zip(row) {
+                    *sum = sum.add_product(x, b);
                 }
             }
             at += step;
             b = b.wrapping_add(N * V::LANES);
         }
-        for m in 0..M {
-            for n in 0..N {
-                sums[m][n].store(acc.add((m * N + n) * V::LANES));
-            }
+        for (at, sum) in sums.into_iter().flatten().enumerate() {
+            sum.store(acc.add(at * V::LANES));
         }
     }
 }
