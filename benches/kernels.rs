@@ -244,11 +244,11 @@ fn elementwise(b: &mut Bench, n: usize) {
     for (f, gated) in [(Activation::Silu, true), (Activation::GeluTanh, false)] {
         let shape = format!("{f:?} {n}x{width}{}", if gated { ", gated" } else { "" });
         b.row("activation.forward", &shape, 5 * n * width, |b| {
-            let (x, y) = (b.floats(n * width << gated as u32), b.floats(n * width));
+            let (x, y) = (b.floats((n * width) << gated as u32), b.floats(n * width));
             activation::forward(&mut b.plan, "", f, (n, width), gated, x, y);
         });
         b.row("activation.backward", &shape, 12 * n * width, |b| {
-            let (dy, x) = (b.floats(n * width), b.floats(n * width << gated as u32));
+            let (dy, x) = (b.floats(n * width), b.floats((n * width) << gated as u32));
             activation::backward(&mut b.plan, "", f, (n, width), gated, dy, x);
         });
     }

@@ -198,3 +198,23 @@ fn every_entry_point_is_a_kernel() {
         }
     });
 }
+
+/// What a product stages is shared out evenly, and fits what every WebGPU device has.
+#[test]
+fn tiles_are_shared_out_evenly_and_fit() {
+    let shaders = KERNELS.iter().flat_map(|k| k.shaders).filter(|s| s.constant("TX") > 0);
+    let mut tiles = 0;
+    for shader in shaders {
+        let [tall, wide, tx, ty] = ["TALL", "WIDE", "TX", "TY"].map(|name| shader.constant(name));
+        assert_eq!(shader.tile, [tall * ty, wide * tx, 1], "{shader}");
+        assert_eq!(
+            (shader.constant("X_LOADS") * tx, shader.constant("W_LOADS") * ty),
+            (4 * tall, 4 * wide),
+            "{shader}"
+        );
+        assert!(tx % 8 == 0 && ty % 8 == 0 && tx * ty <= 256, "{shader}");
+        assert!((tall * ty + wide * tx) * 16 * 4 <= 16_384, "{shader}: more than 16 KiB of workgroup memory");
+        tiles += 1;
+    }
+    assert!(tiles > 0);
+}

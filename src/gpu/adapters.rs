@@ -70,7 +70,7 @@ async fn adapters() -> Vec<(AdapterFacts, wgpu::Adapter)> {
             ..Default::default()
         };
         let instance = instance();
-        let (adapter, subgroups) = super::subgroups::asking(instance.request_adapter(&options)).await;
+        let (adapter, subgroups) = super::subgroups::asking(async || instance.request_adapter(&options).await).await;
         adapter.ok().map(|a| (facts(&a, subgroups), a)).into_iter().collect()
     }
 }

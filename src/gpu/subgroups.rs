@@ -14,11 +14,13 @@ fn get(object: &JsValue, name: &str) -> Option<JsValue> {
 }
 
 /// Runs `ask`, which requests an adapter; also says whether the adapter's devices will have subgroups.
-pub async fn asking<T>(ask: impl Future<Output = T>) -> (T, bool) {
+pub async fn asking<T>(ask: impl AsyncFnOnce() -> T) -> (T, bool) {
     let granted = Rc::new(Cell::new(false));
-    let Some(gpu) = get(&js_sys::global(), "navigator").and_then(|n| get(&n, "gpu")) else { return (ask.await, false) };
+    let Some(gpu) = get(&js_sys::global(), "navigator").and_then(|n| get(&n, "gpu")) else {
+        return (ask().await, false);
+    };
     let Some(Ok(request)) = get(&gpu, "requestAdapter").map(JsCast::dyn_into::<Function>) else {
-        return (ask.await, false);
+        return (ask().await, false);
     };
     let (this, seen) = (gpu.clone(), granted.clone());
     let complete = Closure::<dyn FnMut(JsValue) -> JsValue>::new(move |adapter: JsValue| {
@@ -31,7 +33,7 @@ pub async fn asking<T>(ask: impl Future<Output = T>) -> (T, bool) {
         then.call1(&asked, complete.as_ref())?.dyn_into()
     });
     let _ = Reflect::set(&gpu, &"requestAdapter".into(), replaced.as_ref());
-    let result = ask.await;
+    let result = ask().await;
     let _ = Reflect::delete_property(gpu.unchecked_ref::<js_sys::Object>(), &"requestAdapter".into());
     (result, granted.get())
 }

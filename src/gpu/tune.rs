@@ -3,8 +3,8 @@
 //! No tile is good on every GPU, so on real ones each product's shaders are tried once on scratch buffers of its own
 //! size. A shader counts only if it gives the numbers that the plainest one gives, so that a driver's bug costs speed and
 //! not truth; it must also be clearly faster than the rule's choice, so that noise decides nothing. What was measured is
-//! kept per adapter and driver, which keeps a resumed run's bits as well.
-//! Software drivers are known: there the rule decides.
+//! kept per adapter and driver, since a resumed run is to give the bits of an uninterrupted one.
+//! By rule it goes on software drivers, which are known, and in browsers, where nothing keeps what was measured.
 
 use super::{AdapterFacts, Gpu};
 use crate::clock::Instant;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::plan::{Access, Elem, Plan, Sequence, Shader, Step, Style};
 use std::collections::BTreeMap;
 
-/// Time that measuring may take in all, compilation included. What is not measured by then goes by rule.
+/// Time that measuring may take in all, compilation included, before nothing new is begun.
 const BUDGET_MS: f64 = 1500.0;
 /// Time that a round of one shader takes, about.
 const ROUND_MS: f64 = 4.0;
@@ -39,7 +39,7 @@ impl Choices {
     pub fn of(facts: &AdapterFacts) -> Choices {
         let file = (!facts.software).then(|| file_of(facts)).flatten();
         let known = file.as_ref().and_then(|f| serde_json::from_slice(&std::fs::read(f).ok()?).ok());
-        Choices { measure: !facts.software, known: known.unwrap_or_default(), file, ..Default::default() }
+        Choices { measure: file.is_some(), known: known.unwrap_or_default(), file, ..Default::default() }
     }
 
     /// Keeps what is known for the next process. A cache: where it cannot be written, the next one measures again.
@@ -55,7 +55,6 @@ impl Choices {
     }
 }
 
-/// In a browser an engine lives as long as its tab, and measures for itself.
 #[cfg(target_arch = "wasm32")]
 fn file_of(_: &AdapterFacts) -> Option<std::path::PathBuf> {
     None
@@ -113,7 +112,7 @@ impl Gpu {
 
     /// Measures the products of new sequences, the heaviest first, until the time is spent.
     pub(super) async fn tune(&mut self, plan: &Plan, sequences: &[Sequence]) -> Result<()> {
-        if !self.choices.measure || self.choices.spent_ms > BUDGET_MS {
+        if !self.choices.measure {
             return Ok(());
         }
         let mut kinds: BTreeMap<String, (&Step, u64)> = BTreeMap::new();
@@ -125,13 +124,12 @@ impl Gpu {
         let any = !kinds.is_empty();
         for (key, (step, _)) in kinds {
             let start = Instant::now();
-            if let Some(shader) = self.fastest(plan, step).await? {
-                self.choices.known.insert(key, shader.to_string());
-            }
+            let in_time = self.choices.spent_ms < BUDGET_MS;
+            let fastest = if in_time { self.fastest(plan, step).await? } else { None };
+            // What the time did not reach stays with the rule, also in the next process: the same bits.
+            let shader = fastest.unwrap_or_else(|| self.choice(step));
+            self.choices.known.insert(key, shader.to_string());
             self.choices.spent_ms += start.elapsed_ms();
-            if self.choices.spent_ms > BUDGET_MS {
-                break;
-            }
         }
         if any {
             self.choices.store();
