@@ -13,7 +13,7 @@ export async function measure(context, server, device, quick) {
   const page = await context.newPage();
   page.on("pageerror", (error) => console.error("page:", error.message));
   await page.goto(`${server.app}bench.html`);
-  await page.getByLabel("On").selectOption(device);
+  await page.getByRole("combobox").selectOption(device);
   if (quick) await page.getByLabel("Only the first net").check();
   await page.getByRole("button", { name: "Measure" }).click();
   const json = page.locator("#json");
