@@ -1,5 +1,5 @@
 // Causal attention over packed documents, grouped kv heads (g = h·G/H), online softmax, scores never stored: barrier-free,
-// two rows an invocation, for software drivers, where loads cost most and registers are memory.
+// one or two rows an invocation, for software drivers, where loads cost most and registers are memory.
 //
 // forward:   o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = cap(scale·q[n,h]·k[j,g])
 // delta:     facts[n,h] = (lse[n,h], δ[n,h], first, end),  δ[n,h] = o[n,h]·do[n,h]
@@ -11,9 +11,9 @@
 // qkv, dqkv:[N, H + 2G, D], the heads of q, then of k, then of v (qk: the first two; v: the last)
 // o, do:[N,H,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
 // spans:[N] of (first row, one past the last row) of n's document; documents are runs of rows, so neither ever falls.
-// Dispatch: x over rows, 64 a workgroup of 32; y over heads, in backward over heads for dq and then kv heads for dk and dv;
+// Dispatch: x over rows, 64 a workgroup; y over heads, in backward over heads for dq and then kv heads for dk and dv;
 // delta one invocation a (row, head), 64 a workgroup, in strides. HEAD_DIM_4 = D/4 is prepended.
-// One invocation owns two neighbouring rows of one head; every output is overwritten.
+// One invocation owns PER neighbouring rows of one head; every output is overwritten.
 
 struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
 @group(1) @binding(0) var<uniform> p: Params;
@@ -43,69 +43,76 @@ fn v_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.hea
 fn first(n: u32) -> u32 { return max(spans[n].x, n + 1u - min(n + 1u, p.window)); }
 fn end(j: u32) -> u32 { return j + min(spans[j].y - j, p.window); }
 
-@compute @workgroup_size(32)
+// Neighbouring rows of an invocation: two, or one where heads are wide, since drivers that unroll the loops over a head
+// then compile for a minute.
+const PER: u32 = 2u - min(HEAD_DIM_4 / 17u, 1u);
+
+@compute @workgroup_size(64u / PER)
 fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
-    let n0 = id.x * 2u;
+    let n0 = id.x * PER;
     if (n0 >= p.n) { return; }
-    let n1 = min(n0 + 1u, p.n - 1u);
+    let last = min(n0 + PER, p.n) - 1u;
     let h = id.y;
     let g = h / (p.heads / p.kv_heads);
-    let at0 = (n0 * p.heads + h) * HEAD_DIM_4;
-    let at1 = (n1 * p.heads + h) * HEAD_DIM_4;
-    let q0 = q_at(n0, h);
-    let q1 = q_at(n1, h);
-    var mine0: array<vec4<f32>, HEAD_DIM_4>;
-    var mine1: array<vec4<f32>, HEAD_DIM_4>;
-    var acc0: array<vec4<f32>, HEAD_DIM_4>;
-    var acc1: array<vec4<f32>, HEAD_DIM_4>;
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-        mine0[i] = qk[q0 + i] * p.scale;
-        mine1[i] = qk[q1 + i] * p.scale;
-        acc0[i] = vec4<f32>();
-        acc1[i] = vec4<f32>();
+    var mine: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var acc: array<vec4<f32>, PER * HEAD_DIM_4>;
+    for (var r = 0u; r < PER; r += 1u) {
+        let at = q_at(min(n0 + r, last), h);
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            mine[r * HEAD_DIM_4 + i] = qk[at + i] * p.scale;
+            acc[r * HEAD_DIM_4 + i] = vec4<f32>();
+        }
     }
     let to_value = p.kv_heads * HEAD_DIM_4; // from a key to its value
-    var top = vec2<f32>(LOWEST);
-    var sum = vec2<f32>();
-    let lo1 = first(n1);
-    for (var j = first(n0); j <= n1; j += 4u) {
-        let k0 = k_at(j, g);
-        let k1 = k_at(min(j + 1u, n1), g);
-        let k2 = k_at(min(j + 2u, n1), g);
-        let k3 = k_at(min(j + 3u, n1), g);
-        var s0 = vec4<f32>();
-        var s1 = vec4<f32>();
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            let a = mine0[i];
-            let b = mine1[i];
-            let x0 = qk[k0 + i]; let x1 = qk[k1 + i]; let x2 = qk[k2 + i]; let x3 = qk[k3 + i];
-            s0 += vec4<f32>(dot(a, x0), dot(a, x1), dot(a, x2), dot(a, x3));
-            s1 += vec4<f32>(dot(b, x0), dot(b, x1), dot(b, x2), dot(b, x3));
-        }
-        if (p.cap != 0.0) {
-            s0 = vec4<f32>(soft_cap(s0.x, p.cap), soft_cap(s0.y, p.cap), soft_cap(s0.z, p.cap), soft_cap(s0.w, p.cap));
-            s1 = vec4<f32>(soft_cap(s1.x, p.cap), soft_cap(s1.y, p.cap), soft_cap(s1.z, p.cap), soft_cap(s1.w, p.cap));
-        }
+    var top: array<f32, PER>;
+    var sum: array<f32, PER>;
+    for (var r = 0u; r < PER; r += 1u) { top[r] = LOWEST; sum[r] = 0.0; }
+    let lo = first(last);
+    // Four keys at a time: one rescaling for each four.
+    for (var j = first(n0); j <= last; j += 4u) {
         let js = vec4<u32>(j, j + 1u, j + 2u, j + 3u);
-        s0 = select(vec4<f32>(LOWEST), s0, js <= vec4<u32>(n0));
-        s1 = select(vec4<f32>(LOWEST), s1, (js <= vec4<u32>(n1)) & (js >= vec4<u32>(lo1)));
-        let higher = max(top, vec2<f32>(max(max(s0.x, s0.y), max(s0.z, s0.w)), max(max(s1.x, s1.y), max(s1.z, s1.w))));
-        let shrink = exp(top - higher);
-        let w0 = exp(s0 - higher.x);
-        let w1 = exp(s1 - higher.y);
-        sum = sum * shrink + vec2<f32>(w0.x + w0.y + w0.z + w0.w, w1.x + w1.y + w1.z + w1.w);
-        top = higher;
+        let seen = min(js, vec4<u32>(last));
+        let key = vec4<u32>(k_at(seen.x, g), k_at(seen.y, g), k_at(seen.z, g), k_at(seen.w, g));
+        var s: array<vec4<f32>, PER>;
+        for (var r = 0u; r < PER; r += 1u) { s[r] = vec4<f32>(); }
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            let x0 = qk[key.x + i]; let x1 = qk[key.y + i]; let x2 = qk[key.z + i]; let x3 = qk[key.w + i];
+            for (var r = 0u; r < PER; r += 1u) {
+                let a = mine[r * HEAD_DIM_4 + i];
+                s[r] += vec4<f32>(dot(a, x0), dot(a, x1), dot(a, x2), dot(a, x3));
+            }
+        }
+        var shrink: array<f32, PER>;
+        for (var r = 0u; r < PER; r += 1u) {
+            var t = s[r];
+            if (p.cap != 0.0) {
+                t = vec4<f32>(soft_cap(t.x, p.cap), soft_cap(t.y, p.cap), soft_cap(t.z, p.cap), soft_cap(t.w, p.cap));
+            }
+            // A row that begins a document begins anew: what it had before, of no weight, is shrunk to nothing.
+            let sees = (js <= vec4<u32>(n0 + r)) & ((js >= vec4<u32>(lo)) | vec4<bool>(n0 + r < last));
+            t = select(vec4<f32>(LOWEST), t, sees);
+            let higher = max(top[r], max(max(t.x, t.y), max(t.z, t.w)));
+            shrink[r] = exp(top[r] - higher);
+            t = exp(t - higher);
+            s[r] = t;
+            sum[r] = sum[r] * shrink[r] + (t.x + t.y + t.z + t.w);
+            top[r] = higher;
+        }
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
             let c = to_value + i;
-            let x0 = v[k0 + c]; let x1 = v[k1 + c]; let x2 = v[k2 + c]; let x3 = v[k3 + c];
-            acc0[i] = acc0[i] * shrink.x + (w0.x * x0 + w0.y * x1 + w0.z * x2 + w0.w * x3);
-            acc1[i] = acc1[i] * shrink.y + (w1.x * x0 + w1.y * x1 + w1.z * x2 + w1.w * x3);
+            let x0 = v[key.x + c]; let x1 = v[key.y + c]; let x2 = v[key.z + c]; let x3 = v[key.w + c];
+            for (var r = 0u; r < PER; r += 1u) {
+                let w = s[r];
+                acc[r * HEAD_DIM_4 + i] = acc[r * HEAD_DIM_4 + i] * shrink[r] + (w.x * x0 + w.y * x1 + w.z * x2 + w.w * x3);
+            }
         }
     }
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at0 + i] = acc0[i] / sum.x; }
-    lse_out[n0 * p.heads + h] = top.x + log(sum.x);
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at1 + i] = acc1[i] / sum.y; }
-    lse_out[n1 * p.heads + h] = top.y + log(sum.y);
+    for (var r = 0u; r < PER; r += 1u) {
+        if (n0 + r > last) { break; }
+        let at = (n0 + r) * p.heads + h;
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at * HEAD_DIM_4 + i] = acc[r * HEAD_DIM_4 + i] / sum[r]; }
+        lse_out[at] = top[r] + log(sum[r]);
+    }
 }
 
 @compute @workgroup_size(64)
@@ -119,118 +126,118 @@ fn delta(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) 
     }
 }
 
-@compute @workgroup_size(32)
+@compute @workgroup_size(64u / PER)
 fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x * 2u >= p.n) { return; }
-    if (id.y < p.heads) { by_query(id.x * 2u, id.y); } else { by_key(id.x * 2u, id.y - p.heads); }
+    if (id.x * PER >= p.n) { return; }
+    if (id.y < p.heads) { by_query(id.x * PER, id.y); } else { by_key(id.x * PER, id.y - p.heads); }
 }
 
 fn by_query(n0: u32, h: u32) {
-    let n1 = min(n0 + 1u, p.n - 1u);
+    let last = min(n0 + PER, p.n) - 1u;
     let g = h / (p.heads / p.kv_heads);
-    let at0 = (n0 * p.heads + h) * HEAD_DIM_4;
-    let at1 = (n1 * p.heads + h) * HEAD_DIM_4;
-    let q0 = q_at(n0, h);
-    let q1 = q_at(n1, h);
-    var mine0: array<vec4<f32>, HEAD_DIM_4>;
-    var mine1: array<vec4<f32>, HEAD_DIM_4>;
-    var given0: array<vec4<f32>, HEAD_DIM_4>;
-    var given1: array<vec4<f32>, HEAD_DIM_4>;
-    var acc0: array<vec4<f32>, HEAD_DIM_4>;
-    var acc1: array<vec4<f32>, HEAD_DIM_4>;
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-        mine0[i] = qk[q0 + i] * p.scale;
-        mine1[i] = qk[q1 + i] * p.scale;
-        given0[i] = d_o[at0 + i];
-        given1[i] = d_o[at1 + i];
-        acc0[i] = vec4<f32>();
-        acc1[i] = vec4<f32>();
+    var mine: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var given: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var acc: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var known: array<vec4<f32>, PER>;
+    for (var r = 0u; r < PER; r += 1u) {
+        let at = min(n0 + r, last) * p.heads + h;
+        let query = q_at(min(n0 + r, last), h);
+        known[r] = facts[at];
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            mine[r * HEAD_DIM_4 + i] = qk[query + i] * p.scale;
+            given[r * HEAD_DIM_4 + i] = d_o[at * HEAD_DIM_4 + i];
+            acc[r * HEAD_DIM_4 + i] = vec4<f32>();
+        }
     }
-    let f0 = facts[n0 * p.heads + h];
-    let f1 = facts[n1 * p.heads + h];
-    let lo1 = u32(f1.z);
-    for (var j = u32(f0.z); j <= n1; j += 1u) {
+    for (var j = u32(known[0].z); j <= last; j += 1u) {
         let key = k_at(j, g);
         let value = v_at(j, g);
-        var s = vec2<f32>();
-        var dp = vec2<f32>();
+        var s: array<f32, PER>;
+        var dp: array<f32, PER>;
+        for (var r = 0u; r < PER; r += 1u) { s[r] = 0.0; dp[r] = 0.0; }
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
             let x = qk[key + i];
             let y = v[value + i];
-            s += vec2<f32>(dot(mine0[i], x), dot(mine1[i], x));
-            dp += vec2<f32>(dot(given0[i], y), dot(given1[i], y));
+            for (var r = 0u; r < PER; r += 1u) {
+                s[r] += dot(mine[r * HEAD_DIM_4 + i], x);
+                dp[r] += dot(given[r * HEAD_DIM_4 + i], y);
+            }
         }
-        s = vec2<f32>(soft_cap(s.x, p.cap), soft_cap(s.y, p.cap));
-        let slope = vec2<f32>(soft_cap_slope(s.x, p.cap), soft_cap_slope(s.y, p.cap));
-        var ds = exp(s - vec2<f32>(f0.x, f1.x)) * (dp - vec2<f32>(f0.y, f1.y)) * slope * p.scale;
-        ds = select(vec2<f32>(), ds, vec2<bool>((j <= n0), (j >= lo1)));
+        for (var r = 0u; r < PER; r += 1u) {
+            let t = soft_cap(s[r], p.cap);
+            let ds = exp(t - known[r].x) * (dp[r] - known[r].y) * soft_cap_slope(t, p.cap) * p.scale;
+            s[r] = select(0.0, ds, j <= n0 + r && j >= u32(known[r].z));
+        }
         for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
             let x = qk[key + i];
-            acc0[i] += ds.x * x;
-            acc1[i] += ds.y * x;
+            for (var r = 0u; r < PER; r += 1u) { acc[r * HEAD_DIM_4 + i] += s[r] * x; }
         }
     }
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dqkv[q0 + i] = acc0[i]; dqkv[q1 + i] = acc1[i]; }
+    for (var r = 0u; r < PER; r += 1u) {
+        if (n0 + r > last) { break; }
+        let at = q_at(n0 + r, h);
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dqkv[at + i] = acc[r * HEAD_DIM_4 + i]; }
+    }
 }
 
 fn by_key(j0: u32, g: u32) {
-    let j1 = min(j0 + 1u, p.n - 1u);
+    let last = min(j0 + PER, p.n) - 1u;
     let group = p.heads / p.kv_heads;
-    let k0 = k_at(j0, g);
-    let k1 = k_at(j1, g);
-    let v0 = v_at(j0, g);
-    let v1 = v_at(j1, g);
-    var key0: array<vec4<f32>, HEAD_DIM_4>;
-    var key1: array<vec4<f32>, HEAD_DIM_4>;
-    var value0: array<vec4<f32>, HEAD_DIM_4>;
-    var value1: array<vec4<f32>, HEAD_DIM_4>;
-    var acc_k0: array<vec4<f32>, HEAD_DIM_4>;
-    var acc_k1: array<vec4<f32>, HEAD_DIM_4>;
-    var acc_v0: array<vec4<f32>, HEAD_DIM_4>;
-    var acc_v1: array<vec4<f32>, HEAD_DIM_4>;
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-        key0[i] = qk[k0 + i] * p.scale;
-        key1[i] = qk[k1 + i] * p.scale;
-        value0[i] = v[v0 + i];
-        value1[i] = v[v1 + i];
-        acc_k0[i] = vec4<f32>();
-        acc_k1[i] = vec4<f32>();
-        acc_v0[i] = vec4<f32>();
-        acc_v1[i] = vec4<f32>();
+    var key: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var value: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var acc_k: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var acc_v: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var ends: array<u32, PER>;
+    for (var r = 0u; r < PER; r += 1u) {
+        let j = min(j0 + r, last);
+        let k = k_at(j, g);
+        let v0 = v_at(j, g);
+        ends[r] = u32(facts[j * p.heads].w);
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            key[r * HEAD_DIM_4 + i] = qk[k + i] * p.scale;
+            value[r * HEAD_DIM_4 + i] = v[v0 + i];
+            acc_k[r * HEAD_DIM_4 + i] = vec4<f32>();
+            acc_v[r * HEAD_DIM_4 + i] = vec4<f32>();
+        }
     }
-    let end0 = u32(facts[j0 * p.heads].w);
-    let end1 = u32(facts[j1 * p.heads].w);
     for (var h = g * group; h < (g + 1u) * group; h += 1u) {
-        for (var n = j0; n < end1; n += 1u) {
-            let row = (n * p.heads + h) * HEAD_DIM_4;
+        for (var n = j0; n < ends[PER - 1u]; n += 1u) {
+            let at = n * p.heads + h;
             let query = q_at(n, h);
-            var s = vec2<f32>();
-            var dp = vec2<f32>();
+            var s: array<f32, PER>;
+            var dp: array<f32, PER>;
+            for (var r = 0u; r < PER; r += 1u) { s[r] = 0.0; dp[r] = 0.0; }
             for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
                 let x = qk[query + i];
-                let y = d_o[row + i];
-                s += vec2<f32>(dot(key0[i], x), dot(key1[i], x));
-                dp += vec2<f32>(dot(value0[i], y), dot(value1[i], y));
+                let y = d_o[at * HEAD_DIM_4 + i];
+                for (var r = 0u; r < PER; r += 1u) {
+                    s[r] += dot(key[r * HEAD_DIM_4 + i], x);
+                    dp[r] += dot(value[r * HEAD_DIM_4 + i], y);
+                }
             }
-            let f = facts[n * p.heads + h];
-            s = vec2<f32>(soft_cap(s.x, p.cap), soft_cap(s.y, p.cap));
-            let slope = vec2<f32>(soft_cap_slope(s.x, p.cap), soft_cap_slope(s.y, p.cap));
-            let prob = select(vec2<f32>(), exp(s - f.x), vec2<bool>((n < end0), (n >= j1)));
-            let ds = prob * (dp - f.y) * slope * p.scale;
+            let known = facts[at];
+            for (var r = 0u; r < PER; r += 1u) {
+                let t = soft_cap(s[r], p.cap);
+                s[r] = select(0.0, exp(t - known.x), n >= j0 + r && n < ends[r]);
+                dp[r] = s[r] * (dp[r] - known.y) * soft_cap_slope(t, p.cap) * p.scale;
+            }
             for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
                 let x = qk[query + i];
-                let y = d_o[row + i];
-                acc_v0[i] += prob.x * y;
-                acc_v1[i] += prob.y * y;
-                acc_k0[i] += ds.x * x;
-                acc_k1[i] += ds.y * x;
+                let y = d_o[at * HEAD_DIM_4 + i];
+                for (var r = 0u; r < PER; r += 1u) {
+                    acc_v[r * HEAD_DIM_4 + i] += s[r] * y;
+                    acc_k[r * HEAD_DIM_4 + i] += dp[r] * x;
+                }
             }
         }
     }
-    for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-        dqkv[k0 + i] = acc_k0[i];
-        dqkv[v0 + i] = acc_v0[i];
-        dqkv[k1 + i] = acc_k1[i];
-        dqkv[v1 + i] = acc_v1[i];
+    for (var r = 0u; r < PER; r += 1u) {
+        if (j0 + r > last) { break; }
+        let k = k_at(j0 + r, g);
+        let v0 = v_at(j0 + r, g);
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
+            dqkv[k + i] = acc_k[r * HEAD_DIM_4 + i];
+            dqkv[v0 + i] = acc_v[r * HEAD_DIM_4 + i];
+        }
     }
 }

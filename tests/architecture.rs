@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpu", &["cache", "clock", "error", "format", "num", "plan"]),
     ("device", &["clock", "cpu", "error", "gpu", "plan"]),
     ("model", &["device", "digest", "error", "format", "num", "ops", "plan", "weights"]),
-    ("benchmark", &["clock", "device", "error", "format", "num", "ops", "plan"]),
+    ("benchmark", &["clock", "device", "error", "format", "gpu", "num", "ops", "plan"]),
     ("adapter", &["error", "model", "num", "ops", "plan", "weights"]),
     ("train", &["adapter", "clock", "data", "device", "digest", "error", "model", "ops", "plan", "weights"]),
     ("eval", &["data", "error", "num"]),

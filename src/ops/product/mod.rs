@@ -112,6 +112,7 @@ pub struct Left<'a, F: Float> {
     term: Term<'a, F>,
     scratch: &'a Scratch<F>,
     /// A as AMX loads it.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is an x86-64 extension"))]
     tiles: &'a [F],
 }
 
