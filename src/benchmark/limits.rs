@@ -151,17 +151,32 @@ fn spread<F: Float>(call: &mut Call<F>, f: impl Fn(&[F], &mut [F], u32) + Sync) 
     par::rows(y, PIECE, CHAINS_A_LANE, |i, y| f(&x[i * PIECE..][..y.len()], y, p.rounds));
 }
 
+/// [`chain`] in registers of a named width: left to the compiler, the chains of a vector go through memory.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-fn fused_512(x: &[f32], y: &mut [f32], rounds: u32) {
-    chain::<f32, 16>(x, y, rounds, |c, x, z| c.mul_add(x, z));
+macro_rules! fused {
+    ($name:ident, $features:literal, $lanes:literal, $load:ident, $spread:ident, $link:ident, $add:ident, $store:ident) => {
+        #[target_feature(enable = $features)]
+        fn $name(x: &[f32], y: &mut [f32], rounds: u32) {
+            use std::arch::x86_64::*;
+            for (x, y) in x.chunks_exact($lanes).zip(y.chunks_exact_mut($lanes)) {
+                // SAFETY: both chunks have as many floats as the register.
+                let x = unsafe { $load(x.as_ptr()) };
+                let mut c: [_; CHAINS_A_LANE] = std::array::from_fn(|k| $spread(k as f32 / CHAINS_A_LANE as f32));
+                for _ in 0..rounds {
+                    c = c.map(|c| $link(c, x, x));
+                }
+                let sum = c[1..].iter().fold(c[0], |sum, c| $add(sum, *c));
+                // SAFETY: as above.
+                unsafe { $store(y.as_mut_ptr(), sum) };
+            }
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn fused_256(x: &[f32], y: &mut [f32], rounds: u32) {
-    chain::<f32, 8>(x, y, rounds, |c, x, z| c.mul_add(x, z));
-}
+fused!(fused_512, "avx512f", 16, _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_storeu_ps);
+#[cfg(target_arch = "x86_64")]
+fused!(fused_256, "avx2,fma", 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_storeu_ps);
 
 #[cfg(target_arch = "wasm32")]
 #[target_feature(enable = "simd128")]
