@@ -95,8 +95,8 @@ const PEERS: [Peer; 7] = [
     },
     Peer {
         name: "meganeura",
-        case: "smollm2-135m, full",
-        ours: "steps smollm2-135m bf16 full 2x256",
+        case: "smollm2-135m, all trained; ours LoRA",
+        ours: "steps smollm2-135m bf16 lora-r16 1x512",
         device: "gpu",
         needs: "`cargo build --release` in benches/peers/meganeura, or PEER_MEGANEURA naming the program",
         command: || built("meganeura", &["t=512", "steps=3", "warmup=1"]),
