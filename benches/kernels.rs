@@ -17,6 +17,7 @@ use luthier::ops::matmul::Epilogue;
 use luthier::ops::rope::Angles;
 use luthier::ops::*;
 use luthier::plan::{Plan, Style};
+use std::collections::HashSet;
 
 pub const COLUMNS: &[Column] = &[
     Column::text("kernel", "kernel", 30),
@@ -42,8 +43,8 @@ pub fn cases(machine: &Machine) -> Vec<Case> {
     let sizes = sizes(&machine.args);
     let mut names = Bench::dry();
     rows(&mut names, &sizes);
-    let mut kernels: Vec<&str> = names.rows.iter().map(stem).collect();
-    kernels.dedup();
+    let mut seen = HashSet::new();
+    let kernels: Vec<&str> = names.rows.iter().map(stem).filter(|kernel| seen.insert(*kernel)).collect();
     let mut cases = Vec::new();
     for kernel in kernels {
         let tiled = KERNELS.iter().any(|k| k.name == kernel && k.shaders.iter().any(|s| s.style == Style::Tiled));
