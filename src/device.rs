@@ -86,6 +86,14 @@ impl Device {
         }
     }
 
+    /// [`Device::describe`], where so many workers in a browser compute together.
+    pub fn describe_with(&self, workers: usize) -> String {
+        match self {
+            Device::Cpu(_) if cfg!(target_arch = "wasm32") && workers > 1 => format!("CPU (wasm, {workers} workers)"),
+            _ => self.describe(),
+        }
+    }
+
     pub fn info(&self) -> DeviceInfo {
         let (kind, software) = match self {
             Device::Gpu(g) => ("webgpu", g.facts.software),

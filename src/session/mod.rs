@@ -22,7 +22,7 @@ pub use text::{SEQUENCES, Text};
 
 use crate::adapter::{Adapter, lora, peft};
 use crate::data::{Batches, Dataset, EncodeOptions, Preview, ReadOptions, Records, Tokenizer, preview};
-use crate::device::{Device, DeviceChoice};
+use crate::device::{Device, DeviceChoice, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
@@ -50,6 +50,8 @@ pub struct Session {
     /// What exports are compared with, by the number of tokens.
     logits: BTreeMap<usize, Logits>,
     trainer: Option<Trainer>,
+    /// Workers that may share a run here, this one among them; none natively, where threads do.
+    offered: Option<usize>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
     validation: Option<Batches>,
@@ -112,6 +114,7 @@ impl Session {
             shelf: BTreeMap::new(),
             logits: BTreeMap::new(),
             trainer: None,
+            offered: None,
             run: None,
             validation: None,
             generator: None,
@@ -129,6 +132,17 @@ impl Session {
 
     pub fn describe_device(&self) -> String {
         self.base.device.describe()
+    }
+
+    /// Says that runs may be shared by so many workers, where they compute on the CPU; each holds a copy of the model.
+    pub fn offer_workers(&mut self, workers: usize) {
+        self.offered = matches!(self.base.device, Device::Cpu(_)).then_some(workers.max(1));
+    }
+
+    /// The device with the workers that were offered.
+    pub fn device_info(&self) -> DeviceInfo {
+        let description = self.base.device.describe_with(self.offered.unwrap_or(1));
+        DeviceInfo { description, ..self.base.device.info() }
     }
 
     /// Bytes that exist on the device now.

@@ -5,6 +5,7 @@
 //! shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
+use super::shares::{Deal, Gathered, SUMS};
 use crate::adapter::Adapter;
 use crate::clock::Instant;
 use crate::data::{Batch, Batches, IGNORE};
@@ -72,6 +73,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Inputs, tables, reports and kernel parameters.
     pub other: u64,
+    /// All of this again, in each of the other workers.
+    pub helpers: u64,
     pub total: u64,
     pub kept_blocks: usize,
     pub blocks: usize,
@@ -123,6 +126,9 @@ pub struct Trainer {
     /// AdamW's first and second moment.
     moments: [Buf; 2],
     batches: Batches,
+    deal: Deal,
+    /// Of the step to come.
+    gathered: Gathered,
     step: u64,
     pending: Vec<Pending>,
     /// The step that was not finite, once the sound ones before it are reported.
@@ -171,6 +177,7 @@ impl Trainer {
             base.device.run(&base.plan, prologue, 0)?;
         }
         let total_steps = total_steps(&batches, &options);
+        let deal = Deal::of(&options);
         Ok(Trainer {
             adapter,
             patches: parts.patches,
@@ -183,6 +190,8 @@ impl Trainer {
             drawn: BTreeMap::new(),
             moments: parts.moments,
             batches,
+            deal,
+            gathered: Gathered::default(),
             step: 0,
             pending: Vec::new(),
             diverged: None,
@@ -208,33 +217,122 @@ impl Trainer {
         if let Some(error) = self.diverged.take() {
             return Err(error);
         }
-        let accum = self.options.grad_accum as u64;
-        let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
-        self.step_on(base, &window).await
+        let window = self.window();
+        if self.deal.workers == 1 {
+            return self.step_on(base, &window).await;
+        }
+        while self.gathered.count < self.deal.workers {
+            self.compute_share(base).await?;
+        }
+        let control = self.control(&window);
+        self.put_gathered(base, &control);
+        self.update(base, &window, control).await
     }
 
     /// [`Trainer::step`] on micro-batches given by the caller.
     pub async fn step_on(&mut self, base: &mut Base, window: &[Batch]) -> Result<Vec<StepReport>> {
+        let control = self.control(window);
         let first = self.step * window.len() as u64;
-        let supervised: u64 = window.iter().map(|b| b.supervised as u64).sum();
-        let slot = (self.step % RING_SLOTS as u64) as u32;
-        let mut control = self.control(slot, supervised);
+        self.accumulate(base, control, window.iter().zip(first..)).await?;
+        self.update(base, window, control).await
+    }
+
+    /// The micro-batches of the step to come.
+    fn window(&self) -> Vec<Batch> {
+        let accum = self.options.grad_accum as u64;
+        (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect()
+    }
+
+    /// Adds the gradients of batches, each with its number in the run, to those on the device.
+    async fn accumulate<B: std::borrow::Borrow<Batch>>(
+        &mut self,
+        base: &mut Base,
+        mut control: Control,
+        batches: impl Iterator<Item = (B, u64)>,
+    ) -> Result<()> {
         let train = self.train_sequence(base).await?;
-        for (i, batch) in window.iter().enumerate() {
+        for (i, (batch, number)) in batches.enumerate() {
+            let batch = batch.borrow();
             control.first = i == 0;
             control.rows = batch.supervised as u32;
-            control.seed = hash(hash(self.options.seed as u32) ^ hash(first as u32 + i as u32));
+            control.seed = hash(hash(self.options.seed as u32) ^ hash(number as u32));
             write_batch(base, &self.io, batch, &control);
             base.device.run(&base.plan, train, control.rows)?;
         }
+        Ok(())
+    }
+
+    /// The optimizer's part of a step.
+    async fn update(&mut self, base: &mut Base, window: &[Batch], control: Control) -> Result<Vec<StepReport>> {
         base.device.run(&base.plan, self.update, 0)?;
-        let tokens = window.iter().map(|b| b.tokens as u64).sum();
-        self.pending.push(Pending { step: self.step + 1, slot, lr: control.lr as f64, tokens, supervised });
+        let (tokens, supervised) = (window.iter().map(|b| b.tokens as u64).sum(), supervised(window));
+        let (step, slot, lr) = (self.step + 1, control.ring, control.lr as f64);
+        self.pending.push(Pending { step, slot, lr, tokens, supervised });
         self.step += 1;
         if self.pending.len() >= self.steps_a_read || self.done() {
             return self.reports(base).await;
         }
         Ok(Vec::new())
+    }
+
+    /// A worker's share of the step to come, taken out of the device: the sums of loss and hits, then the gradients.
+    pub async fn share(&mut self, base: &mut Base, worker: usize) -> Result<Vec<f32>> {
+        let control = self.control(&self.window());
+        let (accum, total) = (self.options.grad_accum as u64, self.deal.total() as u64);
+        let batches: Vec<(Batch, u64)> = self
+            .deal
+            .share(worker)
+            .map(|part| {
+                let batch = self.batches.part(self.step * accum + part.micro_batch as u64, part.rows);
+                (batch, self.step * total + part.number as u64)
+            })
+            // At the end of an epoch there may be no rows for all.
+            .filter(|(batch, _)| batch.supervised > 0)
+            .collect();
+        if batches.is_empty() {
+            return Ok(vec![0.0; SUMS + self.adapter.len]);
+        }
+        self.accumulate(base, control, batches.into_iter()).await?;
+        let mut share = base.device.read(self.io.ring, control.ring as usize * REPORT, SUMS).await?;
+        share.extend(base.device.read(self.patches.grads, 0, self.adapter.len).await?);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
+        Ok(share)
+    }
+
+    /// What [`Trainer::share`] is of a run that stands before `step` with this adapter: the same in every session.
+    pub async fn share_of(&mut self, base: &mut Base, step: u64, adapter: &[f32], worker: usize) -> Result<Vec<f32>> {
+        if adapter.len() != self.adapter.len || worker >= self.deal.workers {
+            let what = format!("worker {worker} of {}, {} numbers of an adapter", self.deal.workers, adapter.len());
+            return Err(Error::setting("workers", what, "this run was dealt in another way"));
+        }
+        self.step = step;
+        self.set_adapter(base, adapter);
+        self.share(base, worker).await
+    }
+
+    /// Computes the share whose turn it is, and adds it to the step to come.
+    pub async fn compute_share(&mut self, base: &mut Base) -> Result<()> {
+        let share = self.share(base, self.gathered.count).await?;
+        self.add_share(share)
+    }
+
+    /// Adds the share whose turn it is, which another session has computed, to the step to come.
+    pub fn add_share(&mut self, share: Vec<f32>) -> Result<()> {
+        let (count, wanted) = (self.gathered.count, SUMS + self.adapter.len);
+        if share.len() != wanted || count >= self.deal.workers {
+            let what = format!("share {count} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
+            return Err(Error::setting("workers", what, "this is no share of this step"));
+        }
+        self.gathered.add(share);
+        Ok(())
+    }
+
+    /// Puts the sum of all shares where one worker would have it.
+    fn put_gathered(&mut self, base: &mut Base, control: &Control) {
+        let sum = self.gathered.take();
+        let (sums, grads) = sum.split_at(SUMS);
+        base.device.write_floats(self.io.ring, control.ring as usize * REPORT, sums);
+        base.device.write_floats(self.patches.grads, 0, grads);
     }
 
     /// The sequence of the step to come. Where blocks take turns it is that of the blocks drawn for it, and with a
@@ -258,14 +356,15 @@ impl Trainer {
         Ok(sequence)
     }
 
-    fn control(&self, ring: u32, supervised: u64) -> Control {
+    /// Of the step to come, on these micro-batches.
+    fn control(&self, window: &[Batch]) -> Control {
         let o = &self.options;
         // Where the optimizer begins anew with each drawing, so does its count.
         let t = self.adapter.method.interval().map_or(self.step, |interval| self.step % interval) + 1;
         let bias = |beta: f32| (1.0 - (beta as f64).powi(t.min(i32::MAX as u64) as i32)) as f32;
         Control {
-            inv_tokens: (1.0 / supervised.max(1) as f64) as f32,
-            ring,
+            inv_tokens: (1.0 / supervised(window).max(1) as f64) as f32,
+            ring: (self.step % RING_SLOTS as u64) as u32,
             lr: o.schedule.rate(o.peak_lr(), self.step, o.warmup_steps, self.total_steps) as f32,
             bias1: bias(BETA1),
             bias2: bias(BETA2),
@@ -400,6 +499,7 @@ impl Trainer {
         (self.diverged, self.steps_a_read) = (None, 1);
         self.pending.clear();
         self.unread.clear();
+        self.gathered = Gathered::default();
     }
 
     /// The loss of every example of `batches`, of `count` in all, with the adapter as it is now.
@@ -427,8 +527,8 @@ impl Trainer {
 
     /// The adapter's gradients as accumulated by a micro-batch, without an update: for tests against references.
     pub async fn gradients(&mut self, base: &mut Base, batch: &Batch) -> Result<(f64, Vec<f32>)> {
-        let mut control = self.control(0, batch.supervised as u64);
-        (control.first, control.rows) = (true, batch.supervised as u32);
+        let mut control = self.control(std::slice::from_ref(batch));
+        (control.first, control.rows, control.ring) = (true, batch.supervised as u32, 0);
         write_batch(base, &self.io, batch, &control);
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
@@ -437,6 +537,10 @@ impl Trainer {
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         Ok((loss, grads))
     }
+}
+
+fn supervised(window: &[Batch]) -> u64 {
+    window.iter().map(|batch| batch.supervised as u64).sum()
 }
 
 const BETA1: f32 = 0.9;
@@ -556,7 +660,7 @@ fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: us
     let mut plan = base.plan.clone();
     let spec = base.spec();
     let t = row_len(adapter, options);
-    let io = Inputs::declare(&mut plan, spec, options.batch_size * t, t);
+    let io = Inputs::declare(&mut plan, spec, Deal::of(options).rows * t, t);
     let patches = adapter.declare(&mut plan, true);
     let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
     let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
@@ -583,21 +687,27 @@ pub struct Planned {
     pub memory: MemoryPlan,
 }
 
-fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: usize) -> Planned {
+/// `holders` are the workers that each hold all of it.
+fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: u64, kept_blocks: usize) -> Planned {
     let parts = build(base, adapter, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
     let weights = base.plan.persistent_bytes();
     let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
     let adapter = 4 * adapter.len as u64 * 4;
-    let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
-    let other = total - weights - adapter - activations;
-    let blocks = base.spec().layers;
-    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, total, kept_blocks, blocks } }
+    let each = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
+    let other = each - weights - adapter - activations;
+    let (helpers, total, blocks) = ((holders - 1) * each, holders * each, base.spec().layers);
+    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, helpers, total, kept_blocks, blocks } }
 }
 
 /// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
 pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Planned> {
+    plan_for(base, adapter, options, 1)
+}
+
+/// [`plan`], where so many workers each hold a copy of the run.
+pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: usize) -> Result<Planned> {
     options.check()?;
     let blocks = base.spec().layers;
     if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
@@ -610,7 +720,7 @@ pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Pl
         return Err(Error::setting("method", what, "train less (last-k, lora), or use --device cpu"));
     }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let keeping = |kept: usize| plan_keeping(base, adapter, options, kept);
+    let keeping = |kept: usize| plan_keeping(base, adapter, options, holders as u64, kept);
     let mut too_many = options.kept_blocks.unwrap_or(blocks);
     let all = keeping(too_many);
     if all.memory.total <= budget {
@@ -620,7 +730,8 @@ pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Pl
     if fits.memory.total > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let hint = "lower --batch-size or --seq-len, or allow more with --memory-gib";
+        let fewer = if holders > 1 { ", or --workers" } else { "" };
+        let hint = format!("lower --batch-size or --seq-len{fewer}, or allow more with --memory-gib");
         return Err(Error::setting("memory-gib", what, hint));
     }
     while too_many - fits.memory.kept_blocks > 1 {

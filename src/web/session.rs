@@ -25,6 +25,13 @@ struct CreateOptions {
     device: DeviceChoice,
     #[serde(default = "unnamed")]
     name: String,
+    /// That may share a run on the CPU, this one among them.
+    #[serde(default = "alone")]
+    workers: usize,
+}
+
+fn alone() -> usize {
+    1
 }
 
 fn unnamed() -> String {
@@ -129,9 +136,9 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name }`; `progress(done, total)` in bytes.
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, workers }`; `progress(done, total)` in bytes.
     pub async fn create(files: Array, options: JsValue, progress: Option<Function>) -> Outcome<Session> {
-        let CreateOptions { device, name } = parse_object("options", &options)?;
+        let CreateOptions { device, name, workers } = parse_object("options", &options)?;
         let files = ModelFiles::from_sources("the model's files", blobs(&files)?).await.map_err(thrown)?;
         let progress = |done: u64, total: u64| {
             if let Some(progress) = &progress {
@@ -139,12 +146,14 @@ impl Session {
                 let _ = progress.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
             }
         };
-        session::Session::open(&files, &name, device, progress).await.map(Session).map_err(thrown)
+        let mut session = session::Session::open(&files, &name, device, progress).await.map_err(thrown)?;
+        session.offer_workers(workers);
+        Ok(Session(session))
     }
 
     /// `DeviceInfo`
     pub fn device(&self) -> String {
-        json(&self.0.device().info())
+        json(&self.0.device_info())
     }
 
     /// `ModelInfo`
@@ -201,6 +210,31 @@ impl Session {
     pub async fn step(&mut self) -> Outcome<String> {
         let reports = self.0.step().await.map_err(thrown)?;
         Ok(json(&json!({ "done": self.0.done(), "step": self.0.step_number(), "reports": reports })))
+    }
+
+    /// The adapter's numbers before the step to come, for helpers.
+    pub async fn parameters(&mut self) -> Outcome<Vec<f32>> {
+        self.0.parameters().await.map_err(thrown)
+    }
+
+    /// Computes the share of the step to come whose turn it is. `step` does it for all that nobody brought.
+    pub async fn compute_share(&mut self) -> Outcome<()> {
+        self.0.compute_share().await.map_err(thrown)
+    }
+
+    /// Takes the share of the step to come whose turn it is from a helper.
+    pub fn add_share(&mut self, share: Vec<f32>) -> Outcome<()> {
+        self.0.add_share(share).map_err(thrown)
+    }
+
+    /// As a helper: a worker's share of step `step` (from 0) of the run that was started here as there.
+    pub async fn share_of(&mut self, step: f64, parameters: Vec<f32>, worker: usize) -> Outcome<Vec<f32>> {
+        self.0.share_of(step as u64, &parameters, worker).await.map_err(thrown)
+    }
+
+    /// The same in sessions that have started the same run.
+    pub fn run_sha256(&self) -> Outcome<String> {
+        self.0.run_sha256().map_err(thrown)
     }
 
     /// `StepReport[]` of the steps that were not reported yet.

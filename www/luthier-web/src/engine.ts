@@ -25,6 +25,11 @@ export interface Engine {
     checkpoint: Uint8Array | undefined,
   ): Promise<string>;
   step(): Promise<string>;
+  parameters(): Promise<Float32Array<ArrayBuffer>>;
+  compute_share(): Promise<void>;
+  add_share(share: Float32Array): void;
+  share_of(step: number, parameters: Float32Array, worker: number): Promise<Float32Array<ArrayBuffer>>;
+  run_sha256(): string;
   reports(): Promise<string>;
   validate(): Promise<string>;
   validate_start(): Promise<string>;
@@ -62,7 +67,8 @@ export interface Engine {
 }
 
 export interface EngineModule {
-  default(wasm: { module_or_path: string }): Promise<unknown>;
+  default(wasm: { module_or_path: string | WebAssembly.Module }): Promise<unknown>;
+  compiled(): WebAssembly.Module;
   option_table(): string;
   method_table(): string;
   guess_task(data: string): string;
@@ -71,7 +77,7 @@ export interface EngineModule {
   Session: {
     create(
       files: NamedBlob[],
-      options: { device: string; name: string },
+      options: { device: string; name: string; workers: number },
       progress: (done: number, total: number) => void,
     ): Promise<Engine>;
   };

@@ -2,13 +2,16 @@
 
 import type { Engine, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
+import type { Helpers } from "./helpers.js";
 import type { Control, Job, Kept, Wanted } from "./protocol.js";
 import { RunFiles } from "./store/runs.js";
-import type { Evaluation, GeneratedText, ModelInfo, NamedBlob, StepReport, Summary, TrainEvent } from "./types.js";
+import type { Evaluation, GeneratedText, ModelInfo, NamedBlob, StepReport, Summary, TrainEvent, TrainOptions } from "./types.js";
 
 /** Lets one call into the engine end before the next begins, and messages be heard in between. */
 export type Turn = <T>(work: () => T | Promise<T>) => Promise<T>;
 export type Emit = (event: TrainEvent | Kept) => void;
+/** Starts the other workers of a run. */
+export type Help = (workers: number, options: TrainOptions) => Helpers;
 
 interface Started extends Summary {
   step: number;
@@ -32,6 +35,8 @@ export class Run {
   #savedStep = 0;
   #wake = () => {};
   #files: RunFiles | null = null;
+  #workers = 1;
+  #helpers: Helpers | null = null;
 
   constructor(
     private readonly engine: Engine,
@@ -40,6 +45,7 @@ export class Run {
     private readonly model: ModelInfo,
     /** Steps between evaluations; 0 means only at the end. */
     private readonly evalEvery: number,
+    private readonly help: Help,
     private readonly emit: Emit,
   ) {
     this.#wanted = job.wanted;
@@ -61,6 +67,8 @@ export class Run {
       // Anything else may go on from the last checkpoint, and stays "running" until then.
       if (code === "diverged") await this.#diverged();
       throw error;
+    } finally {
+      this.#dismiss();
     }
   }
 
@@ -71,6 +79,9 @@ export class Run {
     if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
     const started = await this.#startEngine();
     this.#step = this.#reported = this.#savedStep = started.step;
+    this.#workers = started.workers;
+    // The bits depend on it: whoever goes on with this run must not choose again.
+    this.job.options = { ...this.job.options, workers: started.workers };
     if (store?.create) this.#files = await RunFiles.create(store.id, this.job, this.model, started.steps);
     else await this.#files?.goOn(started.step);
     const { step, ...summary } = started;
@@ -103,6 +114,7 @@ export class Run {
         await this.#pause();
         continue;
       }
+      await this.#gather();
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
@@ -112,7 +124,33 @@ export class Run {
     }
   }
 
+  /** The shares of the step to come, each in its turn. The engine computes those that no helper brings. */
+  async #gather(): Promise<void> {
+    if (this.#workers === 1) return;
+    this.#helpers ??= this.help(this.#workers, this.job.options);
+    if (!this.#helpers.ready) return this.#tellLost();
+    const { engine, turn } = this;
+    this.#helpers.ask(this.#step, await turn(() => engine.parameters()));
+    const start = performance.now();
+    await turn(() => engine.compute_share());
+    for await (const share of this.#helpers.shares((performance.now() - start) / 1000)) {
+      await turn(() => (share ? engine.add_share(share) : engine.compute_share()));
+    }
+    this.#tellLost();
+  }
+
+  #tellLost(): void {
+    for (const error of this.#helpers?.failures() ?? []) this.#warn(error);
+  }
+
+  /** Frees the helpers' memory. */
+  #dismiss(): void {
+    this.#helpers?.close();
+    this.#helpers = null;
+  }
+
   async #end(): Promise<void> {
+    this.#dismiss();
     const reason = this.#wanted.stopped ? "stopped" : "done";
     await this.#drain();
     // The best adapter is among those measured, so the last one has to be.
@@ -225,6 +263,7 @@ export class Run {
   }
 
   async #pause(): Promise<void> {
+    this.#dismiss();
     await this.#checkpoint();
     this.emit({ type: "paused", step: this.#step });
     while (this.#wanted.paused && !this.#wanted.stopped) {
