@@ -25,10 +25,10 @@ export interface Engine {
     checkpoint: Uint8Array | undefined,
   ): Promise<string>;
   step(): Promise<string>;
-  parameters(): Promise<Float32Array<ArrayBuffer>>;
+  parameters(): Promise<Float32Array>;
   compute_share(): Promise<void>;
   add_share(share: Float32Array): void;
-  share_of(step: number, parameters: Float32Array, worker: number): Promise<Float32Array<ArrayBuffer>>;
+  share_of(step: number, parameters: Float32Array, worker: number): Promise<Float32Array>;
   run_sha256(): string;
   reports(): Promise<string>;
   validate(): Promise<string>;

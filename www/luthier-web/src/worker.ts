@@ -257,7 +257,7 @@ async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["as
   const context: Context<K> = { emit: (event, transfer) => reply({ id, event }, transfer), signal: stop.signal };
   try {
     const answer = await handlers[name](ask, context);
-    reply({ id, answer }, answer instanceof Float32Array ? [answer.buffer] : []);
+    reply({ id, answer }, answer instanceof Float32Array ? [answer.buffer as ArrayBuffer] : []);
   } catch (error) {
     if (isPanic(error)) die(error);
     else reply({ id, error: LuthierError.data(error) });

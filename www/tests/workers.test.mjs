@@ -1,0 +1,159 @@
+// A run of several workers: the numbers of one, the same bits whoever computes, and nobody is left when it is over.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { facadePage } from "./support/browser.mjs";
+import { data, losses, recipe, train } from "./support/larder.mjs";
+import { browser, server, setUp } from "./support/setup.mjs";
+
+const options = { ...recipe.options, steps: 24, batch_size: 4, seq_len: 64, dropout: 0, val_fraction: 0.05, eval_every: 10 };
+const LOSS_TOLERANCE = 1e-4;
+
+/** Goes before the worker's script: a worker holds a lock as long as it lives, tells of shares, and has accidents on demand. */
+const SEEN = `
+  navigator.locks.request(self.name + " " + crypto.randomUUID(), () => new Promise(() => {}));
+  if (self.name === "luthier-helper") {
+    const shares = new BroadcastChannel("shares");
+    const post = self.postMessage.bind(self);
+    self.postMessage = (message, options) => {
+      if (message.answer instanceof Float32Array) shares.postMessage(message.answer.length);
+      post(message, options);
+    };
+    new BroadcastChannel("accidents").onmessage = ({ data }) => {
+      if (data === "panic") Promise.reject(new WebAssembly.RuntimeError("unreachable"));
+      if (data === "hang") for (;;);
+    };
+  }
+`;
+
+setUp({ inject: SEEN });
+
+async function open() {
+  const page = await facadePage(await browser.newContext(), server);
+  await page.evaluate(async () => {
+    globalThis.shares = 0;
+    globalThis.heard = () => {};
+    new BroadcastChannel("shares").onmessage = () => (shares++, heard());
+    globalThis.helpers = async () => (await navigator.locks.query()).held.filter(({ name }) => name.startsWith("luthier-helper")).length;
+    globalThis.gone = async () => {
+      for (const end = performance.now() + 5000; performance.now() < end; await new Promise((on) => setTimeout(on, 20))) {
+        if ((await helpers()) === 0) return true;
+      }
+      return false;
+    };
+    globalThis.tuner = await nano("cpu");
+  });
+  return page;
+}
+
+const adapter = (page) => page.evaluate(async () => bytes((await tuner.exportPeft()).at(-1).blob));
+const shares = (page) => page.evaluate(() => shares);
+const noneLeft = async (page, when) => assert.ok(await page.evaluate(() => gone()), `there are helpers ${when}`);
+
+test("two workers compute the losses of one, write down that they were two, and leave", async () => {
+  const measured = {};
+  for (const workers of [1, 2]) {
+    const page = await open();
+    const events = await train(page, { ...options, workers });
+    const { summary } = events.find(({ type }) => type === "plan");
+    assert.deepEqual([summary.workers, summary.device], [workers, `CPU (wasm, ${workers === 1 ? "1 thread" : "2 workers"})`]);
+    assert.equal(summary.memory.helpers * workers, summary.memory.total * (workers - 1));
+    assert.equal(events.filter(({ type }) => type === "warning").length, 0, JSON.stringify(events.find(({ type }) => type === "warning")));
+    const record = JSON.parse(await page.evaluate(() => tuner.exportRun()));
+    assert.equal(record.options.workers, workers === 1 ? null : workers);
+    const count = await shares(page);
+    assert.ok(workers === 1 ? count === 0 : count > options.steps / 4, `${count} shares of ${options.steps} steps came from a helper`);
+    await noneLeft(page, "after the run");
+    measured[workers] = { events, adapter: await adapter(page) };
+    await page.context().close();
+  }
+  const [one, two] = [1, 2].map((workers) => losses(measured[workers].events));
+  assert.deepEqual([one.length, two.length], [options.steps, options.steps]);
+  one.forEach((loss, i) => assert.ok(Math.abs(two[i] - loss) <= LOSS_TOLERANCE * loss, `step ${i + 1}: ${loss} and ${two[i]}`));
+  assert.notDeepEqual(measured[1].adapter, measured[2].adapter, "sums in another order round in other places");
+});
+
+test("a paused and killed run of two workers goes on bit-exactly, with two workers", async () => {
+  const shuffled = { ...options, dropout: 0.1, workers: 2 };
+  const whole = await open();
+  const events = await train(whole, shuffled);
+  const expected = await adapter(whole);
+  await whole.context().close();
+
+  const page = await open();
+  await page.evaluate(async ([data, options]) => {
+    globalThis.run = tuner.train(data, { options, store: { id: "two", every_seconds: 600 } });
+    for (let paused = false; !paused; ) {
+      const { value } = await run.next();
+      if (value.type === "step" && shares > 2) tuner.pause();
+      paused = value.type === "paused";
+    }
+  }, [data("train"), shuffled]);
+  await noneLeft(page, "in a pause");
+  const again = await page.context().newPage();
+  await page.close();
+  await again.close();
+  const resumed = await facadePage(page.context(), server);
+  const rest = await resumed.evaluate(async () => {
+    globalThis.tuner = await nano("cpu");
+    const events = [];
+    for await (const event of tuner.resume("two")) events.push(event);
+    return events;
+  });
+  const { step, summary } = rest.find(({ type }) => type === "plan");
+  assert.ok(step > 0 && step < options.steps && summary.workers === 2, `step ${step}, ${summary.workers} workers`);
+  assert.deepEqual(losses(rest), losses(events).slice(step));
+  assert.deepEqual(await adapter(resumed), expected);
+  await resumed.context().close();
+});
+
+for (const accident of ["panic", "hang"]) {
+  test(`the bits are the same when a helper is lost: ${accident}`, async () => {
+    const asked = { ...options, val_fraction: 0, workers: 2 };
+    const page = await open();
+    const expected = losses(await train(page, asked));
+    await page.evaluate((accident) => {
+      const accidents = new BroadcastChannel("accidents");
+      heard = () => shares === before + 3 && accidents.postMessage(accident);
+      globalThis.before = shares;
+    }, accident);
+    const events = await train(page, asked);
+    const warnings = events.filter(({ type }) => type === "warning");
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0].error.message, /Worker 2 of the run was lost/);
+    assert.equal(events.at(-1).reason, "done");
+    assert.deepEqual(losses(events), expected);
+    assert.ok((await page.evaluate(() => shares - before)) < expected.length, "the helper was lost before the end");
+    await noneLeft(page, "after it");
+    await page.context().close();
+  });
+}
+
+test("helpers end with a run that is stopped, and with the model", async () => {
+  const page = await open();
+  const asked = { ...options, steps: 400, val_fraction: 0, workers: 2 };
+  /** Until a helper has brought a share. */
+  const begin = () => page.evaluate(async ([data, options]) => {
+    const seen = shares;
+    globalThis.run = tuner.train(data, { options });
+    while (shares === seen) await run.next();
+  }, [data("train"), asked]);
+  await begin();
+  assert.equal(await page.evaluate(() => helpers()), 1);
+  await page.evaluate(() => tuner.discard());
+  await noneLeft(page, "after the run was discarded");
+  await begin();
+  await page.evaluate(() => tuner.close());
+  await noneLeft(page, "after the model was closed");
+  await page.context().close();
+});
+
+test("on WebGPU there is one worker", async () => {
+  const page = await facadePage(await browser.newContext(), server);
+  const workers = await page.evaluate(async (data) => {
+    const tuner = await nano("webgpu");
+    return (await tuner.estimate(data, { batch_size: 8 })).workers;
+  }, data("train"));
+  assert.equal(workers, 1);
+  await page.context().close();
+});
