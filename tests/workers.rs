@@ -8,7 +8,7 @@ mod tiny;
 use luthier::adapter::Kind;
 use luthier::data::{Batches, ReadOptions, Records, read};
 use luthier::device::{Device, DeviceChoice};
-use luthier::session::Session;
+use luthier::session::{Offer, Session};
 use luthier::train::{Deal, TrainOptions, Trainer};
 use luthier::weights::ModelFiles;
 use pollster::block_on;
@@ -41,15 +41,22 @@ fn dealt(device: Device, workers: usize) -> (Vec<f64>, Vec<f64>) {
 #[test]
 fn a_step_of_several_workers_is_the_step_of_one() {
     for (device, tolerance) in [(Device::reference as fn() -> Device, 1e-5), (Device::cpu, 1e-4)] {
-        let want = dealt(device(), 1);
-        for workers in [2, 3, 4, 8] {
-            let got = dealt(device(), workers);
-            let largest = |values: &[f64]| values.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-            for (got, want, tolerance) in [(got.0, &want.0, tolerance), (got.1, &want.1, 10.0 * tolerance)] {
-                let apart: Vec<f64> = got.iter().zip(want).map(|(g, w)| g - w).collect();
-                let error = largest(&apart) / largest(want);
-                assert!(error < tolerance, "{workers} workers: {error:.1e}");
-            }
+        same(device, &[2, 3, 4, 8], tolerance);
+    }
+    if common::gpu().is_some() {
+        same(|| Device::Gpu(Box::new(common::gpu().expect("it was there"))), &[2], 1e-4);
+    }
+}
+
+fn same(device: impl Fn() -> Device, dealt_to: &[usize], tolerance: f64) {
+    let want = dealt(device(), 1);
+    let largest = |values: &[f64]| values.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    for workers in dealt_to {
+        let got = dealt(device(), *workers);
+        for (got, want, tolerance) in [(got.0, &want.0, tolerance), (got.1, &want.1, 10.0 * tolerance)] {
+            let apart: Vec<f64> = got.iter().zip(want).map(|(g, w)| g - w).collect();
+            let error = largest(&apart) / largest(want);
+            assert!(error < tolerance, "{workers} workers: {error:.1e}");
         }
     }
 }
@@ -158,7 +165,7 @@ fn workers_are_as_many_as_fit() {
     let (workers, in_turn) = taken(&session, Some(4), 4.0);
     assert_eq!((workers, in_turn.helpers), (4, 0), "and shares are computed in turn");
 
-    session.offer_workers(6);
+    session.offer_workers(Offer { workers: 6, gib: 8.0 });
     let (workers, memory) = taken(&session, None, 4.0);
     assert_eq!((workers, Deal::among(6, &options).workers), (4, 4));
     assert_eq!((memory.total, memory.helpers), (4 * in_turn.total, 3 * in_turn.total));
@@ -175,6 +182,12 @@ fn workers_are_as_many_as_fit() {
         last = summary.workers;
     }
     assert_eq!((last, recomputed), (1, true));
+    // What is offered bounds those that nobody asked for.
+    let half = gib(memory.total) / 2.0;
+    session.offer_workers(Offer { workers: 6, gib: half });
+    let (workers, within) = taken(&session, None, 4.0);
+    assert!(workers < 4 && gib(within.total) <= half, "{workers}: {within:?}");
+    assert_eq!(taken(&session, Some(4), 4.0).0, 4);
     let error = estimate(&session, Some(4), gib(memory.total) / 8.0).unwrap_err();
     assert!(error.hint().contains("--workers"), "{error}: {}", error.hint());
     let error = estimate(&session, Some(0), 4.0).unwrap_err();

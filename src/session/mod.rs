@@ -50,14 +50,22 @@ pub struct Session {
     /// What exports are compared with, by the number of tokens.
     logits: BTreeMap<usize, Logits>,
     trainer: Option<Trainer>,
-    /// Workers that may share a run here, this one among them; none natively, where threads do.
-    offered: Option<usize>,
+    /// None natively, where threads share the work.
+    offered: Option<Offer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
     validation: Option<Batches>,
     generator: Option<Generator>,
     /// Sequence and inputs of evaluation outside a run, with their shape (B, T) and whether the adapter is used.
     evaluation: Option<(Inputs, usize, (usize, usize, bool))>,
+}
+
+/// Workers that may share a run on the CPU, this one among them, and the GiB that all of them may take; each holds a copy of
+/// the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub workers: usize,
+    pub gib: f64,
 }
 
 /// What a base model is, as the page shows it.
@@ -134,15 +142,15 @@ impl Session {
         self.base.device.describe()
     }
 
-    /// Says that runs may be shared by so many workers, where they compute on the CPU; each holds a copy of the model.
-    pub fn offer_workers(&mut self, workers: usize) {
-        self.offered = matches!(self.base.device, Device::Cpu(_)).then_some(workers.max(1));
+    /// Says who may share runs; a GPU needs nobody.
+    pub fn offer_workers(&mut self, offer: Offer) {
+        self.offered = matches!(self.base.device, Device::Cpu(_)).then_some(offer);
     }
 
     /// The device with the workers that were offered.
     pub fn device_info(&self) -> DeviceInfo {
-        let description = self.base.device.describe_with(self.offered.unwrap_or(1));
-        DeviceInfo { description, ..self.base.device.info() }
+        let workers = self.offered.map_or(1, |offer| offer.workers);
+        DeviceInfo { description: self.base.device.describe_with(workers), ..self.base.device.info() }
     }
 
     /// Bytes that exist on the device now.

@@ -1,6 +1,6 @@
 //! A training run of a session: what it would be, what it is, and where it stands.
 
-use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
+use super::{DataRecord, ModelRecord, Offer, Results, RunRecord, Session};
 use crate::adapter::{Adapter, Kind};
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
@@ -203,16 +203,21 @@ impl Session {
     /// Plans a run for the workers that it asks for, or for as many of those offered as fit. Only the number that came of
     /// it is left in the options, where there is more than one: runs with the same options give the same bits.
     fn plan_run(&self, adapter: &Adapter, options: TrainOptions) -> Result<(Planned, TrainOptions)> {
-        let (offered, asked) = (self.offered.unwrap_or(1), options.workers);
-        let among = |workers: usize| {
+        let among = |workers: usize, gib: f64| {
             let workers = Deal::among(workers, &options).workers;
             let options = TrainOptions { workers: Some(workers).filter(|n| *n > 1), ..options.clone() };
-            // Nobody else is there to hold a copy: the shares are computed one after the other.
+            // Nobody else may be there to hold a copy: then the shares are computed one after the other.
             let holders = if self.offered.is_some() { workers } else { 1 };
-            trainer::plan_for(&self.base, adapter, &options, holders).map(|planned| (planned, options))
+            let memory_gib = if holders > 1 { gib } else { options.memory_gib };
+            let bounded = TrainOptions { memory_gib, ..options.clone() };
+            trainer::plan_for(&self.base, adapter, &bounded, holders).map(|planned| (planned, options))
         };
-        let fits = (2..=offered).rev().filter(|_| asked.is_none()).find_map(|workers| among(workers).ok());
-        fits.map_or_else(|| among(asked.unwrap_or(1)), Ok)
+        let Offer { workers, gib } = self.offered.unwrap_or(Offer { workers: 1, gib: options.memory_gib });
+        let gib = gib.min(options.memory_gib);
+        match options.workers {
+            Some(asked) => among(asked, gib).or_else(|_| among(asked, options.memory_gib)),
+            None => (2..=workers).rev().find_map(|workers| among(workers, gib).ok()).map_or_else(|| among(1, gib), Ok),
+        }
     }
 
     fn summary(&self, start: &Start) -> Summary {

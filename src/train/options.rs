@@ -103,7 +103,8 @@ options! {
     kept_blocks: Option<usize>, [value_name = "N"];
     /// GiB the run may use; decides --kept-blocks.
     memory_gib: f64 = 4.0, [value_name = "N"];
-    /// Workers that each step's rows are dealt to, in the page; left out, as many as cores and memory can be spared.
+    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively it only
+    /// changes how sums are rounded.
     workers: Option<usize>, [value_name = "N"];
 }
 

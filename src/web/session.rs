@@ -25,13 +25,9 @@ struct CreateOptions {
     device: DeviceChoice,
     #[serde(default = "unnamed")]
     name: String,
-    /// That may share a run on the CPU, this one among them.
-    #[serde(default = "alone")]
+    /// That may share a run on the CPU, this one among them, and the GiB that all of them may take.
     workers: usize,
-}
-
-fn alone() -> usize {
-    1
+    workers_gib: f64,
 }
 
 fn unnamed() -> String {
@@ -136,9 +132,9 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, workers }`; `progress(done, total)` in bytes.
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, workers, workers_gib }`; `progress(done, total)` in bytes.
     pub async fn create(files: Array, options: JsValue, progress: Option<Function>) -> Outcome<Session> {
-        let CreateOptions { device, name, workers } = parse_object("options", &options)?;
+        let CreateOptions { device, name, workers, workers_gib: gib } = parse_object("options", &options)?;
         let files = ModelFiles::from_sources("the model's files", blobs(&files)?).await.map_err(thrown)?;
         let progress = |done: u64, total: u64| {
             if let Some(progress) = &progress {
@@ -147,7 +143,7 @@ impl Session {
             }
         };
         let mut session = session::Session::open(&files, &name, device, progress).await.map_err(thrown)?;
-        session.offer_workers(workers);
+        session.offer_workers(session::Offer { workers, gib });
         Ok(Session(session))
     }
 

@@ -19,6 +19,7 @@ const SEEN = `
       if (message.answer instanceof Float32Array) shares.postMessage(message.answer.length);
       post(message, options);
     };
+    fetch("https://elsewhere.invalid/").catch(() => {});
     new BroadcastChannel("accidents").onmessage = ({ data }) => {
       if (data === "panic") Promise.reject(new WebAssembly.RuntimeError("unreachable"));
       if (data === "hang") for (;;);
@@ -28,9 +29,9 @@ const SEEN = `
 
 setUp({ inject: SEEN });
 
-async function open() {
+async function open(device = "cpu") {
   const page = await facadePage(await browser.newContext(), server);
-  await page.evaluate(async () => {
+  await page.evaluate(async (device) => {
     globalThis.shares = 0;
     globalThis.heard = () => {};
     new BroadcastChannel("shares").onmessage = () => (shares++, heard());
@@ -41,8 +42,10 @@ async function open() {
       }
       return false;
     };
-    globalThis.tuner = await nano("cpu");
-  });
+    globalThis.requests = [];
+    Luthier.onRequest((request) => requests.push(request));
+    globalThis.tuner = await nano(device);
+  }, device);
   return page;
 }
 
@@ -64,6 +67,9 @@ test("two workers compute the losses of one, write down that they were two, and 
     const count = await shares(page);
     assert.ok(workers === 1 ? count === 0 : count > options.steps / 4, `${count} shares of ${options.steps} steps came from a helper`);
     await noneLeft(page, "after the run");
+    // The policy of the page rules helpers too, and what they ask for is told.
+    const tried = await page.evaluate(() => requests.filter(({ url }) => url.startsWith("https://elsewhere.invalid")));
+    assert.deepEqual(tried.map(({ blocked }) => blocked), workers === 1 ? [] : [true]);
     measured[workers] = { events, adapter: await adapter(page) };
     await page.context().close();
   }
@@ -73,7 +79,7 @@ test("two workers compute the losses of one, write down that they were two, and 
   assert.notDeepEqual(measured[1].adapter, measured[2].adapter, "sums in another order round in other places");
 });
 
-test("a paused and killed run of two workers goes on bit-exactly, with two workers", async () => {
+test("a paused run, whose tab is closed, of two workers goes on bit-exactly, with two workers", async () => {
   const shuffled = { ...options, dropout: 0.1, workers: 2 };
   const whole = await open();
   const events = await train(whole, shuffled);
@@ -90,10 +96,8 @@ test("a paused and killed run of two workers goes on bit-exactly, with two worke
     }
   }, [data("train"), shuffled]);
   await noneLeft(page, "in a pause");
-  const again = await page.context().newPage();
-  await page.close();
-  await again.close();
   const resumed = await facadePage(page.context(), server);
+  await page.close();
   const rest = await resumed.evaluate(async () => {
     globalThis.tuner = await nano("cpu");
     const events = [];
@@ -148,12 +152,16 @@ test("helpers end with a run that is stopped, and with the model", async () => {
   await page.context().close();
 });
 
-test("on WebGPU there is one worker", async () => {
-  const page = await facadePage(await browser.newContext(), server);
-  const workers = await page.evaluate(async (data) => {
-    const tuner = await nano("webgpu");
-    return (await tuner.estimate(data, { batch_size: 8 })).workers;
-  }, data("train"));
-  assert.equal(workers, 1);
+test("WebGPU has one worker, which computes the shares of several where they are asked for", async () => {
+  const page = await open("webgpu");
+  const plan = (options) => page.evaluate(([data, options]) => tuner.estimate(data, options), [data("train"), options]);
+  assert.equal((await plan({ batch_size: 8 })).workers, 1);
+  const asked = { ...options, steps: 2, batch_size: 2, val_fraction: 0, workers: 2 };
+  const { workers, memory } = await plan(asked);
+  assert.deepEqual([workers, memory.helpers], [2, 0]);
+  const events = await train(page, asked);
+  assert.equal(losses(events).length, 2);
+  const seen = await page.evaluate(() => requests.some(({ url }) => url.startsWith("https://elsewhere.invalid")));
+  assert.ok(!seen && (await shares(page)) === 0, "no helper was started");
   await page.context().close();
 });

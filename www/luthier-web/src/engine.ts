@@ -77,7 +77,7 @@ export interface EngineModule {
   Session: {
     create(
       files: NamedBlob[],
-      options: { device: string; name: string; workers: number },
+      options: { device: string; name: string; workers: number; workers_gib: number },
       progress: (done: number, total: number) => void,
     ): Promise<Engine>;
   };

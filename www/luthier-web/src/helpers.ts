@@ -17,6 +17,9 @@ const PATIENCE_TIMES = 20;
 /** One core is left to the page. */
 export const workersToSpare = (): number => Math.max(1, Math.min(MOST, (navigator.hardwareConcurrency ?? 1) - 1));
 
+/** What all of them may take: a quarter of the memory that the browser tells of (it never tells of much), else 1 GiB. */
+export const gibToSpare = (): number => ((navigator as Navigator & WorkerNavigator).deviceMemory ?? 4) / 4;
+
 export class Helpers {
   readonly #all: Helper[];
 

@@ -36,6 +36,8 @@ export class Run {
   #wake = () => {};
   #files: RunFiles | null = null;
   #workers = 1;
+  /** Helpers hold what the engine holds. */
+  #kept = 0;
   #helpers: Helpers | null = null;
 
   constructor(
@@ -79,7 +81,9 @@ export class Run {
     if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
     const started = await this.#startEngine();
     this.#step = this.#reported = this.#savedStep = started.step;
-    this.#workers = started.workers;
+    this.#kept = started.memory.kept_blocks;
+    // On a GPU the engine computes all shares itself, where a number is asked for.
+    this.#workers = started.memory.helpers > 0 ? started.workers : 1;
     // The bits depend on it: whoever goes on with this run must not choose again.
     this.job.options = { ...this.job.options, workers: started.workers };
     if (store?.create) this.#files = await RunFiles.create(store.id, this.job, this.model, started.steps);
@@ -127,7 +131,7 @@ export class Run {
   /** The shares of the step to come, each in its turn. The engine computes those that no helper brings. */
   async #gather(): Promise<void> {
     if (this.#workers === 1) return;
-    this.#helpers ??= this.help(this.#workers, this.job.options);
+    this.#helpers ??= this.help(this.#workers, { ...this.job.options, kept_blocks: this.#kept });
     if (!this.#helpers.ready) return this.#tellLost();
     const { engine, turn } = this;
     this.#helpers.ask(this.#step, await turn(() => engine.parameters()));

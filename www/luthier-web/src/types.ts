@@ -179,8 +179,9 @@ export interface MethodRow {
  * Flags of `luthier train` in snake_case; see {@link OptionRow} for the table they come from.
  *
  * `workers`: on the CPU each step's rows are dealt to so many web workers, each with a copy of the model. Left out, there are
- * as many as there are cores but one, at most 8, no more than rows, and no more than fit into `memory_gib` together; WebGPU
- * uses one. The bits of a run depend on the number, so a run that goes on keeps it.
+ * as many as there are cores but one, at most 8, no more than rows, and no more than fit together into `memory_gib` and into a quarter of
+ * the machine's memory (1 GiB where the browser does not tell); WebGPU has
+ * one, and computes the shares in turn where a number is asked for. The bits of a run depend on the number, so a run that goes on keeps it.
  */
 export type TrainOptions = Partial<{
   method: Method;

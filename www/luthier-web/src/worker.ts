@@ -3,7 +3,7 @@
 import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
-import { Helpers, workersToSpare } from "./helpers.js";
+import { Helpers, gibToSpare, workersToSpare } from "./helpers.js";
 import { closeWaysOut, onRequest, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { CHECKED_BYTES } from "./limits.js";
@@ -72,7 +72,7 @@ type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) =
 const handlers: Handlers = {
   async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
     const { Session } = await engine();
-    const options = { device, name, workers: workersToSpare() };
+    const options = { device, name, workers: workersToSpare(), workers_gib: gibToSpare() };
     session = await turn(() => Session.create(files, options, (done, total) => emit([done, total])));
     opened = { name, files };
     const model: ModelInfo = JSON.parse(session.info());
