@@ -9,7 +9,7 @@ use luthier::adapter::Kind;
 use luthier::data::{Batches, ReadOptions, Records, read};
 use luthier::device::{Device, DeviceChoice};
 use luthier::session::{Offer, Session};
-use luthier::train::{Deal, TrainOptions, Trainer};
+use luthier::train::{Deal, TrainOptions, Trainer, Work};
 use luthier::weights::ModelFiles;
 use pollster::block_on;
 use tiny::documents;
@@ -75,6 +75,7 @@ fn options(method: Kind) -> TrainOptions {
         steps: Some(4),
         batch_size: 3,
         seq_len: 48,
+        val_fraction: 0.3,
         workers: Some(3),
         ..Default::default()
     }
@@ -97,17 +98,22 @@ fn run(options: &TrainOptions, helpers: &mut [Session], helped: impl Fn(u64) -> 
     let mut bits = Vec::new();
     while !session.done() {
         let step = session.step_number();
-        if helped(step) {
+        let mut gather = |session: &mut Session, of: Work| {
+            if !helped(step) {
+                return;
+            }
             let parameters = block_on(session.parameters()).unwrap();
-            block_on(session.compute_share()).unwrap();
+            block_on(session.compute_share(of)).unwrap();
             for (i, helper) in helpers.iter_mut().enumerate() {
                 assert_eq!(helper.run_sha256().unwrap(), session.run_sha256().unwrap());
-                session.add_share(block_on(helper.share_of(step, &parameters, i + 1)).unwrap()).unwrap();
+                session.add_share(of, block_on(helper.share_of(of, step, &parameters, i + 1)).unwrap()).unwrap();
             }
-        }
+        };
+        gather(&mut session, Work::Step);
         let mut reports = block_on(session.step()).unwrap();
         reports.extend(block_on(session.reports()).unwrap());
         bits.extend(reports.iter().flat_map(|r| [r.loss.to_bits(), r.grad_norm.to_bits()]));
+        gather(&mut session, Work::Validation);
         bits.extend(block_on(session.validate()).unwrap().map(|evaluation| evaluation.loss.to_bits()));
     }
     (bits, block_on(session.adapter_files()).unwrap().pop().unwrap().1)
@@ -137,14 +143,16 @@ fn what_is_no_share_is_refused() {
         let error = result.unwrap_err();
         assert!(error.code() == "setting" && error.to_string().contains(part), "{error}");
     };
-    refused(block_on(helper.share_of(0, &parameters, 3)).map(drop), "worker 3 of 3");
-    refused(block_on(helper.share_of(0, &parameters[1..], 1)).map(drop), "numbers of an adapter");
-    let share = block_on(helper.share_of(0, &parameters, 1)).unwrap();
-    refused(session.add_share(share[1..].to_vec()), &format!("not {}", share.len()));
-    block_on(session.compute_share()).unwrap();
-    session.add_share(share.clone()).unwrap();
-    session.add_share(share.clone()).unwrap();
-    refused(session.add_share(share), "share 3 of 3");
+    for of in [Work::Step, Work::Validation] {
+        refused(block_on(helper.share_of(of, 0, &parameters, 3)).map(drop), "worker 3 of 3");
+        refused(block_on(helper.share_of(of, 0, &parameters[1..], 1)).map(drop), "numbers of an adapter");
+        let share = block_on(helper.share_of(of, 0, &parameters, 1)).unwrap();
+        refused(session.add_share(of, share[1..].to_vec()), &format!("not {}", share.len()));
+        block_on(session.compute_share(of)).unwrap();
+        session.add_share(of, share.clone()).unwrap();
+        session.add_share(of, share.clone()).unwrap();
+        refused(session.add_share(of, share), "share 3 of 3");
+    }
     let seeded = started(&TrainOptions { seed: 1, ..options });
     assert_ne!(seeded.run_sha256().unwrap(), session.run_sha256().unwrap());
 }

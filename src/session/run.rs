@@ -10,8 +10,8 @@ use crate::model::load::Opened;
 use crate::model::seam::virtual_ids;
 use crate::train::trainer::Planned;
 use crate::train::{
-    Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, check_tokens, checkpoint,
-    trainer,
+    Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, Work, check_tokens,
+    checkpoint, trainer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,10 @@ fn going_on(options: TrainOptions, initial: &Option<(Adapter, Vec<f32>)>) -> Tra
 
 fn no_run() -> Error {
     Error::setting("train", "no run was started", "start one first")
+}
+
+fn nothing_held_out() -> Error {
+    Error::setting("validate", "this run has no validation data", "give some, or a --val-fraction")
 }
 
 impl Session {
@@ -308,20 +312,37 @@ impl Session {
     }
 
     /// [`Trainer::compute_share`]
-    pub async fn compute_share(&mut self) -> Result<()> {
-        let (base, trainer) = self.running()?;
-        trainer.compute_share(base).await
+    pub async fn compute_share(&mut self, of: Work) -> Result<()> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        match (of, &self.validation) {
+            (Work::Step, _) => trainer.compute_share(&mut self.base).await,
+            (Work::Validation, batches) => {
+                trainer.compute_evaluation_share(&mut self.base, batches.as_ref().ok_or_else(nothing_held_out)?).await
+            }
+        }
     }
 
     /// [`Trainer::add_share`]
-    pub fn add_share(&mut self, share: Vec<f32>) -> Result<()> {
-        self.running()?.1.add_share(share)
+    pub fn add_share(&mut self, of: Work, share: Vec<f32>) -> Result<()> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        match (of, &self.validation) {
+            (Work::Step, _) => trainer.add_share(share),
+            (Work::Validation, batches) => {
+                trainer.add_evaluation_share(batches.as_ref().ok_or_else(nothing_held_out)?, share)
+            }
+        }
     }
 
     /// [`Trainer::share_of`]: what a helper does for a session that has started the same run.
-    pub async fn share_of(&mut self, step: u64, parameters: &[f32], worker: usize) -> Result<Vec<f32>> {
-        let (base, trainer) = self.running()?;
-        trainer.share_of(base, step, parameters, worker).await
+    pub async fn share_of(&mut self, of: Work, step: u64, parameters: &[f32], worker: usize) -> Result<Vec<f32>> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        match (of, &self.validation) {
+            (Work::Step, _) => trainer.share_of(&mut self.base, step, parameters, worker).await,
+            (Work::Validation, batches) => {
+                let batches = batches.as_ref().ok_or_else(nothing_held_out)?;
+                trainer.evaluation_share_of(&mut self.base, parameters, batches, worker).await
+            }
+        }
     }
 
     /// What is the same in sessions whose shares belong together.

@@ -10,5 +10,5 @@ pub mod trainer;
 pub use checkpoint::{Checkpoint, Identity};
 pub use options::{TrainOptions, check_tokens, method_table, option_table};
 pub use schedule::Schedule;
-pub use shares::Deal;
+pub use shares::{Deal, Work};
 pub use trainer::{Evaluation, ExampleLoss, MemoryPlan, State, StepReport, Trainer};

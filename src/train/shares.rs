@@ -4,7 +4,18 @@
 //! that is late or lost is computed by another, to the same bits.
 
 use super::options::TrainOptions;
+use serde::Deserialize;
 use std::ops::Range;
+
+/// What is dealt out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Work {
+    /// The gradients of the step to come.
+    Step,
+    /// The losses of the validation data's batches.
+    Validation,
+}
 
 /// How the rows of a step are dealt out.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +59,12 @@ impl Deal {
         self.parts * self.micro_batches
     }
 
-    /// What a worker computes, in this order.
+    /// The batches of an evaluation, of so many, that a worker computes.
+    pub fn batches(&self, worker: usize, of: u64) -> impl Iterator<Item = u64> {
+        (worker as u64..of).step_by(self.workers)
+    }
+
+    /// What a worker computes of a step, in this order.
     pub fn share(&self, worker: usize) -> impl Iterator<Item = Part> {
         let Deal { workers, rows, parts, .. } = *self;
         let part = move |number: usize| {

@@ -1,8 +1,8 @@
 //! The trainer: micro-batches through the "train" sequence, one "update" a step, reports from the ring.
 //!
 //! Gradients are normalised by the supervised tokens of the whole accumulation window, so k micro-batches equal one
-//! batch. Losses and norms stay on the device in a ring of slots that is read a few times a second, so that steps
-//! shorter than that do not wait for one another's numbers.
+//! batch; so do shares of it that several sessions compute (`shares`). Losses and norms stay on the device in a ring of
+//! slots that is read a few times a second, so that steps shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
 use super::shares::{Deal, Gathered, SUMS};
@@ -46,6 +46,21 @@ pub struct Evaluation {
     pub accuracy: f64,
     pub supervised_tokens: u64,
     pub tokens: u64,
+}
+
+impl Evaluation {
+    /// From the sums of loss and of hits of every batch.
+    fn of(batches: &Batches, sums: &[f32]) -> Evaluation {
+        let total = |which: usize| sums.chunks_exact(SUMS).map(|sums| sums[which] as f64).sum::<f64>();
+        let (mut supervised_tokens, mut tokens) = (0, 0);
+        for batch in (0..batches.batches_per_epoch()).map(|index| batches.batch(index)) {
+            supervised_tokens += batch.supervised as u64;
+            tokens += batch.tokens as u64;
+        }
+        let count = supervised_tokens.max(1) as f64;
+        let (loss, accuracy) = (total(0) / count, total(1) / count);
+        Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens, tokens }
+    }
 }
 
 /// Loss of one example: summed over its targets, how many they are, and how many the model ranked first.
@@ -129,6 +144,8 @@ pub struct Trainer {
     deal: Deal,
     /// Of the step to come.
     gathered: Gathered,
+    /// Shares of the evaluation to come that were brought so far: loss and hits of each batch.
+    measured: Vec<Vec<f32>>,
     step: u64,
     pending: Vec<Pending>,
     /// The step that was not finite, once the sound ones before it are reported.
@@ -192,6 +209,7 @@ impl Trainer {
             batches,
             deal,
             gathered: Gathered::default(),
+            measured: Vec::new(),
             step: 0,
             pending: Vec::new(),
             diverged: None,
@@ -244,15 +262,14 @@ impl Trainer {
     }
 
     /// Adds the gradients of batches, each with its number in the run, to those on the device.
-    async fn accumulate<B: std::borrow::Borrow<Batch>>(
+    async fn accumulate<'a>(
         &mut self,
         base: &mut Base,
         mut control: Control,
-        batches: impl Iterator<Item = (B, u64)>,
+        batches: impl Iterator<Item = (&'a Batch, u64)>,
     ) -> Result<()> {
         let train = self.train_sequence(base).await?;
         for (i, (batch, number)) in batches.enumerate() {
-            let batch = batch.borrow();
             control.first = i == 0;
             control.rows = batch.supervised as u32;
             control.seed = hash(hash(self.options.seed as u32) ^ hash(number as u32));
@@ -292,7 +309,7 @@ impl Trainer {
         if batches.is_empty() {
             return Ok(vec![0.0; SUMS + self.adapter.len]);
         }
-        self.accumulate(base, control, batches.into_iter()).await?;
+        self.accumulate(base, control, batches.iter().map(|(batch, number)| (batch, *number))).await?;
         let mut share = base.device.read(self.io.ring, control.ring as usize * REPORT, SUMS).await?;
         share.extend(base.device.read(self.patches.grads, 0, self.adapter.len).await?);
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
@@ -301,13 +318,19 @@ impl Trainer {
 
     /// What [`Trainer::share`] is of a run that stands before `step` with this adapter: the same in every session.
     pub async fn share_of(&mut self, base: &mut Base, step: u64, adapter: &[f32], worker: usize) -> Result<Vec<f32>> {
+        self.stand_in(base, adapter, worker)?;
+        self.step = step;
+        self.share(base, worker).await
+    }
+
+    /// Takes over the adapter of another session, to be its worker of this number.
+    fn stand_in(&mut self, base: &mut Base, adapter: &[f32], worker: usize) -> Result<()> {
         if adapter.len() != self.adapter.len || worker >= self.deal.workers {
             let what = format!("worker {worker} of {}, {} numbers of an adapter", self.deal.workers, adapter.len());
             return Err(Error::setting("workers", what, "this run was dealt in another way"));
         }
-        self.step = step;
         self.set_adapter(base, adapter);
-        self.share(base, worker).await
+        Ok(())
     }
 
     /// Computes the share whose turn it is, and adds it to the step to come.
@@ -438,12 +461,56 @@ impl Trainer {
         Ok(evaluation)
     }
 
-    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
     async fn measure(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
-        self.unread = self.reports(base).await?;
-        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        while self.measured.len() < self.deal.workers {
+            self.compute_evaluation_share(base, batches).await?;
+        }
+        let mut shares: Vec<_> = self.measured.drain(..).map(Vec::into_iter).collect();
+        let mut sums = Vec::new();
+        for batch in 0..batches.batches_per_epoch() as usize {
+            let share = &mut shares[batch % self.deal.workers];
+            sums.extend(share.take(SUMS));
+        }
         self.last_read = Instant::now();
-        Ok(evaluation)
+        Ok(Evaluation::of(batches, &sums))
+    }
+
+    /// [`Trainer::compute_share`] of the evaluation to come.
+    pub async fn compute_evaluation_share(&mut self, base: &mut Base, batches: &Batches) -> Result<()> {
+        let share = self.evaluation_share(base, batches, self.measured.len()).await?;
+        self.measured.push(share);
+        Ok(())
+    }
+
+    /// [`Trainer::add_share`] of the evaluation to come.
+    pub fn add_evaluation_share(&mut self, batches: &Batches, share: Vec<f32>) -> Result<()> {
+        let count = self.measured.len();
+        let wanted = SUMS * self.deal.batches(count, batches.batches_per_epoch()).count();
+        if share.len() != wanted || count >= self.deal.workers {
+            let what = format!("share {count} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
+            return Err(Error::setting("workers", what, "this is no share of this evaluation"));
+        }
+        self.measured.push(share);
+        Ok(())
+    }
+
+    /// [`Trainer::share_of`] an evaluation.
+    pub async fn evaluation_share_of(
+        &mut self,
+        base: &mut Base,
+        adapter: &[f32],
+        batches: &Batches,
+        worker: usize,
+    ) -> Result<Vec<f32>> {
+        self.stand_in(base, adapter, worker)?;
+        self.evaluation_share(base, batches, worker).await
+    }
+
+    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
+    async fn evaluation_share(&mut self, base: &mut Base, batches: &Batches, worker: usize) -> Result<Vec<f32>> {
+        self.unread = self.reports(base).await?;
+        let mine: Vec<u64> = self.deal.batches(worker, batches.batches_per_epoch()).collect();
+        batch_sums(base, &self.io, self.sequences.evaluate, batches, &mine).await
     }
 
     fn is_best(&self, evaluation: &Evaluation) -> bool {
@@ -500,6 +567,7 @@ impl Trainer {
         self.pending.clear();
         self.unread.clear();
         self.gathered = Gathered::default();
+        self.measured.clear();
     }
 
     /// The loss of every example of `batches`, of `count` in all, with the adapter as it is now.
@@ -583,27 +651,31 @@ pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Contro
 
 /// Loss and accuracy over all batches, each once.
 pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batches: &Batches) -> Result<Evaluation> {
-    let (mut loss, mut hits, mut supervised, mut tokens) = (0.0, 0.0, 0, 0);
     let all: Vec<u64> = (0..batches.batches_per_epoch()).collect();
-    for group in all.chunks(RING_SLOTS) {
+    Ok(Evaluation::of(batches, &batch_sums(base, io, sequence, batches, &all).await?))
+}
+
+/// The sums of loss and of hits of some batches, one after the other.
+async fn batch_sums(
+    base: &mut Base,
+    io: &Inputs,
+    sequence: SequenceId,
+    batches: &Batches,
+    which: &[u64],
+) -> Result<Vec<f32>> {
+    let mut sums = Vec::with_capacity(SUMS * which.len());
+    for group in which.chunks(RING_SLOTS) {
         for (slot, index) in group.iter().enumerate() {
             let batch = batches.batch(*index);
             let control =
                 Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
             write_batch(base, io, &batch, &control);
             base.device.run(&base.plan, sequence, control.rows)?;
-            supervised += batch.supervised as u64;
-            tokens += batch.tokens as u64;
         }
         let ring = base.device.read(io.ring, 0, group.len() * REPORT).await?;
-        for report in ring.chunks_exact(REPORT) {
-            loss += report[0] as f64;
-            hits += report[1] as f64;
-        }
+        sums.extend(ring.chunks_exact(REPORT).flat_map(|report| &report[..SUMS]));
     }
-    let loss = loss / supervised.max(1) as f64;
-    let accuracy = hits / supervised.max(1) as f64;
-    Ok(Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens: supervised, tokens })
+    Ok(sums)
 }
 
 /// The loss of each of `count` examples; those without targets stay at nothing. `progress` counts batches.

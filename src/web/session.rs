@@ -213,19 +213,20 @@ impl Session {
         self.0.parameters().await.map_err(thrown)
     }
 
-    /// Computes the share of the step to come whose turn it is. `step` does it for all that nobody brought.
-    pub async fn compute_share(&mut self) -> Outcome<()> {
-        self.0.compute_share().await.map_err(thrown)
+    /// Computes the share whose turn it is; `of` ("step" or "validation") is the work to come. `step` and `validate` do so
+    /// for all shares that nobody has brought.
+    pub async fn compute_share(&mut self, of: String) -> Outcome<()> {
+        self.0.compute_share(parse("of", &json(&of))?).await.map_err(thrown)
     }
 
-    /// Takes the share of the step to come whose turn it is from a helper.
-    pub fn add_share(&mut self, share: Vec<f32>) -> Outcome<()> {
-        self.0.add_share(share).map_err(thrown)
+    /// Takes the share whose turn it is from a helper.
+    pub fn add_share(&mut self, of: String, share: Vec<f32>) -> Outcome<()> {
+        self.0.add_share(parse("of", &json(&of))?, share).map_err(thrown)
     }
 
-    /// As a helper: a worker's share of step `step` (from 0) of the run that was started here as there.
-    pub async fn share_of(&mut self, step: f64, parameters: Vec<f32>, worker: usize) -> Outcome<Vec<f32>> {
-        self.0.share_of(step as u64, &parameters, worker).await.map_err(thrown)
+    /// As a helper: a worker's share of step `step` (from 0), or of the validation, of the run that was started here as there.
+    pub async fn share_of(&mut self, of: String, step: f64, params: Vec<f32>, worker: usize) -> Outcome<Vec<f32>> {
+        self.0.share_of(parse("of", &json(&of))?, step as u64, &params, worker).await.map_err(thrown)
     }
 
     /// The same in sessions that have started the same run.

@@ -49,6 +49,12 @@ async function open(device = "cpu") {
   return page;
 }
 
+const validations = (events) => events.filter(({ type }) => type === "validation").map(({ evaluation }) => evaluation.loss);
+
+function near(got, wanted, what) {
+  wanted.forEach((loss, i) => assert.ok(Math.abs(got[i] - loss) <= LOSS_TOLERANCE * loss, `${what} ${i + 1}: ${loss} and ${got[i]}`));
+}
+
 const adapter = (page) => page.evaluate(async () => bytes((await tuner.exportPeft()).at(-1).blob));
 const shares = (page) => page.evaluate(() => shares);
 const noneLeft = async (page, when) => assert.ok(await page.evaluate(() => gone()), `there are helpers ${when}`);
@@ -75,7 +81,10 @@ test("two workers compute the losses of one, write down that they were two, and 
   }
   const [one, two] = [1, 2].map((workers) => losses(measured[workers].events));
   assert.deepEqual([one.length, two.length], [options.steps, options.steps]);
-  one.forEach((loss, i) => assert.ok(Math.abs(two[i] - loss) <= LOSS_TOLERANCE * loss, `step ${i + 1}: ${loss} and ${two[i]}`));
+  near(two, one, "step");
+  const [lonely, shared] = [1, 2].map((workers) => validations(measured[workers].events));
+  assert.equal(lonely.length, 4);
+  near(shared, lonely, "validation");
   assert.notDeepEqual(measured[1].adapter, measured[2].adapter, "sums in another order round in other places");
 });
 
@@ -107,6 +116,8 @@ test("a paused run, whose tab is closed, of two workers goes on bit-exactly, wit
   const { step, summary } = rest.find(({ type }) => type === "plan");
   assert.ok(step > 0 && step < options.steps && summary.workers === 2, `step ${step}, ${summary.workers} workers`);
   assert.deepEqual(losses(rest), losses(events).slice(step));
+  const later = events.filter((event) => event.step > step);
+  assert.deepEqual(validations(rest), validations(later));
   assert.deepEqual(await adapter(resumed), expected);
   await resumed.context().close();
 });

@@ -7,6 +7,9 @@ export interface NamedBytes {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
+/** What is dealt to several workers. */
+export type Work = "step" | "validation";
+
 export interface Engine {
   device(): string;
   info(): string;
@@ -26,9 +29,9 @@ export interface Engine {
   ): Promise<string>;
   step(): Promise<string>;
   parameters(): Promise<Float32Array>;
-  compute_share(): Promise<void>;
-  add_share(share: Float32Array): void;
-  share_of(step: number, parameters: Float32Array, worker: number): Promise<Float32Array>;
+  compute_share(of: Work): Promise<void>;
+  add_share(of: Work, share: Float32Array): void;
+  share_of(of: Work, step: number, parameters: Float32Array, worker: number): Promise<Float32Array>;
   run_sha256(): string;
   reports(): Promise<string>;
   validate(): Promise<string>;

@@ -5,6 +5,7 @@
  */
 
 import { Connection } from "./connection.js";
+import type { Work } from "./engine.js";
 import { LuthierError } from "./error.js";
 import type { Shared } from "./protocol.js";
 import type { ModelFiles } from "./types.js";
@@ -33,9 +34,9 @@ export class Helpers {
     return this.#all.some(({ ready }) => ready);
   }
 
-  /** Has those that are ready begin with their shares of a step. */
-  ask(step: number, parameters: Float32Array): void {
-    for (const helper of this.#all) helper.ask(step, parameters);
+  /** Has those that are ready begin with their shares. */
+  ask(of: Work, step: number, parameters: Float32Array): void {
+    for (const helper of this.#all) helper.ask(of, step, parameters);
   }
 
   /** The shares in their order, null where there is none; the engine took `seconds` for its own. */
@@ -78,9 +79,9 @@ class Helper {
     this.#state = "ready";
   }
 
-  ask(step: number, parameters: Float32Array): void {
+  ask(of: Work, step: number, parameters: Float32Array): void {
     if (!this.ready) return;
-    const asked = this.#connection.call("share", { worker: this.worker, step, parameters });
+    const asked = this.#connection.call("share", { worker: this.worker, of, step, parameters });
     this.#share = asked.catch((error) => this.#fail(error));
   }
 

@@ -3,6 +3,7 @@
  * answer at the end.
  */
 
+import type { Work } from "./engine.js";
 import type { SeenRequest } from "./privacy.js";
 import type {
   AdapterFormat, Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Evaluation, Forgetting, GeneratedText, KernelBench, LuthierErrorData,
@@ -68,8 +69,8 @@ export interface Calls {
   control: Call<Control, null>;
   /** Of a helper: it takes part in a run, and says by a hash in which. */
   join: Call<Shared, string>;
-  /** Of a helper: the sums of loss and hits and the gradients of what is dealt to it of a step (from 0). */
-  share: Call<{ worker: number; step: number; parameters: Float32Array }, Float32Array>;
+  /** Of a helper: what is dealt to it of a step (from 0), or of the validation after it. */
+  share: Call<{ worker: number; of: Work; step: number; parameters: Float32Array }, Float32Array>;
   generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
   probe: Call<{ data: DataText; test?: DataText; options: TrainOptions; budget: ProbeBudget }, DataProbe, Said>;

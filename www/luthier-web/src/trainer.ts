@@ -1,6 +1,6 @@
 /** A run inside the worker: the loop around the engine's steps, with evaluations, probes, checkpoints and the controls. */
 
-import type { Engine, NamedBytes } from "./engine.js";
+import type { Engine, NamedBytes, Work } from "./engine.js";
 import { LuthierError } from "./error.js";
 import type { Helpers } from "./helpers.js";
 import type { Control, Job, Kept, Wanted } from "./protocol.js";
@@ -35,6 +35,8 @@ export class Run {
   #savedStep = 0;
   #wake = () => {};
   #files: RunFiles | null = null;
+  /** Examples to validate on. */
+  #held = 0;
   #workers = 1;
   /** Helpers hold what the engine holds. */
   #kept = 0;
@@ -81,7 +83,7 @@ export class Run {
     if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
     const started = await this.#startEngine();
     this.#step = this.#reported = this.#savedStep = started.step;
-    this.#kept = started.memory.kept_blocks;
+    [this.#held, this.#kept] = [started.validation_examples, started.memory.kept_blocks];
     // On a GPU the engine computes all shares itself, where a number is asked for.
     this.#workers = started.memory.helpers > 0 ? started.workers : 1;
     // The bits depend on it: whoever goes on with this run must not choose again.
@@ -118,7 +120,7 @@ export class Run {
         await this.#pause();
         continue;
       }
-      await this.#gather();
+      await this.#gather("step");
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
@@ -128,23 +130,21 @@ export class Run {
     }
   }
 
-  /** The shares of the step to come, each in its turn. The engine computes those that no helper brings. */
-  async #gather(): Promise<void> {
+  /** The shares of the work to come, each in its turn. The engine computes those that no helper brings. */
+  async #gather(of: Work): Promise<void> {
     if (this.#workers === 1) return;
-    this.#helpers ??= this.help(this.#workers, { ...this.job.options, kept_blocks: this.#kept });
-    if (!this.#helpers.ready) return this.#tellLost();
+    if (of === "step") this.#helpers ??= this.help(this.#workers, { ...this.job.options, kept_blocks: this.#kept });
     const { engine, turn } = this;
-    this.#helpers.ask(this.#step, await turn(() => engine.parameters()));
-    const start = performance.now();
-    await turn(() => engine.compute_share());
-    for await (const share of this.#helpers.shares((performance.now() - start) / 1000)) {
-      await turn(() => (share ? engine.add_share(share) : engine.compute_share()));
+    const helpers = this.#helpers;
+    if (helpers?.ready) {
+      helpers.ask(of, this.#step, await turn(() => engine.parameters()));
+      const start = performance.now();
+      await turn(() => engine.compute_share(of));
+      for await (const share of helpers.shares((performance.now() - start) / 1000)) {
+        await turn(() => (share ? engine.add_share(of, share) : engine.compute_share(of)));
+      }
     }
-    this.#tellLost();
-  }
-
-  #tellLost(): void {
-    for (const error of this.#helpers?.failures() ?? []) this.#warn(error);
+    for (const error of helpers?.failures() ?? []) this.#warn(error);
   }
 
   /** Frees the helpers' memory. */
@@ -154,11 +154,11 @@ export class Run {
   }
 
   async #end(): Promise<void> {
-    this.#dismiss();
     const reason = this.#wanted.stopped ? "stopped" : "done";
     await this.#drain();
     // The best adapter is among those measured, so the last one has to be.
     if (this.#step > 0 && this.#evaluated < this.#step) await this.#evaluate();
+    this.#dismiss();
     if (reason === "stopped") await this.#checkpoint();
     await this.#keep(reason, this.#step, await this.#best());
   }
@@ -209,6 +209,7 @@ export class Run {
     this.#evaluated = this.#step;
     // A checkpoint from before does not know of it.
     this.#savedStep = -1;
+    if (this.#held > 0) await this.#gather("validation");
     this.#validated(this.#step, await this.turn(() => this.engine.validate()));
     await this.#probe(this.#step, true);
   }

@@ -130,8 +130,8 @@ const handlers: Handlers = {
     return model().run_sha256();
   },
 
-  async share({ step, parameters, worker }) {
-    return turn(() => model().share_of(step, parameters, worker));
+  async share({ of, step, parameters, worker }) {
+    return turn(() => model().share_of(of, step, parameters, worker));
   },
 
   async generate({ prompts, options }, { emit, signal }) {
