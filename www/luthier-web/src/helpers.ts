@@ -15,10 +15,13 @@ const MOST = 8;
 const PATIENCE_SECONDS = 10;
 const PATIENCE_TIMES = 20;
 
-/** One core is left to the page. */
-export const workersToSpare = (): number => Math.max(1, Math.min(MOST, (navigator.hardwareConcurrency ?? 1) - 1));
+/** With the engine's own; one core is left to the page. Some browsers have no workers in workers. */
+export function workersToSpare(): number {
+  const cores = typeof Worker === "undefined" ? 1 : (navigator.hardwareConcurrency ?? 1);
+  return Math.max(1, Math.min(MOST, cores - 1));
+}
 
-/** What all of them may take: a quarter of the memory that the browser tells of (it never tells of much), else 1 GiB. */
+/** What all of them may take: a quarter of the memory, of which browsers tell 8 GiB at most; 1 GiB where they do not. */
 export const gibToSpare = (): number => ((navigator as Navigator & WorkerNavigator).deviceMemory ?? 4) / 4;
 
 export class Helpers {
@@ -55,21 +58,22 @@ export class Helpers {
 }
 
 class Helper {
-  readonly #connection: Connection;
+  #connection: Connection | null = null;
   #state: "joining" | "ready" | "gone" = "joining";
   #share: Promise<Float32Array | null> = Promise.resolve(null);
   #failure: LuthierError | null = null;
 
   constructor(private readonly worker: number, compiled: WebAssembly.Module, model: ModelFiles, run: Shared, sha256: string) {
-    this.#connection = new Connection(import.meta.url, compiled, "luthier-helper");
-    this.#join(model, run, sha256).catch((error) => this.#fail(error));
+    this.#join(compiled, model, run, sha256).catch((error) => this.#fail(error));
   }
 
   get ready(): boolean {
     return this.#state === "ready";
   }
 
-  async #join(model: ModelFiles, { data, validation, options }: Shared, sha256: string): Promise<void> {
+  async #join(compiled: WebAssembly.Module, model: ModelFiles, run: Shared, sha256: string): Promise<void> {
+    const { data, validation, options } = run;
+    this.#connection = new Connection(import.meta.url, compiled, "luthier-helper");
     await this.#connection.call("open", { model, device: "cpu" });
     const joined = await this.#connection.call("join", { data, options, ...(validation && { validation }) });
     if (joined !== sha256) {
@@ -80,7 +84,7 @@ class Helper {
   }
 
   ask(of: Work, step: number, parameters: Float32Array): void {
-    if (!this.ready) return;
+    if (!this.ready || !this.#connection) return;
     const asked = this.#connection.call("share", { worker: this.worker, of, step, parameters });
     this.#share = asked.catch((error) => this.#fail(error));
   }
@@ -110,7 +114,7 @@ class Helper {
 
   close(): void {
     this.#state = "gone";
-    this.#connection.close();
+    this.#connection?.close();
   }
 }
 
