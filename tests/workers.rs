@@ -8,8 +8,8 @@ mod tiny;
 use luthier::adapter::Kind;
 use luthier::data::{Batches, ReadOptions, Records, read};
 use luthier::device::{Device, DeviceChoice};
-use luthier::session::{Offer, Session};
-use luthier::train::{Deal, TrainOptions, Trainer, Work};
+use luthier::session::{Dealt, Offer, Session};
+use luthier::train::{Deal, TrainOptions, Trainer};
 use luthier::weights::ModelFiles;
 use pollster::block_on;
 use tiny::documents;
@@ -98,7 +98,7 @@ fn run(options: &TrainOptions, helpers: &mut [Session], helped: impl Fn(u64) -> 
     let mut bits = Vec::new();
     while !session.done() {
         let step = session.step_number();
-        let mut gather = |session: &mut Session, of: Work| {
+        let mut gather = |session: &mut Session, of: Dealt| {
             if !helped(step) {
                 return;
             }
@@ -109,11 +109,11 @@ fn run(options: &TrainOptions, helpers: &mut [Session], helped: impl Fn(u64) -> 
                 session.add_share(of, block_on(helper.share_of(of, step, &parameters, i + 1)).unwrap()).unwrap();
             }
         };
-        gather(&mut session, Work::Step);
+        gather(&mut session, Dealt::Step);
         let mut reports = block_on(session.step()).unwrap();
         reports.extend(block_on(session.reports()).unwrap());
         bits.extend(reports.iter().flat_map(|r| [r.loss.to_bits(), r.grad_norm.to_bits()]));
-        gather(&mut session, Work::Validation);
+        gather(&mut session, Dealt::Validation);
         bits.extend(block_on(session.validate()).unwrap().map(|evaluation| evaluation.loss.to_bits()));
     }
     (bits, block_on(session.adapter_files()).unwrap().pop().unwrap().1)
@@ -143,7 +143,7 @@ fn what_is_no_share_is_refused() {
         let error = result.unwrap_err();
         assert!(error.code() == "setting" && error.to_string().contains(part), "{error}");
     };
-    for of in [Work::Step, Work::Validation] {
+    for of in [Dealt::Step, Dealt::Validation] {
         refused(block_on(helper.share_of(of, 0, &parameters, 3)).map(drop), "worker 3 of 3");
         refused(block_on(helper.share_of(of, 0, &parameters[1..], 1)).map(drop), "numbers of an adapter");
         let share = block_on(helper.share_of(of, 0, &parameters, 1)).unwrap();

@@ -17,7 +17,7 @@ pub use modelfile::modelfile;
 pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
-pub use run::{Best, Summary, flat_sha256, grouped};
+pub use run::{Best, Dealt, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
 use crate::adapter::{Adapter, lora, peft};

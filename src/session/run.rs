@@ -106,8 +106,23 @@ fn no_run() -> Error {
     Error::setting("train", "no run was started", "start one first")
 }
 
-fn nothing_held_out() -> Error {
-    Error::setting("validate", "this run has no validation data", "give some, or a --val-fraction")
+/// What of a run is dealt to several workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dealt {
+    Step,
+    Validation,
+}
+
+impl Dealt {
+    fn work(self, validation: &Option<Batches>) -> Result<Work<'_>> {
+        let nothing =
+            || Error::setting("validate", "this run has no validation data", "give some, or a --val-fraction");
+        match self {
+            Dealt::Step => Ok(Work::Step),
+            Dealt::Validation => validation.as_ref().map(Work::Evaluation).ok_or_else(nothing),
+        }
+    }
 }
 
 impl Session {
@@ -312,37 +327,21 @@ impl Session {
     }
 
     /// [`Trainer::compute_share`]
-    pub async fn compute_share(&mut self, of: Work) -> Result<()> {
+    pub async fn compute_share(&mut self, of: Dealt) -> Result<()> {
         let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
-        match (of, &self.validation) {
-            (Work::Step, _) => trainer.compute_share(&mut self.base).await,
-            (Work::Validation, batches) => {
-                trainer.compute_evaluation_share(&mut self.base, batches.as_ref().ok_or_else(nothing_held_out)?).await
-            }
-        }
+        trainer.compute_share(&mut self.base, of.work(&self.validation)?).await
     }
 
     /// [`Trainer::add_share`]
-    pub fn add_share(&mut self, of: Work, share: Vec<f32>) -> Result<()> {
+    pub fn add_share(&mut self, of: Dealt, share: Vec<f32>) -> Result<()> {
         let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
-        match (of, &self.validation) {
-            (Work::Step, _) => trainer.add_share(share),
-            (Work::Validation, batches) => {
-                trainer.add_evaluation_share(batches.as_ref().ok_or_else(nothing_held_out)?, share)
-            }
-        }
+        trainer.add_share(of.work(&self.validation)?, share)
     }
 
     /// [`Trainer::share_of`]: what a helper does for a session that has started the same run.
-    pub async fn share_of(&mut self, of: Work, step: u64, parameters: &[f32], worker: usize) -> Result<Vec<f32>> {
+    pub async fn share_of(&mut self, of: Dealt, step: u64, parameters: &[f32], worker: usize) -> Result<Vec<f32>> {
         let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
-        match (of, &self.validation) {
-            (Work::Step, _) => trainer.share_of(&mut self.base, step, parameters, worker).await,
-            (Work::Validation, batches) => {
-                let batches = batches.as_ref().ok_or_else(nothing_held_out)?;
-                trainer.evaluation_share_of(&mut self.base, parameters, batches, worker).await
-            }
-        }
+        trainer.share_of(&mut self.base, of.work(&self.validation)?, step, parameters, worker).await
     }
 
     /// What is the same in sessions whose shares belong together.

@@ -4,17 +4,16 @@
 //! that is late or lost is computed by another, to the same bits.
 
 use super::options::TrainOptions;
-use serde::Deserialize;
+use crate::data::Batches;
 use std::ops::Range;
 
 /// What is dealt out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Work {
+#[derive(Clone, Copy)]
+pub enum Work<'a> {
     /// The gradients of the step to come.
     Step,
-    /// The losses of the validation data's batches.
-    Validation,
+    /// The losses of an evaluation's batches.
+    Evaluation(&'a Batches),
 }
 
 /// How the rows of a step are dealt out.

@@ -5,7 +5,7 @@
 //! slots that is read a few times a second, so that steps shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
-use super::shares::{Deal, Gathered, SUMS};
+use super::shares::{Deal, Gathered, SUMS, Work};
 use crate::adapter::Adapter;
 use crate::clock::Instant;
 use crate::data::{Batch, Batches, IGNORE};
@@ -240,7 +240,7 @@ impl Trainer {
             return self.step_on(base, &window).await;
         }
         while self.gathered.count < self.deal.workers {
-            self.compute_share(base).await?;
+            self.compute_share(base, Work::Step).await?;
         }
         let control = self.control(&window);
         self.put_gathered(base, &control);
@@ -292,8 +292,16 @@ impl Trainer {
         Ok(Vec::new())
     }
 
+    /// A worker's share of the work to come.
+    async fn share(&mut self, base: &mut Base, of: Work<'_>, worker: usize) -> Result<Vec<f32>> {
+        match of {
+            Work::Step => self.step_share(base, worker).await,
+            Work::Evaluation(batches) => self.evaluation_share(base, batches, worker).await,
+        }
+    }
+
     /// A worker's share of the step to come, taken out of the device: the sums of loss and hits, then the gradients.
-    pub async fn share(&mut self, base: &mut Base, worker: usize) -> Result<Vec<f32>> {
+    async fn step_share(&mut self, base: &mut Base, worker: usize) -> Result<Vec<f32>> {
         let control = self.control(&self.window());
         let (accum, total) = (self.options.grad_accum as u64, self.deal.total() as u64);
         let batches: Vec<(Batch, u64)> = self
@@ -316,37 +324,60 @@ impl Trainer {
         Ok(share)
     }
 
-    /// What [`Trainer::share`] is of a run that stands before `step` with this adapter: the same in every session.
-    pub async fn share_of(&mut self, base: &mut Base, step: u64, adapter: &[f32], worker: usize) -> Result<Vec<f32>> {
-        self.stand_in(base, adapter, worker)?;
-        self.step = step;
-        self.share(base, worker).await
+    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
+    async fn evaluation_share(&mut self, base: &mut Base, batches: &Batches, worker: usize) -> Result<Vec<f32>> {
+        self.unread = self.reports(base).await?;
+        let mine: Vec<u64> = self.deal.batches(worker, batches.batches_per_epoch()).collect();
+        batch_sums(base, &self.io, self.sequences.evaluate, batches, &mine).await
     }
 
-    /// Takes over the adapter of another session, to be its worker of this number.
-    fn stand_in(&mut self, base: &mut Base, adapter: &[f32], worker: usize) -> Result<()> {
+    /// A worker's share in a run that stands before `step` with this adapter: the same in every session.
+    pub async fn share_of(
+        &mut self,
+        base: &mut Base,
+        of: Work<'_>,
+        step: u64,
+        adapter: &[f32],
+        worker: usize,
+    ) -> Result<Vec<f32>> {
         if adapter.len() != self.adapter.len || worker >= self.deal.workers {
             let what = format!("worker {worker} of {}, {} numbers of an adapter", self.deal.workers, adapter.len());
             return Err(Error::setting("workers", what, "this run was dealt in another way"));
         }
+        self.step = step;
         self.set_adapter(base, adapter);
-        Ok(())
+        self.share(base, of, worker).await
     }
 
-    /// Computes the share whose turn it is, and adds it to the step to come.
-    pub async fn compute_share(&mut self, base: &mut Base) -> Result<()> {
-        let share = self.share(base, self.gathered.count).await?;
-        self.add_share(share)
+    /// Computes the share whose turn it is.
+    pub async fn compute_share(&mut self, base: &mut Base, of: Work<'_>) -> Result<()> {
+        let share = self.share(base, of, self.brought(of)).await?;
+        self.add_share(of, share)
     }
 
-    /// Adds the share whose turn it is, which another session has computed, to the step to come.
-    pub fn add_share(&mut self, share: Vec<f32>) -> Result<()> {
-        let (count, wanted) = (self.gathered.count, SUMS + self.adapter.len);
-        if share.len() != wanted || count >= self.deal.workers {
-            let what = format!("share {count} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
-            return Err(Error::setting("workers", what, "this is no share of this step"));
+    /// Shares of the work to come that are here; the next is that of the worker of this number.
+    fn brought(&self, of: Work<'_>) -> usize {
+        match of {
+            Work::Step => self.gathered.count,
+            Work::Evaluation(_) => self.measured.len(),
         }
-        self.gathered.add(share);
+    }
+
+    /// Takes the share whose turn it is, which another session may have computed.
+    pub fn add_share(&mut self, of: Work<'_>, share: Vec<f32>) -> Result<()> {
+        let worker = self.brought(of);
+        let wanted = match of {
+            Work::Step => SUMS + self.adapter.len,
+            Work::Evaluation(batches) => SUMS * self.deal.batches(worker, batches.batches_per_epoch()).count(),
+        };
+        if share.len() != wanted || worker >= self.deal.workers {
+            let what = format!("share {worker} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
+            return Err(Error::setting("workers", what, "this is no share of this run"));
+        }
+        match of {
+            Work::Step => self.gathered.add(share),
+            Work::Evaluation(_) => self.measured.push(share),
+        }
         Ok(())
     }
 
@@ -463,7 +494,7 @@ impl Trainer {
 
     async fn measure(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
         while self.measured.len() < self.deal.workers {
-            self.compute_evaluation_share(base, batches).await?;
+            self.compute_share(base, Work::Evaluation(batches)).await?;
         }
         let mut shares: Vec<_> = self.measured.drain(..).map(Vec::into_iter).collect();
         let mut sums = Vec::new();
@@ -473,44 +504,6 @@ impl Trainer {
         }
         self.last_read = Instant::now();
         Ok(Evaluation::of(batches, &sums))
-    }
-
-    /// [`Trainer::compute_share`] of the evaluation to come.
-    pub async fn compute_evaluation_share(&mut self, base: &mut Base, batches: &Batches) -> Result<()> {
-        let share = self.evaluation_share(base, batches, self.measured.len()).await?;
-        self.measured.push(share);
-        Ok(())
-    }
-
-    /// [`Trainer::add_share`] of the evaluation to come.
-    pub fn add_evaluation_share(&mut self, batches: &Batches, share: Vec<f32>) -> Result<()> {
-        let count = self.measured.len();
-        let wanted = SUMS * self.deal.batches(count, batches.batches_per_epoch()).count();
-        if share.len() != wanted || count >= self.deal.workers {
-            let what = format!("share {count} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
-            return Err(Error::setting("workers", what, "this is no share of this evaluation"));
-        }
-        self.measured.push(share);
-        Ok(())
-    }
-
-    /// [`Trainer::share_of`] an evaluation.
-    pub async fn evaluation_share_of(
-        &mut self,
-        base: &mut Base,
-        adapter: &[f32],
-        batches: &Batches,
-        worker: usize,
-    ) -> Result<Vec<f32>> {
-        self.stand_in(base, adapter, worker)?;
-        self.evaluation_share(base, batches, worker).await
-    }
-
-    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
-    async fn evaluation_share(&mut self, base: &mut Base, batches: &Batches, worker: usize) -> Result<Vec<f32>> {
-        self.unread = self.reports(base).await?;
-        let mine: Vec<u64> = self.deal.batches(worker, batches.batches_per_epoch()).collect();
-        batch_sums(base, &self.io, self.sequences.evaluate, batches, &mine).await
     }
 
     fn is_best(&self, evaluation: &Evaluation) -> bool {
