@@ -86,10 +86,10 @@ impl Device {
         }
     }
 
-    /// [`Device::describe`], where so many workers in a browser compute together.
-    pub fn describe_with(&self, workers: usize) -> String {
+    /// [`Device::describe`], where it is more than one thread of a browser that computes.
+    pub fn describe_with(&self, workers: &str) -> String {
         match self {
-            Device::Cpu(_) if cfg!(target_arch = "wasm32") && workers > 1 => format!("CPU (wasm, {workers} workers)"),
+            Device::Cpu(_) if cfg!(target_arch = "wasm32") => format!("CPU (wasm, {workers})"),
             _ => self.describe(),
         }
     }

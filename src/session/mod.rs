@@ -149,8 +149,11 @@ impl Session {
 
     /// The device with the workers that were offered.
     pub fn device_info(&self) -> DeviceInfo {
-        let workers = self.offered.map_or(1, |offer| offer.workers);
-        DeviceInfo { description: self.base.device.describe_with(workers), ..self.base.device.info() }
+        let mut info = self.base.device.info();
+        if let Some(Offer { workers: workers @ 2.., .. }) = self.offered {
+            info.description = self.base.device.describe_with(&format!("up to {workers} workers"));
+        }
+        info
     }
 
     /// Bytes that exist on the device now.

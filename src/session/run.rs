@@ -243,7 +243,10 @@ impl Session {
         let (stats, given, options) = (&start.train.stats, &start.given, &start.options);
         let workers = Deal::of(options).workers;
         Summary {
-            device: self.base.device.describe_with(workers),
+            device: match workers {
+                1 => self.describe_device(),
+                _ => self.base.device.describe_with(&format!("{workers} workers")),
+            },
             examples: start.train.examples.len(),
             validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
             skipped: given.skipped,

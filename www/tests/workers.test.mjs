@@ -8,9 +8,12 @@ import { browser, server, setUp } from "./support/setup.mjs";
 
 const options = { ...recipe.options, steps: 24, batch_size: 4, seq_len: 64, dropout: 0, val_fraction: 0.05, eval_every: 10 };
 const LOSS_TOLERANCE = 1e-4;
+/** That the browser tells of. */
+const CORES = 5;
 
 /** Goes before the worker's script: a worker holds a lock as long as it lives, tells of shares, and has accidents on demand. */
 const SEEN = `
+  Object.defineProperty(navigator, "hardwareConcurrency", { value: ${CORES} });
   navigator.locks.request(self.name + " " + crypto.randomUUID(), () => new Promise(() => {}));
   if (self.name === "luthier-helper") {
     const shares = new BroadcastChannel("shares");
@@ -160,6 +163,21 @@ test("helpers end with a run that is stopped, and with the model", async () => {
   await begin();
   await page.evaluate(() => tuner.close());
   await noneLeft(page, "after the model was closed");
+  await page.context().close();
+});
+
+test("left to itself a run has as many workers as there are cores to spare, rows, and room", async () => {
+  const page = await open();
+  assert.equal(await page.evaluate(() => tuner.device.description), `CPU (wasm, up to ${CORES - 1} workers)`);
+  const plan = (options) => page.evaluate(([data, options]) => tuner.estimate(data, options), [data("train"), options]);
+  for (const [batch_size, grad_accum, expected] of [[8, 1, 4], [3, 1, 3], [1, 2, 2], [1, 1, 1]]) {
+    assert.equal((await plan({ ...options, batch_size, grad_accum })).workers, expected, `${batch_size} x ${grad_accum}`);
+  }
+  const { memory } = await plan({ ...options, batch_size: 8 });
+  const half = memory.total / 2 / 2 ** 30;
+  const cramped = await plan({ ...options, batch_size: 8, memory_gib: half });
+  assert.ok(cramped.workers < 4 || cramped.memory.kept_blocks < memory.kept_blocks);
+  assert.ok(cramped.memory.total <= half * 2 ** 30, `${cramped.memory.total}`);
   await page.context().close();
 });
 

@@ -33,7 +33,7 @@ export interface OpenOptions {
 
 export interface DeviceInfo {
   kind: "webgpu" | "cpu";
-  /** One line for people: adapter, "CPU (wasm, 1 thread)", or "CPU (wasm, 3 workers)" where a run may have so many. */
+  /** One line for people: adapter, "CPU (wasm, 1 thread)", or "CPU (wasm, up to 3 workers)". */
   description: string;
   /** A GPU that is really the CPU (SwiftShader, lavapipe): works, slowly. */
   software: boolean;
