@@ -86,6 +86,14 @@ impl Device {
         }
     }
 
+    /// [`Device::describe`], where it is more than one thread of a browser that computes.
+    pub fn describe_with(&self, workers: &str) -> String {
+        match self {
+            Device::Cpu(_) if cfg!(target_arch = "wasm32") => format!("CPU (wasm, {workers})"),
+            _ => self.describe(),
+        }
+    }
+
     pub fn info(&self) -> DeviceInfo {
         let (kind, software) = match self {
             Device::Gpu(g) => ("webgpu", g.facts.software),

@@ -42,6 +42,11 @@ fn start(session: &mut Session, checkpoint: Option<Vec<u8>>) -> Result<()> {
     start_with(session, &data(7), options(), checkpoint)
 }
 
+/// With so many workers, whose shares are computed in turn.
+fn start_among(session: &mut Session, workers: Option<usize>, checkpoint: Option<Vec<u8>>) -> Result<()> {
+    start_with(session, &data(7), TrainOptions { workers, ..options() }, checkpoint)
+}
+
 fn start_with(session: &mut Session, data: &Records, options: TrainOptions, bytes: Option<Vec<u8>>) -> Result<()> {
     let checkpoint = bytes.map(|bytes| block_on(Checkpoint::read("c.safetensors", bytes))).transpose()?;
     block_on(session.start_training(data, None, options, None, checkpoint)).map(drop)
@@ -78,7 +83,8 @@ fn adapter(session: &mut Session) -> Vec<u8> {
     block_on(session.adapter_files()).unwrap().pop().unwrap().1
 }
 
-fn law(device: DeviceChoice) {
+fn law(device: DeviceChoice, workers: Option<usize>) {
+    let start = |session: &mut Session, checkpoint| start_among(session, workers, checkpoint);
     let (mut whole, mut want) = (session(device), Trace::default());
     start(&mut whole, None).unwrap();
     advance(&mut whole, &mut want, 7);
@@ -106,13 +112,18 @@ fn law(device: DeviceChoice) {
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
-    law(DeviceChoice::Cpu);
+    law(DeviceChoice::Cpu, None);
+}
+
+#[test]
+fn a_resumed_run_of_several_workers_is_the_uninterrupted_run() {
+    law(DeviceChoice::Cpu, Some(2));
 }
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run_on_a_gpu() {
     if common::gpu().is_some() {
-        law(DeviceChoice::Gpu);
+        law(DeviceChoice::Gpu, None);
     }
 }
 
@@ -158,6 +169,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
     refused(data(5), options(), &format!("data: sha256 {}, the checkpoint's is {}", data(5).sha256, data(7).sha256));
     refused(data(7), TrainOptions { lr: Some(1e-3), ..options() }, "--lr: 0.001, the checkpoint's is 0.005");
     refused(data(7), TrainOptions { rank: 4, ..options() }, "--rank: 4, the checkpoint's is 8");
+    refused(data(7), TrainOptions { workers: Some(2), ..options() }, "--workers: 2, the checkpoint's is null");
     // Memory is no part of what is computed.
     start_with(&mut session, &data(7), TrainOptions { kept_blocks: Some(2), ..options() }, Some(bytes)).unwrap();
     assert_eq!(session.step_number(), 1);

@@ -9,6 +9,7 @@ use super::encode::{Dataset, Example};
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -111,11 +112,17 @@ impl Batches {
 
     /// Batch `index` of the run, counting from 0 through all epochs. The last of an epoch may have empty rows.
     pub fn batch(&self, index: u64) -> Batch {
+        self.part(index, 0..self.options.b)
+    }
+
+    /// Some rows of batch `index` as a batch of their own; those past its end are empty.
+    pub fn part(&self, index: u64, part: Range<usize>) -> Batch {
         let PackOptions { b, t, .. } = self.options;
         let (epoch, within) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
         let order = self.order(epoch);
-        let mut batch = Batch::empty(b, t);
-        for (row, which) in order.iter().skip(within as usize * b).take(b).enumerate() {
+        let rows = order.iter().skip(within as usize * b).take(b);
+        let mut batch = Batch::empty(part.len(), t);
+        for (row, which) in rows.skip(part.start).take(part.len()).enumerate() {
             let mut at = row * t;
             for example in &self.rows[*which as usize] {
                 let example = &self.examples[*example as usize];

@@ -17,12 +17,12 @@ pub use modelfile::modelfile;
 pub use probe::{FullRun, Probe, ProbeOptions};
 pub use prompt::Prompt;
 pub use record::{DataRecord, ModelRecord, Results, RunRecord};
-pub use run::{Best, Summary, flat_sha256, grouped};
+pub use run::{Best, Dealt, Summary, flat_sha256, grouped};
 pub use text::{SEQUENCES, Text};
 
 use crate::adapter::{Adapter, lora, peft};
 use crate::data::{Batches, Dataset, EncodeOptions, Preview, ReadOptions, Records, Tokenizer, preview};
-use crate::device::{Device, DeviceChoice};
+use crate::device::{Device, DeviceChoice, DeviceInfo};
 use crate::error::{Error, Result};
 use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
@@ -50,12 +50,22 @@ pub struct Session {
     /// What exports are compared with, by the number of tokens.
     logits: BTreeMap<usize, Logits>,
     trainer: Option<Trainer>,
+    /// None natively, where threads share the work.
+    offered: Option<Offer>,
     /// The run that was started last: what its checkpoints are checked against, and what is written about it.
     run: Option<(Identity, RunRecord)>,
     validation: Option<Batches>,
     generator: Option<Generator>,
     /// Sequence and inputs of evaluation outside a run, with their shape (B, T) and whether the adapter is used.
     evaluation: Option<(Inputs, usize, (usize, usize, bool))>,
+}
+
+/// Workers that may share a run on the CPU, this one among them, and the GiB that all of them may take; each holds a copy of
+/// the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    pub workers: usize,
+    pub gib: f64,
 }
 
 /// What a base model is, as the page shows it.
@@ -112,6 +122,7 @@ impl Session {
             shelf: BTreeMap::new(),
             logits: BTreeMap::new(),
             trainer: None,
+            offered: None,
             run: None,
             validation: None,
             generator: None,
@@ -129,6 +140,20 @@ impl Session {
 
     pub fn describe_device(&self) -> String {
         self.base.device.describe()
+    }
+
+    /// Says who may share runs; a GPU needs nobody.
+    pub fn offer_workers(&mut self, offer: Offer) {
+        self.offered = matches!(self.base.device, Device::Cpu(_)).then_some(offer);
+    }
+
+    /// The device with the workers that were offered.
+    pub fn device_info(&self) -> DeviceInfo {
+        let mut info = self.base.device.info();
+        if let Some(Offer { workers: workers @ 2.., .. }) = self.offered {
+            info.description = self.base.device.describe_with(&format!("up to {workers} workers"));
+        }
+        info
     }
 
     /// Bytes that exist on the device now.

@@ -128,6 +128,8 @@ impl Session {
     ) -> Result<Probe> {
         let started = Instant::now();
         check(items, &records.file, budget)?;
+        // Its short runs have other batches than one run that is dealt out.
+        let options = &TrainOptions { workers: Some(1), ..options.clone() };
         let full = self.estimate(records, None, options, None)?;
         let texts: Vec<&str> = items.iter().map(findings::asked).collect();
         let (groups, least) = near::groups(&texts);

@@ -1,6 +1,6 @@
 //! A training run of a session: what it would be, what it is, and where it stands.
 
-use super::{DataRecord, ModelRecord, Results, RunRecord, Session};
+use super::{DataRecord, ModelRecord, Offer, Results, RunRecord, Session};
 use crate::adapter::{Adapter, Kind};
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::model::Base;
 use crate::model::load::Opened;
 use crate::model::seam::virtual_ids;
+use crate::train::trainer::Planned;
 use crate::train::{
-    Checkpoint, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, check_tokens, checkpoint, trainer,
+    Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, Work, check_tokens,
+    checkpoint, trainer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,8 @@ pub struct Summary {
     pub parameters: u64,
     /// Before each text; the tokens of a row do not count them.
     pub virtual_tokens: usize,
+    /// Those that each step is dealt to.
+    pub workers: usize,
     pub memory: MemoryPlan,
 }
 
@@ -64,6 +68,9 @@ pub struct Best {
 /// What a run starts from, before anything is allocated.
 struct Start {
     adapter: Adapter,
+    planned: Planned,
+    /// As given, with the number of workers that it came to.
+    options: TrainOptions,
     /// The values to go on from, where there are some.
     flat: Option<Vec<f32>>,
     /// Counts of all records, before a part was held out.
@@ -99,6 +106,25 @@ fn no_run() -> Error {
     Error::setting("train", "no run was started", "start one first")
 }
 
+/// What of a run is dealt to several workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dealt {
+    Step,
+    Validation,
+}
+
+impl Dealt {
+    fn work(self, validation: &Option<Batches>) -> Result<Work<'_>> {
+        let nothing =
+            || Error::setting("validate", "this run has no validation data", "give some, or a --val-fraction");
+        match self {
+            Dealt::Step => Ok(Work::Step),
+            Dealt::Validation => validation.as_ref().map(Work::Evaluation).ok_or_else(nothing),
+        }
+    }
+}
+
 impl Session {
     /// What a run would be; nothing is allocated.
     pub fn estimate(
@@ -108,10 +134,8 @@ impl Session {
         options: &TrainOptions,
         initial: Option<(Adapter, Vec<f32>)>,
     ) -> Result<Summary> {
-        let options = &going_on(options.clone(), &initial);
-        let start = self.prepare_run(records, validation, options, initial)?;
-        let planned = trainer::plan(&self.base, &start.adapter, options)?;
-        Ok(self.summary(&start, options, planned.memory))
+        let options = going_on(options.clone(), &initial);
+        Ok(self.summary(&self.prepare_run(records, validation, options, initial)?))
     }
 
     /// Encodes, splits, plans memory, allocates. `initial` continues an adapter instead of starting from PEFT's init;
@@ -130,16 +154,15 @@ impl Session {
         }
         let options = going_on(options, &initial);
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
-        let start = self.prepare_run(records, validation, &options, initial)?;
+        let start = self.prepare_run(records, validation, options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
         let layout = start.adapter.layout();
-        let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &options);
+        let identity = Identity::new(&self.base.sha256, layout, [Some(records), validation], examples, &start.options);
         checkpoint.as_ref().map_or(Ok(()), |c| identity.check(c))?;
-        let planned = trainer::plan(&self.base, &start.adapter, &options)?;
-        let summary = self.summary(&start, &options, planned.memory.clone());
-        let mut record = self.record(records, validation, &options);
+        let summary = self.summary(&start);
+        let mut record = self.record(records, validation, &summary, &start.options);
         record.init_adapter = continued.map(|sha256| ModelRecord { name: "adapter".into(), sha256 });
-        let Start { adapter, flat, batches, validation, .. } = start;
+        let Start { adapter, planned, options, flat, batches, validation, .. } = start;
         let flat = match flat {
             Some(flat) => flat,
             None => {
@@ -162,7 +185,7 @@ impl Session {
         &self,
         records: &Records,
         validation: Option<&Records>,
-        options: &TrainOptions,
+        options: TrainOptions,
         initial: Option<(Adapter, Vec<f32>)>,
     ) -> Result<Start> {
         options.check()?;
@@ -182,21 +205,48 @@ impl Session {
         };
         let before = virtual_ids(adapter.method.virtual_tokens());
         self.check_length(options.seq_len, before.len())?;
-        let t = trainer::row_len(&adapter, options);
+        let t = trainer::row_len(&adapter, &options);
         check_tokens(options.batch_size, t)?;
-        let packed = |data: &Dataset, shuffle: bool| {
-            let (b, packing) = (options.batch_size, !options.no_packing);
+        let (planned, options) = self.plan_run(&adapter, options)?;
+        let packed = |data: &Dataset, b: usize, shuffle: bool| {
+            let packing = !options.no_packing;
             Batches::new(&data.prefixed(&before), PackOptions { b, t, packing, shuffle, seed: options.seed })
         };
-        let batches = packed(&train, !options.no_shuffle)?;
-        let validation = held_out.as_ref().map(|d| packed(d, false)).transpose()?;
-        Ok(Start { adapter, flat, given, train, batches, held_out, validation })
+        let batches = packed(&train, options.batch_size, !options.no_shuffle)?;
+        // The buffers have room for a part.
+        let part = Deal::of(&options).rows;
+        let validation = held_out.as_ref().map(|d| packed(d, part, false)).transpose()?;
+        Ok(Start { adapter, planned, options, flat, given, train, batches, held_out, validation })
     }
 
-    fn summary(&self, start: &Start, options: &TrainOptions, memory: MemoryPlan) -> Summary {
-        let (stats, given) = (&start.train.stats, &start.given);
+    /// Plans a run for the workers that it asks for, or for as many of those offered as fit. Only the number that came of
+    /// it is left in the options, where there is more than one: runs with the same options give the same bits.
+    fn plan_run(&self, adapter: &Adapter, options: TrainOptions) -> Result<(Planned, TrainOptions)> {
+        let among = |workers: usize, gib: f64| {
+            let workers = Deal::among(workers, &options).workers;
+            let options = TrainOptions { workers: Some(workers).filter(|n| *n > 1), ..options.clone() };
+            // Nobody else may be there to hold a copy: then the shares are computed one after the other.
+            let holders = if self.offered.is_some() { workers } else { 1 };
+            let memory_gib = if holders > 1 { gib } else { options.memory_gib };
+            let bounded = TrainOptions { memory_gib, ..options.clone() };
+            trainer::plan_for(&self.base, adapter, &bounded, holders).map(|planned| (planned, options))
+        };
+        let Offer { workers, gib } = self.offered.unwrap_or(Offer { workers: 1, gib: options.memory_gib });
+        let gib = gib.min(options.memory_gib);
+        match options.workers {
+            Some(asked) => among(asked, gib).or_else(|_| among(asked, options.memory_gib)),
+            None => (2..=workers).rev().find_map(|workers| among(workers, gib).ok()).map_or_else(|| among(1, gib), Ok),
+        }
+    }
+
+    fn summary(&self, start: &Start) -> Summary {
+        let (stats, given, options) = (&start.train.stats, &start.given, &start.options);
+        let workers = Deal::of(options).workers;
         Summary {
-            device: self.describe_device(),
+            device: match workers {
+                1 => self.describe_device(),
+                _ => self.base.device.describe_with(&format!("{workers} workers")),
+            },
             examples: start.train.examples.len(),
             validation_examples: start.held_out.as_ref().map_or(0, |d| d.examples.len()),
             skipped: given.skipped,
@@ -212,19 +262,26 @@ impl Session {
             added_parameters: start.adapter.added(self.spec()),
             parameters: self.spec().parameters(),
             virtual_tokens: start.adapter.method.virtual_tokens(),
-            memory,
+            workers,
+            memory: start.planned.memory.clone(),
         }
     }
 
     /// The run before its first step.
-    fn record(&self, records: &Records, validation: Option<&Records>, options: &TrainOptions) -> RunRecord {
+    fn record(
+        &self,
+        records: &Records,
+        validation: Option<&Records>,
+        summary: &Summary,
+        options: &TrainOptions,
+    ) -> RunRecord {
         RunRecord {
             luthier: env!("CARGO_PKG_VERSION").into(),
             model: ModelRecord { name: self.name.clone(), sha256: self.base.sha256.clone() },
             data: DataRecord::new(records),
             validation: validation.map(DataRecord::new),
             init_adapter: None,
-            device: self.describe_device(),
+            device: summary.device.clone(),
             options: options.clone(),
             results: Results { step: 0, steps: 0, best: None },
         }
@@ -264,6 +321,36 @@ impl Session {
     pub async fn step(&mut self) -> Result<Vec<StepReport>> {
         let (base, trainer) = self.running()?;
         trainer.step(base).await
+    }
+
+    /// The adapter's numbers before the step to come: what helpers compute their shares of it with.
+    pub async fn parameters(&mut self) -> Result<Vec<f32>> {
+        let (base, trainer) = self.running()?;
+        trainer.values(base).await
+    }
+
+    /// [`Trainer::compute_share`]
+    pub async fn compute_share(&mut self, of: Dealt) -> Result<()> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        trainer.compute_share(&mut self.base, of.work(&self.validation)?).await
+    }
+
+    /// [`Trainer::add_share`]
+    pub fn add_share(&mut self, of: Dealt, share: Vec<f32>) -> Result<()> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        trainer.add_share(of.work(&self.validation)?, share)
+    }
+
+    /// [`Trainer::share_of`]: what a helper does for a session that has started the same run.
+    pub async fn share_of(&mut self, of: Dealt, step: u64, parameters: &[f32], worker: usize) -> Result<Vec<f32>> {
+        let trainer = self.trainer.as_mut().ok_or_else(no_run)?;
+        trainer.share_of(&mut self.base, of.work(&self.validation)?, step, parameters, worker).await
+    }
+
+    /// What is the same in sessions whose shares belong together.
+    pub fn run_sha256(&self) -> Result<String> {
+        let (identity, _) = self.run.as_ref().ok_or_else(no_run)?;
+        Ok(identity.sha256())
     }
 
     /// Reports of the steps whose numbers were not read yet.

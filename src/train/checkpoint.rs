@@ -47,6 +47,15 @@ impl Identity {
         Identity { base: base.into(), data, validation, examples, adapter, options }
     }
 
+    /// Of all that has to be the same.
+    pub fn sha256(&self) -> String {
+        let mut digest = Digest::default();
+        for (name, value) in self.pairs() {
+            digest.add(format!("{name} {} {value}\n", value.len()).as_bytes());
+        }
+        digest.hex()
+    }
+
     fn pairs(&self) -> [(&'static str, &str); 6] {
         [
             ("base", &self.base),

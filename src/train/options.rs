@@ -103,6 +103,9 @@ options! {
     kept_blocks: Option<usize>, [value_name = "N"];
     /// GiB the run may use; decides --kept-blocks.
     memory_gib: f64 = 4.0, [value_name = "N"];
+    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively it only
+    /// changes how sums are rounded.
+    workers: Option<usize>, [value_name = "N"];
 }
 
 /// An option as a form shows it.
@@ -231,6 +234,7 @@ impl TrainOptions {
             return Err(Error::setting("grad-accum", what, "8 to 64 are usual"));
         }
         positive("memory-gib", self.memory_gib, "4 is the default")?;
+        positive("workers", self.workers.unwrap_or(1) as f64, "leave it out to have it chosen")?;
         match self.steps {
             Some(steps) => positive("steps", steps as f64, "100 is a good start")?,
             None => positive("epochs", self.epochs, "3 is a good start")?,

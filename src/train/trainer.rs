@@ -1,10 +1,11 @@
 //! The trainer: micro-batches through the "train" sequence, one "update" a step, reports from the ring.
 //!
 //! Gradients are normalised by the supervised tokens of the whole accumulation window, so k micro-batches equal one
-//! batch. Losses and norms stay on the device in a ring of slots that is read a few times a second, so that steps
-//! shorter than that do not wait for one another's numbers.
+//! batch; so do shares of it that several sessions compute (`shares`). Losses and norms stay on the device in a ring of
+//! slots that is read a few times a second, so that steps shorter than that do not wait for one another's numbers.
 
 use super::options::TrainOptions;
+use super::shares::{Deal, Gathered, SUMS, Work};
 use crate::adapter::Adapter;
 use crate::clock::Instant;
 use crate::data::{Batch, Batches, IGNORE};
@@ -47,6 +48,21 @@ pub struct Evaluation {
     pub tokens: u64,
 }
 
+impl Evaluation {
+    /// From the sums of loss and of hits of every batch.
+    fn of(batches: &Batches, sums: &[f32]) -> Evaluation {
+        let total = |which: usize| sums.chunks_exact(SUMS).map(|sums| sums[which] as f64).sum::<f64>();
+        let (mut supervised_tokens, mut tokens) = (0, 0);
+        for batch in (0..batches.batches_per_epoch()).map(|index| batches.batch(index)) {
+            supervised_tokens += batch.supervised as u64;
+            tokens += batch.tokens as u64;
+        }
+        let count = supervised_tokens.max(1) as f64;
+        let (loss, accuracy) = (total(0) / count, total(1) / count);
+        Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens, tokens }
+    }
+}
+
 /// Loss of one example: summed over its targets, how many they are, and how many the model ranked first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct ExampleLoss {
@@ -72,6 +88,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Inputs, tables, reports and kernel parameters.
     pub other: u64,
+    /// All of this again, in each of the other workers.
+    pub helpers: u64,
     pub total: u64,
     pub kept_blocks: usize,
     pub blocks: usize,
@@ -123,6 +141,11 @@ pub struct Trainer {
     /// AdamW's first and second moment.
     moments: [Buf; 2],
     batches: Batches,
+    deal: Deal,
+    /// Of the step to come.
+    gathered: Gathered,
+    /// Shares of the evaluation to come that were brought so far: loss and hits of each batch.
+    measured: Vec<Vec<f32>>,
     step: u64,
     pending: Vec<Pending>,
     /// The step that was not finite, once the sound ones before it are reported.
@@ -171,6 +194,7 @@ impl Trainer {
             base.device.run(&base.plan, prologue, 0)?;
         }
         let total_steps = total_steps(&batches, &options);
+        let deal = Deal::of(&options);
         Ok(Trainer {
             adapter,
             patches: parts.patches,
@@ -183,6 +207,9 @@ impl Trainer {
             drawn: BTreeMap::new(),
             moments: parts.moments,
             batches,
+            deal,
+            gathered: Gathered::default(),
+            measured: Vec::new(),
             step: 0,
             pending: Vec::new(),
             diverged: None,
@@ -208,33 +235,158 @@ impl Trainer {
         if let Some(error) = self.diverged.take() {
             return Err(error);
         }
-        let accum = self.options.grad_accum as u64;
-        let window: Vec<Batch> = (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect();
-        self.step_on(base, &window).await
+        let window = self.window();
+        if self.deal.workers == 1 {
+            return self.step_on(base, &window).await;
+        }
+        while self.gathered.count < self.deal.workers {
+            self.compute_share(base, Work::Step).await?;
+        }
+        let control = self.control(&window);
+        self.put_gathered(base, &control);
+        self.update(base, &window, control).await
     }
 
     /// [`Trainer::step`] on micro-batches given by the caller.
     pub async fn step_on(&mut self, base: &mut Base, window: &[Batch]) -> Result<Vec<StepReport>> {
+        let control = self.control(window);
         let first = self.step * window.len() as u64;
-        let supervised: u64 = window.iter().map(|b| b.supervised as u64).sum();
-        let slot = (self.step % RING_SLOTS as u64) as u32;
-        let mut control = self.control(slot, supervised);
+        self.accumulate(base, control, window.iter().zip(first..)).await?;
+        self.update(base, window, control).await
+    }
+
+    /// The micro-batches of the step to come.
+    fn window(&self) -> Vec<Batch> {
+        let accum = self.options.grad_accum as u64;
+        (0..accum).map(|i| self.batches.batch(self.step * accum + i)).collect()
+    }
+
+    /// Adds the gradients of batches, each with its number in the run, to those on the device.
+    async fn accumulate<'a>(
+        &mut self,
+        base: &mut Base,
+        mut control: Control,
+        batches: impl Iterator<Item = (&'a Batch, u64)>,
+    ) -> Result<()> {
         let train = self.train_sequence(base).await?;
-        for (i, batch) in window.iter().enumerate() {
+        for (i, (batch, number)) in batches.enumerate() {
             control.first = i == 0;
             control.rows = batch.supervised as u32;
-            control.seed = hash(hash(self.options.seed as u32) ^ hash(first as u32 + i as u32));
+            control.seed = hash(hash(self.options.seed as u32) ^ hash(number as u32));
             write_batch(base, &self.io, batch, &control);
             base.device.run(&base.plan, train, control.rows)?;
         }
+        Ok(())
+    }
+
+    /// The optimizer's part of a step.
+    async fn update(&mut self, base: &mut Base, window: &[Batch], control: Control) -> Result<Vec<StepReport>> {
         base.device.run(&base.plan, self.update, 0)?;
-        let tokens = window.iter().map(|b| b.tokens as u64).sum();
-        self.pending.push(Pending { step: self.step + 1, slot, lr: control.lr as f64, tokens, supervised });
+        let (tokens, supervised) = (window.iter().map(|b| b.tokens as u64).sum(), supervised(window));
+        let (step, slot, lr) = (self.step + 1, control.ring, control.lr as f64);
+        self.pending.push(Pending { step, slot, lr, tokens, supervised });
         self.step += 1;
         if self.pending.len() >= self.steps_a_read || self.done() {
             return self.reports(base).await;
         }
         Ok(Vec::new())
+    }
+
+    /// A worker's share of the work to come.
+    async fn share(&mut self, base: &mut Base, of: Work<'_>, worker: usize) -> Result<Vec<f32>> {
+        match of {
+            Work::Step => self.step_share(base, worker).await,
+            Work::Evaluation(batches) => self.evaluation_share(base, batches, worker).await,
+        }
+    }
+
+    /// A worker's share of the step to come, taken out of the device: the sums of loss and hits, then the gradients.
+    async fn step_share(&mut self, base: &mut Base, worker: usize) -> Result<Vec<f32>> {
+        let control = self.control(&self.window());
+        let (accum, total) = (self.options.grad_accum as u64, self.deal.total() as u64);
+        let batches: Vec<(Batch, u64)> = self
+            .deal
+            .share(worker)
+            .map(|part| {
+                let batch = self.batches.part(self.step * accum + part.micro_batch as u64, part.rows);
+                (batch, self.step * total + part.number as u64)
+            })
+            // At the end of an epoch there may be no rows for all.
+            .filter(|(batch, _)| batch.supervised > 0)
+            .collect();
+        if batches.is_empty() {
+            return Ok(vec![0.0; SUMS + self.adapter.len]);
+        }
+        self.accumulate(base, control, batches.iter().map(|(batch, number)| (batch, *number))).await?;
+        let mut share = base.device.read(self.io.ring, control.ring as usize * REPORT, SUMS).await?;
+        share.extend(base.device.read(self.patches.grads, 0, self.adapter.len).await?);
+        base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
+        Ok(share)
+    }
+
+    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
+    async fn evaluation_share(&mut self, base: &mut Base, batches: &Batches, worker: usize) -> Result<Vec<f32>> {
+        self.unread = self.reports(base).await?;
+        let mine: Vec<u64> = self.deal.batches(worker, batches.batches_per_epoch()).collect();
+        batch_sums(base, &self.io, self.sequences.evaluate, batches, &mine).await
+    }
+
+    /// A worker's share in a run that stands before `step` with this adapter: the same in every session.
+    pub async fn share_of(
+        &mut self,
+        base: &mut Base,
+        of: Work<'_>,
+        step: u64,
+        adapter: &[f32],
+        worker: usize,
+    ) -> Result<Vec<f32>> {
+        if adapter.len() != self.adapter.len || worker >= self.deal.workers {
+            let what = format!("worker {worker} of {}, {} numbers of an adapter", self.deal.workers, adapter.len());
+            return Err(Error::setting("workers", what, "this run was dealt in another way"));
+        }
+        self.step = step;
+        self.set_adapter(base, adapter);
+        self.share(base, of, worker).await
+    }
+
+    /// Computes the share whose turn it is.
+    pub async fn compute_share(&mut self, base: &mut Base, of: Work<'_>) -> Result<()> {
+        let share = self.share(base, of, self.brought(of)).await?;
+        self.add_share(of, share)
+    }
+
+    /// Shares of the work to come that are here; the next is that of the worker of this number.
+    fn brought(&self, of: Work<'_>) -> usize {
+        match of {
+            Work::Step => self.gathered.count,
+            Work::Evaluation(_) => self.measured.len(),
+        }
+    }
+
+    /// Takes the share whose turn it is, which another session may have computed.
+    pub fn add_share(&mut self, of: Work<'_>, share: Vec<f32>) -> Result<()> {
+        let worker = self.brought(of);
+        let wanted = match of {
+            Work::Step => SUMS + self.adapter.len,
+            Work::Evaluation(batches) => SUMS * self.deal.batches(worker, batches.batches_per_epoch()).count(),
+        };
+        if share.len() != wanted || worker >= self.deal.workers {
+            let what = format!("share {worker} of {} has {} floats, not {wanted}", self.deal.workers, share.len());
+            return Err(Error::setting("workers", what, "this is no share of this run"));
+        }
+        match of {
+            Work::Step => self.gathered.add(share),
+            Work::Evaluation(_) => self.measured.push(share),
+        }
+        Ok(())
+    }
+
+    /// Puts the sum of all shares where one worker would have it.
+    fn put_gathered(&mut self, base: &mut Base, control: &Control) {
+        let sum = self.gathered.take();
+        let (sums, grads) = sum.split_at(SUMS);
+        base.device.write_floats(self.io.ring, control.ring as usize * REPORT, sums);
+        base.device.write_floats(self.patches.grads, 0, grads);
     }
 
     /// The sequence of the step to come. Where blocks take turns it is that of the blocks drawn for it, and with a
@@ -258,14 +410,15 @@ impl Trainer {
         Ok(sequence)
     }
 
-    fn control(&self, ring: u32, supervised: u64) -> Control {
+    /// Of the step to come, on these micro-batches.
+    fn control(&self, window: &[Batch]) -> Control {
         let o = &self.options;
         // Where the optimizer begins anew with each drawing, so does its count.
         let t = self.adapter.method.interval().map_or(self.step, |interval| self.step % interval) + 1;
         let bias = |beta: f32| (1.0 - (beta as f64).powi(t.min(i32::MAX as u64) as i32)) as f32;
         Control {
-            inv_tokens: (1.0 / supervised.max(1) as f64) as f32,
-            ring,
+            inv_tokens: (1.0 / supervised(window).max(1) as f64) as f32,
+            ring: (self.step % RING_SLOTS as u64) as u32,
             lr: o.schedule.rate(o.peak_lr(), self.step, o.warmup_steps, self.total_steps) as f32,
             bias1: bias(BETA1),
             bias2: bias(BETA2),
@@ -339,12 +492,18 @@ impl Trainer {
         Ok(evaluation)
     }
 
-    /// Evaluation writes over the ring: what it still holds of the run is taken out first.
     async fn measure(&mut self, base: &mut Base, batches: &Batches) -> Result<Evaluation> {
-        self.unread = self.reports(base).await?;
-        let evaluation = evaluate(base, &self.io, self.sequences.evaluate, batches).await?;
+        while self.measured.len() < self.deal.workers {
+            self.compute_share(base, Work::Evaluation(batches)).await?;
+        }
+        let mut shares: Vec<_> = self.measured.drain(..).map(Vec::into_iter).collect();
+        let mut sums = Vec::new();
+        for batch in 0..batches.batches_per_epoch() as usize {
+            let share = &mut shares[batch % self.deal.workers];
+            sums.extend(share.take(SUMS));
+        }
         self.last_read = Instant::now();
-        Ok(evaluation)
+        Ok(Evaluation::of(batches, &sums))
     }
 
     fn is_best(&self, evaluation: &Evaluation) -> bool {
@@ -400,6 +559,8 @@ impl Trainer {
         (self.diverged, self.steps_a_read) = (None, 1);
         self.pending.clear();
         self.unread.clear();
+        self.gathered = Gathered::default();
+        self.measured.clear();
     }
 
     /// The loss of every example of `batches`, of `count` in all, with the adapter as it is now.
@@ -427,8 +588,8 @@ impl Trainer {
 
     /// The adapter's gradients as accumulated by a micro-batch, without an update: for tests against references.
     pub async fn gradients(&mut self, base: &mut Base, batch: &Batch) -> Result<(f64, Vec<f32>)> {
-        let mut control = self.control(0, batch.supervised as u64);
-        (control.first, control.rows) = (true, batch.supervised as u32);
+        let mut control = self.control(std::slice::from_ref(batch));
+        (control.first, control.rows, control.ring) = (true, batch.supervised as u32, 0);
         write_batch(base, &self.io, batch, &control);
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         base.device.run(&base.plan, self.sequences.train.expect("a trainer trains"), control.rows)?;
@@ -437,6 +598,10 @@ impl Trainer {
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         Ok((loss, grads))
     }
+}
+
+fn supervised(window: &[Batch]) -> u64 {
+    window.iter().map(|batch| batch.supervised as u64).sum()
 }
 
 const BETA1: f32 = 0.9;
@@ -479,27 +644,31 @@ pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Contro
 
 /// Loss and accuracy over all batches, each once.
 pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batches: &Batches) -> Result<Evaluation> {
-    let (mut loss, mut hits, mut supervised, mut tokens) = (0.0, 0.0, 0, 0);
     let all: Vec<u64> = (0..batches.batches_per_epoch()).collect();
-    for group in all.chunks(RING_SLOTS) {
+    Ok(Evaluation::of(batches, &batch_sums(base, io, sequence, batches, &all).await?))
+}
+
+/// The sums of loss and of hits of some batches, one after the other.
+async fn batch_sums(
+    base: &mut Base,
+    io: &Inputs,
+    sequence: SequenceId,
+    batches: &Batches,
+    which: &[u64],
+) -> Result<Vec<f32>> {
+    let mut sums = Vec::with_capacity(SUMS * which.len());
+    for group in which.chunks(RING_SLOTS) {
         for (slot, index) in group.iter().enumerate() {
             let batch = batches.batch(*index);
             let control =
                 Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
             write_batch(base, io, &batch, &control);
             base.device.run(&base.plan, sequence, control.rows)?;
-            supervised += batch.supervised as u64;
-            tokens += batch.tokens as u64;
         }
         let ring = base.device.read(io.ring, 0, group.len() * REPORT).await?;
-        for report in ring.chunks_exact(REPORT) {
-            loss += report[0] as f64;
-            hits += report[1] as f64;
-        }
+        sums.extend(ring.chunks_exact(REPORT).flat_map(|report| &report[..SUMS]));
     }
-    let loss = loss / supervised.max(1) as f64;
-    let accuracy = hits / supervised.max(1) as f64;
-    Ok(Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens: supervised, tokens })
+    Ok(sums)
 }
 
 /// The loss of each of `count` examples; those without targets stay at nothing. `progress` counts batches.
@@ -556,7 +725,7 @@ fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: us
     let mut plan = base.plan.clone();
     let spec = base.spec();
     let t = row_len(adapter, options);
-    let io = Inputs::declare(&mut plan, spec, options.batch_size * t, t);
+    let io = Inputs::declare(&mut plan, spec, Deal::of(options).rows * t, t);
     let patches = adapter.declare(&mut plan, true);
     let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
     let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
@@ -583,21 +752,27 @@ pub struct Planned {
     pub memory: MemoryPlan,
 }
 
-fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: usize) -> Planned {
+/// `holders` are the workers that each hold all of it.
+fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: u64, kept_blocks: usize) -> Planned {
     let parts = build(base, adapter, options, kept_blocks);
     let mut layout = Memory::default();
     layout.extend(&parts.plan);
     let weights = base.plan.persistent_bytes();
     let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
     let adapter = 4 * adapter.len as u64 * 4;
-    let total = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
-    let other = total - weights - adapter - activations;
-    let blocks = base.spec().layers;
-    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, total, kept_blocks, blocks } }
+    let each = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
+    let other = each - weights - adapter - activations;
+    let (helpers, total, blocks) = ((holders - 1) * each, holders * each, base.spec().layers);
+    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, helpers, total, kept_blocks, blocks } }
 }
 
 /// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
 pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Planned> {
+    plan_for(base, adapter, options, 1)
+}
+
+/// [`plan`], where so many workers each hold a copy of the run.
+pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: usize) -> Result<Planned> {
     options.check()?;
     let blocks = base.spec().layers;
     if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
@@ -610,7 +785,7 @@ pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Pl
         return Err(Error::setting("method", what, "train less (last-k, lora), or use --device cpu"));
     }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let keeping = |kept: usize| plan_keeping(base, adapter, options, kept);
+    let keeping = |kept: usize| plan_keeping(base, adapter, options, holders as u64, kept);
     let mut too_many = options.kept_blocks.unwrap_or(blocks);
     let all = keeping(too_many);
     if all.memory.total <= budget {
@@ -620,7 +795,8 @@ pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Pl
     if fits.memory.total > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let hint = "lower --batch-size or --seq-len, or allow more with --memory-gib";
+        let fewer = if holders > 1 { ", or --workers" } else { "" };
+        let hint = format!("lower --batch-size or --seq-len{fewer}, or allow more with --memory-gib");
         return Err(Error::setting("memory-gib", what, hint));
     }
     while too_many - fits.memory.kept_blocks > 1 {

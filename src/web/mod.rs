@@ -17,6 +17,12 @@ pub fn start() {
     console_error_panic_hook::set_once();
 }
 
+/// This engine as it was compiled: what a helper starts from.
+#[wasm_bindgen]
+pub fn compiled() -> JsValue {
+    wasm_bindgen::module()
+}
+
 /// The options of a run: `OptionRow[]`.
 #[wasm_bindgen]
 pub fn option_table() -> String {

@@ -25,6 +25,9 @@ struct CreateOptions {
     device: DeviceChoice,
     #[serde(default = "unnamed")]
     name: String,
+    /// That may share a run on the CPU, this one among them, and the GiB that all of them may take.
+    workers: usize,
+    workers_gib: f64,
 }
 
 fn unnamed() -> String {
@@ -129,9 +132,9 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name }`; `progress(done, total)` in bytes.
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, workers, workers_gib }`; `progress(done, total)` in bytes.
     pub async fn create(files: Array, options: JsValue, progress: Option<Function>) -> Outcome<Session> {
-        let CreateOptions { device, name } = parse_object("options", &options)?;
+        let CreateOptions { device, name, workers, workers_gib: gib } = parse_object("options", &options)?;
         let files = ModelFiles::from_sources("the model's files", blobs(&files)?).await.map_err(thrown)?;
         let progress = |done: u64, total: u64| {
             if let Some(progress) = &progress {
@@ -139,12 +142,14 @@ impl Session {
                 let _ = progress.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
             }
         };
-        session::Session::open(&files, &name, device, progress).await.map(Session).map_err(thrown)
+        let mut session = session::Session::open(&files, &name, device, progress).await.map_err(thrown)?;
+        session.offer_workers(session::Offer { workers, gib });
+        Ok(Session(session))
     }
 
     /// `DeviceInfo`
     pub fn device(&self) -> String {
-        json(&self.0.device().info())
+        json(&self.0.device_info())
     }
 
     /// `ModelInfo`
@@ -201,6 +206,32 @@ impl Session {
     pub async fn step(&mut self) -> Outcome<String> {
         let reports = self.0.step().await.map_err(thrown)?;
         Ok(json(&json!({ "done": self.0.done(), "step": self.0.step_number(), "reports": reports })))
+    }
+
+    /// The adapter's numbers before the step to come, for helpers.
+    pub async fn parameters(&mut self) -> Outcome<Vec<f32>> {
+        self.0.parameters().await.map_err(thrown)
+    }
+
+    /// Computes the share whose turn it is; `of` ("step" or "validation") is the work to come. `step` and `validate` do so
+    /// for all shares that nobody has brought.
+    pub async fn compute_share(&mut self, of: String) -> Outcome<()> {
+        self.0.compute_share(parse("of", &json(&of))?).await.map_err(thrown)
+    }
+
+    /// Takes the share whose turn it is from a helper.
+    pub fn add_share(&mut self, of: String, share: Vec<f32>) -> Outcome<()> {
+        self.0.add_share(parse("of", &json(&of))?, share).map_err(thrown)
+    }
+
+    /// As a helper: a worker's share of step `step` (from 0), or of the validation, of the run that was started here as there.
+    pub async fn share_of(&mut self, of: String, step: f64, params: Vec<f32>, worker: usize) -> Outcome<Vec<f32>> {
+        self.0.share_of(parse("of", &json(&of))?, step as u64, &params, worker).await.map_err(thrown)
+    }
+
+    /// The same in sessions that have started the same run.
+    pub fn run_sha256(&self) -> Outcome<String> {
+        self.0.run_sha256().map_err(thrown)
     }
 
     /// `StepReport[]` of the steps that were not reported yet.

@@ -25,7 +25,7 @@ export async function measure(context, server, device, quick) {
   return measured;
 }
 
-function print({ device, kernels, steps }) {
+function print({ device, kernels, steps, workers }) {
   const { gflops, gbytes } = kernels.limits;
   console.log(`\n${device.description}: at most ${gflops.toFixed(0)} GFLOP/s of multiply-adds, ${gbytes.toFixed(1)} GB/s of copying\n`);
   table(["kernel", "shape", "ms", "GFLOP/s", "GB/s", "of limit"], kernels.kernels.map((row) =>
@@ -34,6 +34,10 @@ function print({ device, kernels, steps }) {
   table(["net", "method", "batch", "median ms", "best ms", "tokens/s", "first ms", "MiB"], steps.map((row) =>
     [row.net, row.method, row.batch, ...[row.median_ms, row.best_ms].map((ms) => ms.toFixed(1)),
       ...[row.tokens_per_s, row.first_ms, row.mib].map((x) => x.toFixed(0))]));
+  if (workers.length === 0) return;
+  console.log();
+  table(["net", "batch", "workers", "ms a step", "times faster"], workers.map((row) =>
+    [row.net, row.batch, String(row.workers), row.ms.toFixed(1), row.speedup.toFixed(2)]));
 }
 
 function table(head, rows) {

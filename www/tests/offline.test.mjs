@@ -8,19 +8,21 @@ import { browser, server, setUp } from "./support/setup.mjs";
 
 setUp();
 
-test("with the server gone the page reloads, starts its engine, opens the bundled model, and trains", async (t) => {
-  const host = await serve();
+test("with the server gone the page reloads, starts its engine, opens the bundled model, and trains, with a helper", async (t) => {
+  const host = await serve({ inject: `if (self.name === "luthier-helper") new BroadcastChannel("helpers").postMessage("here");\n` });
   t.after(host.close);
   const context = await browser.newContext();
   const page = await openApp(context, host);
   await page.evaluate(() => navigator.serviceWorker.ready.then(() => null));
   await host.close();
   await context.setOffline(true);
-  await page.goto(host.app + settings({ steps: 2, warmup_steps: 0, eval_every: 0, seq_len: 64, batch_size: 1 }));
+  await page.goto(host.app + settings({ steps: 60, warmup_steps: 0, eval_every: 0, seq_len: 64, batch_size: 2, workers: 2 }));
   await page.reload();
+  await page.evaluate(() => (new BroadcastChannel("helpers").onmessage = () => (window.helped = true)) && null);
   await ready(page);
   await page.locator("#train-now").click();
-  await page.locator('[data-phase="ended"]').getByText("Done: 2 steps").waitFor({ timeout: 60_000 });
+  await page.locator('[data-phase="ended"]').getByText("Done: 60 steps").waitFor({ timeout: 60_000 });
+  assert.ok(await page.evaluate(() => window.helped), "a helper was started from what is kept");
   await page.evaluate(() => fetch("not-kept").then(() => Promise.reject(new Error("this must fail")), () => null));
   await page.goto(`${host.app}models.html`);
   await page.getByRole("heading", { name: "Models" }).waitFor();

@@ -82,11 +82,11 @@ async function save(page, name, exported) {
   return target;
 }
 
-test("WebGPU, the CPU in wasm and the command line, which replays the run, compute the same losses", async () => {
+test("WebGPU, the CPU in wasm, two workers on it, and the command line, which replays their run, compute the same losses", async () => {
   const measured = {};
-  for (const device of ["cpu", "webgpu"]) {
+  for (const [device, workers] of [["cpu", 1], ["webgpu", 1], ["cpu", 2]]) {
     const page = await open(device);
-    measured[device] = losses(await train(page, { steps: COMPARED_STEPS }));
+    measured[`${device} ${workers}`] = losses(await train(page, { steps: COMPARED_STEPS, workers }));
     writeFileSync(join(folder, "run.json"), await page.evaluate(() => tuner.exportRun()));
     await page.context().close();
   }
@@ -96,7 +96,7 @@ test("WebGPU, the CPU in wasm and the command line, which replays the run, compu
     values.forEach((loss, i) => close(loss, measured.native[i], LOSS_TOLERANCE, `loss of step ${i + 1}`));
   }
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  assert.ok(mean(measured.webgpu.slice(-5)) < 0.8 * mean(measured.webgpu.slice(0, 5)), "the loss falls on WebGPU");
+  assert.ok(mean(measured["webgpu 1"].slice(-5)) < 0.8 * mean(measured["webgpu 1"].slice(0, 5)), "the loss falls on WebGPU");
 });
 
 function replayed(run) {

@@ -1,4 +1,4 @@
-/** One worker, seen from the page: questions out, events and answers back, and what happens when it dies. */
+/** One worker, seen from who started it: questions out, events and answers back, and what happens when it dies. */
 
 import { LuthierError } from "./error.js";
 import { tellAll } from "./privacy.js";
@@ -16,9 +16,10 @@ export class Connection {
   #last = 0;
   #end: LuthierError | null = null;
 
-  constructor() {
-    const start = bootstrap();
-    this.#worker = new Worker(trusted(start), { type: "module", name: "luthier" });
+  /** `script` is the worker's; `wasm` the engine as it lies somewhere, or as it was compiled here. */
+  constructor(script: string, private readonly wasm: string | WebAssembly.Module, name = "luthier") {
+    const start = bootstrap(script);
+    this.#worker = new Worker(trusted(start), { type: "module", name });
     this.#worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#receive(data);
     this.#worker.onerror = (event) => {
       event.preventDefault();
@@ -44,7 +45,7 @@ export class Connection {
     const cancel = () => this.#worker.postMessage({ cancel: id } satisfies Question);
     const answered = new Promise<Calls[K]["answer"]>((answer, error) => {
       this.#pending.set(id, { answer, error, event: onEvent });
-      this.#worker.postMessage({ id, name, ask, wasm: WASM.href });
+      this.#worker.postMessage({ id, name, ask, wasm: this.wasm });
       if (signal?.aborted) cancel();
       signal?.addEventListener("abort", cancel);
     });
@@ -72,16 +73,12 @@ export class Connection {
   }
 }
 
-// Written so that bundlers see two files to bring along.
-const SCRIPT = new URL("./worker.js", import.meta.url);
-const WASM = new URL("./luthier_bg.wasm", import.meta.url);
-
 /**
  * A worker that starts from a URL is ruled by the headers of that URL, which many hosts cannot set; one that starts from
  * a blob inherits the Content-Security-Policy of the page, its <meta> included.
  */
-function bootstrap(): string {
-  return URL.createObjectURL(new Blob([`import ${JSON.stringify(SCRIPT.href)};`], { type: "text/javascript" }));
+function bootstrap(script: string): string {
+  return URL.createObjectURL(new Blob([`import ${JSON.stringify(script)};`], { type: "text/javascript" }));
 }
 
 let policy: TrustedTypePolicy | undefined;

@@ -7,6 +7,9 @@ export interface NamedBytes {
   bytes: Uint8Array<ArrayBuffer>;
 }
 
+/** What is dealt to several workers. */
+export type Work = "step" | "validation";
+
 export interface Engine {
   device(): string;
   info(): string;
@@ -25,6 +28,11 @@ export interface Engine {
     checkpoint: Uint8Array | undefined,
   ): Promise<string>;
   step(): Promise<string>;
+  parameters(): Promise<Float32Array>;
+  compute_share(of: Work): Promise<void>;
+  add_share(of: Work, share: Float32Array): void;
+  share_of(of: Work, step: number, parameters: Float32Array, worker: number): Promise<Float32Array>;
+  run_sha256(): string;
   reports(): Promise<string>;
   validate(): Promise<string>;
   validate_start(): Promise<string>;
@@ -62,7 +70,8 @@ export interface Engine {
 }
 
 export interface EngineModule {
-  default(wasm: { module_or_path: string }): Promise<unknown>;
+  default(wasm: { module_or_path: string | WebAssembly.Module }): Promise<unknown>;
+  compiled(): WebAssembly.Module;
   option_table(): string;
   method_table(): string;
   guess_task(data: string): string;
@@ -71,7 +80,7 @@ export interface EngineModule {
   Session: {
     create(
       files: NamedBlob[],
-      options: { device: string; name: string },
+      options: { device: string; name: string; workers: number; workers_gib: number },
       progress: (done: number, total: number) => void,
     ): Promise<Engine>;
   };

@@ -9,6 +9,11 @@ interface FileSystemSyncAccessHandle {
   close(): void;
 }
 
+interface WorkerNavigator {
+  /** GiB, roughly; some browsers tell, over https. */
+  readonly deviceMemory?: number;
+}
+
 interface FileSystemFileHandle {
   createSyncAccessHandle(): Promise<FileSystemSyncAccessHandle>;
   /** Renames, over a file of that name if there is one. */

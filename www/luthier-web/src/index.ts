@@ -20,6 +20,10 @@ export { CHECKED_BYTES } from "./limits.js";
 export { ownOptions, reads } from "./methods.js";
 export { LuthierError };
 
+// Written so that bundlers see two files to bring along.
+const SCRIPT = new URL("./worker.js", import.meta.url);
+const WASM = new URL("./luthier_bg.wasm", import.meta.url);
+
 const CHECKPOINT_SECONDS = 30;
 /** Restarts after a fault, at most so many within so long. */
 const RESTARTS = 3;
@@ -31,7 +35,7 @@ const RECOVERABLE = new Set(["device_lost", "out_of_memory", "internal"]);
 let spare: Connection | null = null;
 
 function idle(): Connection {
-  if (!spare?.alive) spare = new Connection();
+  if (!spare?.alive) spare = new Connection(SCRIPT.href, WASM.href);
   return spare;
 }
 
@@ -158,7 +162,9 @@ class Instance implements Tuner {
     const load = async (): Promise<Begun> => {
       const { record, data, validation } = await runs.load(id);
       this.#checkBase(record);
-      const { options, probes, every_seconds } = record;
+      const { probes, every_seconds } = record;
+      // It goes on with the workers that it was begun with, whatever cores there are now.
+      const options = { workers: 1, ...record.options };
       return { data, options, probes, every_seconds, store: { id, create: false }, ...(validation && { validation }) };
     };
     yield* this.#follow(load, id, signal);
@@ -320,6 +326,7 @@ class Instance implements Tuner {
       if (event.type === "kept") job.checkpoint = event.checkpoint;
       else if (event.type === "tuned") this.#ended(event.tuned);
       else emit(event);
+      if (event.type === "plan") job.options = { ...job.options, workers: event.summary.workers };
       if (event.type === "plan" && job.store) job.store.create = false;
       if (event.type === "plan" || event.type === "checkpoint") run.step = event.step;
     });

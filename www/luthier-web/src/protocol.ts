@@ -1,5 +1,9 @@
-/** What page and worker say to each other. The page asks; the worker sends events meanwhile and one answer at the end. */
+/**
+ * What page and worker say to each other, and a worker and its helpers. One asks; the other sends events meanwhile and one
+ * answer at the end.
+ */
 
+import type { Work } from "./engine.js";
 import type { SeenRequest } from "./privacy.js";
 import type {
   AdapterFormat, Agreement, DataProbe, DataText, DeviceChoice, DeviceInfo, Evaluation, Forgetting, GeneratedText, KernelBench, LuthierErrorData,
@@ -32,6 +36,9 @@ export interface Job {
   checkpoint?: Uint8Array;
 }
 
+/** What a helper needs of a run to compute shares of its steps. */
+export type Shared = Pick<Job, "data" | "validation" | "options">;
+
 /** What came out of a run. */
 export interface Tuned {
   /** The one on the model: the best by validation, where there was one. */
@@ -60,6 +67,10 @@ export interface Calls {
   estimate: Call<{ data: DataText; validation?: DataText; options: TrainOptions }, Summary>;
   train: Call<Job, null, TrainEvent | Kept>;
   control: Call<Control, null>;
+  /** Of a helper: it takes part in a run, and says by a hash in which. */
+  join: Call<Shared, string>;
+  /** Of a helper: what is dealt to it of a step (from 0), or of the validation after it. */
+  share: Call<{ worker: number; of: Work; step: number; parameters: Float32Array }, Float32Array>;
   generate: Call<{ prompts: Prompt[]; options: SamplingOptions }, GeneratedText[], [prompt: number, piece: string]>;
   evaluate: Call<{ data: DataText; options: object }, Evaluation>;
   probe: Call<{ data: DataText; test?: DataText; options: TrainOptions; budget: ProbeBudget }, DataProbe, Said>;
@@ -82,9 +93,9 @@ export interface Calls {
 
 export type CallName = keyof Calls;
 
-/** To the worker. `wasm` is where the engine lies: a worker that starts from a blob cannot find it by itself. */
+/** To the worker. `wasm` is the engine, or where it lies: a worker that starts from a blob cannot find it by itself. */
 export type Question =
-  | { [K in CallName]: { id: number; name: K; ask: Calls[K]["ask"]; wasm: string } }[CallName]
+  | { [K in CallName]: { id: number; name: K; ask: Calls[K]["ask"]; wasm: string | WebAssembly.Module } }[CallName]
   | { cancel: number };
 
 /** From the worker. After `fatal` it must be ended: a panic leaves the engine's memory in no known state. */

@@ -1,14 +1,17 @@
 /** A run inside the worker: the loop around the engine's steps, with evaluations, probes, checkpoints and the controls. */
 
-import type { Engine, NamedBytes } from "./engine.js";
+import type { Engine, NamedBytes, Work } from "./engine.js";
 import { LuthierError } from "./error.js";
+import type { Helpers } from "./helpers.js";
 import type { Control, Job, Kept, Wanted } from "./protocol.js";
 import { RunFiles } from "./store/runs.js";
-import type { Evaluation, GeneratedText, ModelInfo, NamedBlob, StepReport, Summary, TrainEvent } from "./types.js";
+import type { Evaluation, GeneratedText, ModelInfo, NamedBlob, StepReport, Summary, TrainEvent, TrainOptions } from "./types.js";
 
 /** Lets one call into the engine end before the next begins, and messages be heard in between. */
 export type Turn = <T>(work: () => T | Promise<T>) => Promise<T>;
 export type Emit = (event: TrainEvent | Kept) => void;
+/** Starts the other workers of a run. */
+export type Help = (workers: number, options: TrainOptions) => Helpers;
 
 interface Started extends Summary {
   step: number;
@@ -32,6 +35,12 @@ export class Run {
   #savedStep = 0;
   #wake = () => {};
   #files: RunFiles | null = null;
+  /** Examples to validate on. */
+  #held = 0;
+  #workers = 1;
+  /** Helpers hold what the engine holds. */
+  #kept = 0;
+  #helpers: Helpers | null = null;
 
   constructor(
     private readonly engine: Engine,
@@ -40,6 +49,7 @@ export class Run {
     private readonly model: ModelInfo,
     /** Steps between evaluations; 0 means only at the end. */
     private readonly evalEvery: number,
+    private readonly help: Help,
     private readonly emit: Emit,
   ) {
     this.#wanted = job.wanted;
@@ -61,6 +71,8 @@ export class Run {
       // Anything else may go on from the last checkpoint, and stays "running" until then.
       if (code === "diverged") await this.#diverged();
       throw error;
+    } finally {
+      this.#dismiss();
     }
   }
 
@@ -71,6 +83,11 @@ export class Run {
     if (store && !store.create) this.#files = await RunFiles.reopen(store.id);
     const started = await this.#startEngine();
     this.#step = this.#reported = this.#savedStep = started.step;
+    [this.#held, this.#kept] = [started.validation_examples, started.memory.kept_blocks];
+    // On a GPU the engine computes all shares itself, where a number is asked for.
+    this.#workers = started.memory.helpers > 0 ? started.workers : 1;
+    // The bits depend on it: whoever goes on with this run must not choose again.
+    this.job.options = { ...this.job.options, workers: started.workers };
     if (store?.create) this.#files = await RunFiles.create(store.id, this.job, this.model, started.steps);
     else await this.#files?.goOn(started.step);
     const { step, ...summary } = started;
@@ -103,6 +120,7 @@ export class Run {
         await this.#pause();
         continue;
       }
+      await this.#gather("step");
       const result = JSON.parse(await this.turn(() => this.engine.step()));
       ({ step: this.#step, done } = result);
       this.#report(result.reports);
@@ -112,11 +130,35 @@ export class Run {
     }
   }
 
+  /** The shares of the work to come, each in its turn. The engine computes those that no helper brings. */
+  async #gather(of: Work): Promise<void> {
+    if (this.#workers === 1) return;
+    if (of === "step") this.#helpers ??= this.help(this.#workers, { ...this.job.options, kept_blocks: this.#kept });
+    const { engine, turn } = this;
+    const helpers = this.#helpers;
+    if (helpers?.ready) {
+      helpers.ask(of, this.#step, await turn(() => engine.parameters()));
+      const start = performance.now();
+      await turn(() => engine.compute_share(of));
+      for await (const share of helpers.shares((performance.now() - start) / 1000)) {
+        await turn(() => (share ? engine.add_share(of, share) : engine.compute_share(of)));
+      }
+    }
+    for (const error of helpers?.failures() ?? []) this.#warn(error);
+  }
+
+  /** Frees the helpers' memory. */
+  #dismiss(): void {
+    this.#helpers?.close();
+    this.#helpers = null;
+  }
+
   async #end(): Promise<void> {
     const reason = this.#wanted.stopped ? "stopped" : "done";
     await this.#drain();
     // The best adapter is among those measured, so the last one has to be.
     if (this.#step > 0 && this.#evaluated < this.#step) await this.#evaluate();
+    this.#dismiss();
     if (reason === "stopped") await this.#checkpoint();
     await this.#keep(reason, this.#step, await this.#best());
   }
@@ -167,6 +209,7 @@ export class Run {
     this.#evaluated = this.#step;
     // A checkpoint from before does not know of it.
     this.#savedStep = -1;
+    if (this.#held > 0) await this.#gather("validation");
     this.#validated(this.#step, await this.turn(() => this.engine.validate()));
     await this.#probe(this.#step, true);
   }
@@ -225,6 +268,7 @@ export class Run {
   }
 
   async #pause(): Promise<void> {
+    this.#dismiss();
     await this.#checkpoint();
     this.emit({ type: "paused", step: this.#step });
     while (this.#wanted.paused && !this.#wanted.stopped) {

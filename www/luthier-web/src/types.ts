@@ -33,7 +33,7 @@ export interface OpenOptions {
 
 export interface DeviceInfo {
   kind: "webgpu" | "cpu";
-  /** One line for people: adapter or "CPU (wasm, 1 thread)". */
+  /** One line for people: adapter, "CPU (wasm, 1 thread)", or "CPU (wasm, up to 3 workers)". */
   description: string;
   /** A GPU that is really the CPU (SwiftShader, lavapipe): works, slowly. */
   software: boolean;
@@ -126,6 +126,8 @@ export interface MemoryPlan {
   activations: number;
   /** Inputs, staging, tables, kernel parameters. */
   other: number;
+  /** All of this again, in each of the other workers. */
+  helpers: number;
   total: number;
   kept_blocks: number;
   blocks: number;
@@ -152,6 +154,8 @@ export interface Summary {
   parameters: number;
   /** The line that PEFT prints. */
   trainable: string;
+  /** Those that each step is dealt to: see {@link TrainOptions}. */
+  workers: number;
   memory: MemoryPlan;
 }
 
@@ -171,7 +175,14 @@ export interface MethodRow {
   merges: boolean;
 }
 
-/** Flags of `luthier train` in snake_case; see {@link OptionRow} for the table they come from. */
+/**
+ * Flags of `luthier train` in snake_case; see {@link OptionRow} for the table they come from.
+ *
+ * `workers`: on the CPU each step's rows are dealt to so many web workers, each with a copy of the model. Left out, there are
+ * as many as there are cores but one, at most 8, no more than rows, and no more than fit together into `memory_gib` and into a quarter of
+ * the machine's memory (1 GiB where the browser does not tell); WebGPU has
+ * one, and computes the shares in turn where a number is asked for. The bits of a run depend on the number, so a run that goes on keeps it.
+ */
 export type TrainOptions = Partial<{
   method: Method;
   rank: number;
@@ -207,6 +218,7 @@ export type TrainOptions = Partial<{
   val_fraction: number;
   kept_blocks: number | null;
   memory_gib: number;
+  workers: number | null;
 }>;
 
 /** One option as the form shows it: the same table that makes the command line's flags. */
@@ -357,7 +369,7 @@ export type TrainEvent =
   | { type: "probe"; step: number; texts: GeneratedText[] }
   | { type: "checkpoint"; step: number; bytes: number }
   | { type: "paused"; step: number }
-  /** Something went wrong that does not end the run: a checkpoint could not be written or read. */
+  /** Something went wrong that does not end the run: a checkpoint could not be written or read, a helper was lost. */
   | { type: "warning"; step: number; error: LuthierErrorData }
   /** The engine died (device lost, out of memory, a fault of ours); what follows goes on from this step. */
   | { type: "restart"; step: number; attempt: number; error: LuthierErrorData }

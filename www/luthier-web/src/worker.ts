@@ -3,12 +3,13 @@
 import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
-import { closeWaysOut, watchRequests } from "./privacy.js";
+import { Helpers, gibToSpare, workersToSpare } from "./helpers.js";
+import { closeWaysOut, onRequest, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { CHECKED_BYTES } from "./limits.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
 import { Run } from "./trainer.js";
-import type { Agreement, Method, ModelInfo, NamedBlob, OptionRow } from "./types.js";
+import type { Agreement, Method, ModelFiles, ModelInfo, NamedBlob, OptionRow, TrainOptions } from "./types.js";
 
 // Holds the engine to what this package thinks of it.
 const module: EngineModule = engineModule;
@@ -17,13 +18,16 @@ const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessag
 
 closeWaysOut();
 watchRequests((request) => reply({ request }));
+// Those of helpers.
+onRequest((request) => reply({ request }));
 
 // ---- the engine
 
-let wasm = "";
+let wasm: string | WebAssembly.Module = "";
 let loaded: Promise<unknown> | null = null;
 let session: Engine | null = null;
 let info: ModelInfo | null = null;
+let opened: ModelFiles | null = null;
 let run: Run | null = null;
 
 async function engine(): Promise<EngineModule> {
@@ -68,7 +72,9 @@ type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) =
 const handlers: Handlers = {
   async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
     const { Session } = await engine();
-    session = await turn(() => Session.create(files, { device, name }, (done, total) => emit([done, total])));
+    const options = { device, name, workers: workersToSpare(), workers_gib: gibToSpare() };
+    session = await turn(() => Session.create(files, options, (done, total) => emit([done, total])));
+    opened = { name, files };
     const model: ModelInfo = JSON.parse(session.info());
     info = model;
     return { device: JSON.parse(session.device()), model };
@@ -102,7 +108,9 @@ const handlers: Handlers = {
 
   async train(job, { emit }) {
     // Before anything is waited for: what is asked of the run next must find it.
-    run = new Run(model(), turn, job, info!, job.options.eval_every ?? defaultOf("eval_every"), emit);
+    const help = (workers: number, options: TrainOptions) =>
+      new Helpers(workers - 1, module.compiled(), opened!, { ...job, options }, model().run_sha256());
+    run = new Run(model(), turn, job, info!, job.options.eval_every ?? defaultOf("eval_every"), help, emit);
     try {
       await run.run();
     } finally {
@@ -114,6 +122,16 @@ const handlers: Handlers = {
   async control(what) {
     run?.control(what);
     return null;
+  },
+
+  async join({ data, validation, options }) {
+    const others = validation && JSON.stringify(validation);
+    await turn(() => model().start_training(JSON.stringify(data), others, JSON.stringify(options), undefined));
+    return model().run_sha256();
+  },
+
+  async share({ of, step, parameters, worker }) {
+    return turn(() => model().share_of(of, step, parameters, worker));
   },
 
   async generate({ prompts, options }, { emit, signal }) {
@@ -232,13 +250,14 @@ self.onmessage = ({ data }: MessageEvent<Question>) => {
   else void answer(data.id, data.name, data.ask, data.wasm);
 };
 
-async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], url: string): Promise<void> {
-  wasm = url;
+async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], from: typeof wasm): Promise<void> {
+  wasm = from;
   const stop = new AbortController();
   underway.set(id, stop);
   const context: Context<K> = { emit: (event, transfer) => reply({ id, event }, transfer), signal: stop.signal };
   try {
-    reply({ id, answer: await handlers[name](ask, context) });
+    const answer = await handlers[name](ask, context);
+    reply({ id, answer }, answer instanceof Float32Array ? [answer.buffer as ArrayBuffer] : []);
   } catch (error) {
     if (isPanic(error)) die(error);
     else reply({ id, error: LuthierError.data(error) });

@@ -110,7 +110,7 @@ const NO_ADAPTER: Record<System, string> = {
   other: "See that “graphics acceleration” is on in the browser's settings, and update the graphics driver.",
 };
 
-const CPU_MEANWHILE = "Meanwhile training goes on the CPU (WebAssembly, one thread): fine for nano, slow for larger models.";
+const CPU_MEANWHILE = "Meanwhile training goes on the CPU (WebAssembly, on all cores but one): fine for nano, slow for larger models.";
 
 /** Nothing where all is well. */
 export function advice(report: GpuReport, where = whichBrowser()): Advice | null {

@@ -17,7 +17,7 @@ export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
   },
   { title: "Schedule", names: ["epochs", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "grad_accum"] },
   { title: "Data", names: ["val_fraction", "no_shuffle", "no_packing", "seed"] },
-  { title: "Memory", names: ["memory_gib", "kept_blocks"] },
+  { title: "Memory and cores", names: ["memory_gib", "kept_blocks", "workers"] },
 ];
 
 /** What people call them; the engine's own name stands beside it. */
@@ -29,6 +29,7 @@ export const TITLES: Partial<Record<keyof TrainOptions, string>> = {
   dropout: "Dropout", rslora: "Rank-stabilised", target_modules: "Adapted parts", batch_size: "Batch", seq_len: "Row length",
   grad_accum: "Micro-batches", weight_decay: "Weight decay", max_grad_norm: "Gradient clip", seed: "Seed", no_shuffle: "Keep the order",
   no_packing: "No packing", eval_every: "Evaluate every", val_fraction: "Held out", kept_blocks: "Kept blocks", memory_gib: "Memory, GiB",
+  workers: "Workers",
 };
 
 export const defaults = (rows: OptionRow[]): TrainOptions => Object.fromEntries(rows.map((row) => [row.name, row.default]));
@@ -63,12 +64,12 @@ export function pace(steps: number): TrainOptions {
 
 export type Fit = "fits" | "tight" | "too large";
 
-/** Where a 32-bit wasm memory ends; a GPU has what the user says it may use. */
+/** Where a 32-bit wasm memory ends, of which each worker has its own; a GPU has what the user says it may use. */
 const WASM_BYTES = 4 * 2 ** 30;
 
-export function memoryLimit(kind: "webgpu" | "cpu", memoryGib: number): number {
+export function memoryLimit(kind: "webgpu" | "cpu", memoryGib: number, workers: number): number {
   const allowed = memoryGib * 2 ** 30;
-  return kind === "cpu" ? Math.min(allowed, WASM_BYTES) : allowed;
+  return kind === "cpu" ? Math.min(allowed, workers * WASM_BYTES) : allowed;
 }
 
 export function fit(total: number, limit: number): Fit {
@@ -78,7 +79,8 @@ export function fit(total: number, limit: number): Fit {
 
 /** The part that weighs most says what to lower. */
 export function whatToLower(memory: MemoryPlan): string {
-  const { weights, adapter, activations } = memory;
+  const { weights, adapter, activations, helpers } = memory;
+  if (helpers > 0) return "Each worker holds a copy of it all: with fewer workers it needs less, and takes longer.";
   if (activations >= weights && activations >= adapter) return "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks.";
   if (adapter > weights) return "Choose a method that learns fewer numbers, or lower rank.";
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
@@ -91,7 +93,7 @@ export function secondsOfRun(summary: Summary, options: TrainOptions, gflops: nu
   const perParameter = 4 + 2 * learned + 2 * (blocks ? (blocks - kept_blocks) / blocks : 0);
   const tokens = (options.batch_size ?? 4) * (options.seq_len ?? 256) * (options.grad_accum ?? 1) * summary.steps;
   // What is no product takes its time too: half as much again, from runs of nano.
-  return (1.5 * perParameter * summary.parameters * tokens) / (gflops * 1e9);
+  return (1.5 * perParameter * summary.parameters * tokens) / (gflops * 1e9 * summary.workers);
 }
 
 // ---- a link that carries them
