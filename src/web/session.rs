@@ -4,10 +4,10 @@ use super::js::{Outcome, blobs, bytes, json, named_bytes, parse, parse_object, t
 use crate::adapter::merge::{Dtype, ModelFormat, Target};
 use crate::adapter::{self, Format};
 use crate::data::{ColumnMap, ReadOptions, Records, read};
-use crate::device::DeviceChoice;
+use crate::device::{Device, DeviceChoice};
 use crate::error::Error;
 use crate::model::generate::Sampling;
-use crate::session::{self, Prompt};
+use crate::session::{self, Likely, Prompt};
 use crate::train::{Checkpoint, Evaluation, TrainOptions};
 use crate::weights::ModelFiles;
 use js_sys::{Array, Function, Promise, Uint8Array};
@@ -25,6 +25,8 @@ struct CreateOptions {
     device: DeviceChoice,
     #[serde(default = "unnamed")]
     name: String,
+    /// Whether shaders are measured; left out, on real GPUs.
+    measure: Option<bool>,
 }
 
 fn unnamed() -> String {
@@ -110,6 +112,18 @@ impl MergeTarget {
     }
 }
 
+/// Has shaders measured, where what is found out can be kept.
+async fn tune(device: &mut Device, measure: Option<bool>, kept: &Function) -> Outcome<()> {
+    let Device::Gpu(gpu) = device else { return Ok(()) };
+    if measure.unwrap_or(!gpu.facts.software) {
+        let promise = kept.call1(&JsValue::NULL, &gpu.tuning_name().into())?;
+        if let Some(kept) = JsFuture::from(Promise::resolve(&promise)).await?.as_string() {
+            gpu.tune_with(&kept);
+        }
+    }
+    Ok(())
+}
+
 /// `Summary`
 fn summary(summary: &session::Summary) -> Value {
     let mut out = serde_json::to_value(summary).expect("plain data");
@@ -129,9 +143,20 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name }`; `progress(done, total)` in bytes.
-    pub async fn create(files: Array, options: JsValue, progress: Option<Function>) -> Outcome<Session> {
-        let CreateOptions { device, name } = parse_object("options", &options)?;
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, measure }`; `progress(done, total)` in bytes. Where there is
+    /// something to measure, `kept(gpu)` is asked what `newly_tuned` gave on this GPU, and promises it, "" where there is
+    /// nothing yet, or null where nothing can be kept: then nothing is measured.
+    pub async fn create(
+        files: Array,
+        options: JsValue,
+        progress: Option<Function>,
+        kept: Option<Function>,
+    ) -> Outcome<Session> {
+        let CreateOptions { device, name, measure } = parse_object("options", &options)?;
+        let mut device = Device::open(device).await.map_err(thrown)?;
+        if let Some(kept) = kept {
+            tune(&mut device, measure, &kept).await?;
+        }
         let files = ModelFiles::from_sources("the model's files", blobs(&files)?).await.map_err(thrown)?;
         let progress = |done: u64, total: u64| {
             if let Some(progress) = &progress {
@@ -139,7 +164,14 @@ impl Session {
                 let _ = progress.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
             }
         };
-        session::Session::open(&files, &name, device, progress).await.map(Session).map_err(thrown)
+        let likely = Likely::default();
+        let opened = session::Session::open_on(device, &likely, &files, &name, progress);
+        opened.await.map(Session).map_err(thrown)
+    }
+
+    /// Which shaders were measured to be fastest, to be kept; undefined where nothing new was measured.
+    pub fn newly_tuned(&mut self) -> Option<String> {
+        self.0.newly_tuned()
     }
 
     /// `DeviceInfo`

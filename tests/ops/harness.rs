@@ -131,8 +131,16 @@ impl Suite {
     /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
     pub fn check_tuned(&self) -> BTreeMap<String, String> {
         let Some(mut gpu) = crate::common::gpu() else { return BTreeMap::new() };
-        gpu.set_tuning(true);
-        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &self.run_cpu::<f64>());
+        let want = self.run_cpu::<f64>();
+        gpu.tune_with("");
+        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+        let kept = gpu.newly_tuned().expect("something was measured");
+        assert!(gpu.newly_tuned().is_none(), "handed out twice");
+        // What was kept is taken, and nothing is measured again.
+        let mut again = crate::common::gpu().expect("there was one before");
+        again.tune_with(&kept);
+        self.compare("GPU tuned before", &pollster::block_on(self.run_gpu(&mut again)).unwrap(), &want);
+        assert!(again.newly_tuned().is_none() && again.tuned() == gpu.tuned());
         gpu.tuned().clone()
     }
 

@@ -59,6 +59,8 @@ export interface Engine {
   check_merged(files: NamedBlob[], target: MergeTarget): Promise<string>;
   modelfile(gguf: string): string;
   run_json(): string;
+  /** What was measured of the GPU and not handed out yet. */
+  newly_tuned(): string | undefined;
 }
 
 export interface EngineModule {
@@ -71,8 +73,9 @@ export interface EngineModule {
   Session: {
     create(
       files: NamedBlob[],
-      options: { device: string; name: string },
+      options: { device: string; name: string; measure: boolean | undefined },
       progress: (done: number, total: number) => void,
+      kept: (gpu: string) => Promise<string | null>,
     ): Promise<Engine>;
   };
 }
