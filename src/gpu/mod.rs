@@ -101,6 +101,8 @@ pub struct Gpu {
     pending_since: Option<Instant>,
     staging: Option<wgpu::Buffer>,
     choices: tune::Choices,
+    /// Tiles may be kept as halves.
+    halves: bool,
     /// When set (natively), each dispatch is submitted and waited for alone.
     pub profile: Option<Profile>,
 }
@@ -112,7 +114,7 @@ impl Gpu {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
-        let choices = tune::Choices::of(&facts);
+        let choices = tune::Choices::of(&facts, false);
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
         let pipelines = Pipelines::new(device.clone(), params_layout.clone());
@@ -133,6 +135,7 @@ impl Gpu {
             pending_since: None,
             staging: Some(staging),
             choices,
+            halves: false,
             profile: None,
         }
     }

@@ -23,6 +23,8 @@ const MOST_TIMES: usize = 64;
 const CLEARLY: f64 = 0.9;
 /// Largest difference between two shaders' results, as a part of the largest result.
 const CLOSE: f32 = 1e-4;
+/// The same where one of them keeps 11 bits of what it multiplies.
+const CLOSE_HALF: f32 = 4e-3;
 /// Steps with more to bind than this go by rule.
 const MAX_BYTES: u64 = 256 << 20;
 /// Bytes of the output that are compared, from its start and from its end.
@@ -41,8 +43,8 @@ pub(super) struct Choices {
 }
 
 impl Choices {
-    pub fn of(facts: &AdapterFacts) -> Choices {
-        let file = if facts.software { None } else { file_of(facts) };
+    pub fn of(facts: &AdapterFacts, halves: bool) -> Choices {
+        let file = if facts.software { None } else { file_of(facts, halves) };
         let kept = file.as_ref().map(|file| read(file));
         Choices { measure: file.is_some(), known: kept.unwrap_or_default(), file, ..Default::default() }
     }
@@ -69,14 +71,15 @@ fn read(file: &std::path::Path) -> BTreeMap<String, String> {
 }
 
 #[cfg(target_arch = "wasm32")]
-fn file_of(_: &AdapterFacts) -> Option<std::path::PathBuf> {
+fn file_of(_: &AdapterFacts, _: bool) -> Option<std::path::PathBuf> {
     None
 }
 
-/// One file an adapter, driver and version of this program.
+/// One file an adapter, driver and version of this program; another where halves were allowed.
 #[cfg(not(target_arch = "wasm32"))]
-fn file_of(facts: &AdapterFacts) -> Option<std::path::PathBuf> {
-    Some(crate::cache::dir().ok()?.join("presets").join(name_of(facts)).with_extension("json"))
+fn file_of(facts: &AdapterFacts, halves: bool) -> Option<std::path::PathBuf> {
+    let name = name_of(facts) + if halves { "-f16.json" } else { ".json" };
+    Some(crate::cache::dir().ok()?.join("presets").join(name))
 }
 
 fn name_of(facts: &AdapterFacts) -> String {
@@ -119,11 +122,23 @@ impl Gpu {
         self.choices.only = name.map(String::from);
     }
 
+    /// Lets shaders keep their tiles as halves, or no longer; false where the GPU has none. Sums stay f32, but what is
+    /// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
+    pub fn set_halves(&mut self, on: bool) -> bool {
+        let has = self.device.features().contains(wgpu::Features::SHADER_F16);
+        self.halves = on && has;
+        self.choices = Choices::of(&self.facts, self.halves);
+        has
+    }
+
     /// Whether a shader can compute a step on this machine, and is meant to.
     fn fits(&self, shader: &Shader, step: &Step) -> bool {
         let lanes = shader.constant("LANES");
         let skinny = shader.constant("SKINNY");
         let (rows, outs) = (step.grid[0], step.grid[1]);
+        if shader.constant("HALF") > 0 && !self.halves {
+            return false;
+        }
         (lanes <= 1 || (lanes == self.facts.lanes && rows >= 4 * lanes))
             && (skinny == 0 || rows <= skinny || outs <= skinny)
             && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
@@ -198,7 +213,8 @@ impl Gpu {
             }
             let Some((ms, got)) = trial.run(self, step, shader).await? else { continue };
             let needed = if std::ptr::eq(shader, by_rule) { 1.0 / CLEARLY } else { CLEARLY };
-            if close(&got, &want) && ms < best_ms * needed {
+            let apart = if shader.constant("HALF") > 0 { CLOSE_HALF } else { CLOSE };
+            if close(&got, &want, apart) && ms < best_ms * needed {
                 (best, best_ms) = (shader, ms);
             }
         }
@@ -207,11 +223,11 @@ impl Gpu {
 }
 
 /// Whether two results are the same but for rounding. Nothing but zeros proves nothing.
-fn close(got: &[f32], want: &[f32]) -> bool {
+fn close(got: &[f32], want: &[f32], most: f32) -> bool {
     let scale = want.iter().fold(0f32, |a, x| a.max(x.abs()));
     let mut apart = got.iter().zip(want).map(|(a, b)| (a - b).abs());
     // A NaN is not at most anything.
-    scale > 0.0 && scale.is_finite() && apart.all(|d| d <= CLOSE * scale)
+    scale > 0.0 && scale.is_finite() && apart.all(|d| d <= most * scale)
 }
 
 /// Scratch buffers of a step's sizes.
