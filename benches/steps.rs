@@ -11,7 +11,7 @@ use luthier::format::WeightFormat::{self, BF16, F32, Q4_0, Q4_1, Q8_0};
 use luthier::model::Base;
 use luthier::num::uniform;
 use luthier::plan::{SequenceId, Step};
-use luthier::train::trainer::{StepReport, plan};
+use luthier::train::trainer::{StepReport, plan, sketch};
 use luthier::train::{TrainOptions, Trainer};
 use luthier::{Error, Result};
 use std::sync::Arc;
@@ -146,6 +146,8 @@ impl Training {
         };
         // Asked before anything is allocated.
         plan(&base, &adapter, &options)?;
+        // As a session does while it reads the weights.
+        base.device.make_ahead(&[sketch(&base, &adapter, &options)]);
         nets::fill(&mut base)?;
         let initial = initial(&adapter);
         let start = Instant::now();

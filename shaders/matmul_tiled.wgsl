@@ -13,6 +13,9 @@
 // TX and TY are multiples of 8, TALL, WIDE and the staged vectors an invocation (TALL·4 / TX, WIDE·4 / TY) whole.
 // Rows and columns beyond the edge repeat the last one; their results are not stored. Beyond the end of the inner index
 // x counts as 0 and W repeats its last, so that no load needs a branch.
+//
+// HALF stages both operands as f16, which keeps 11 bits of each and no more than 65504, in half the workgroup memory; sums
+// and whatever is added to them stay f32.
 
 struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
@@ -32,8 +35,14 @@ struct Params {
 const K: u32 = 16u;
 const THREADS: u32 = TX * TY;
 const W4: u32 = WIDE * TX / 4u;
-var<workgroup> xs: array<vec4<f32>, TALL * TY * 4u>; // [row][K / 4], vectors along K
-var<workgroup> ws: array<vec4<f32>, WIDE * TX * 4u>; // forward [output][K / 4], along K; backward [K][W4], along the outputs
+#if HALF
+alias Staged = vec4<f16>;
+#end
+#if WHOLE
+alias Staged = vec4<f32>;
+#end
+var<workgroup> xs: array<Staged, TALL * TY * 4u>; // [row][K / 4], vectors along K
+var<workgroup> ws: array<Staged, WIDE * TX * 4u>; // forward [output][K / 4], along K; backward [K][W4], along the outputs
 
 // Where vector q of a row along K lies: eight neighbours that read the same q, one row each, meet in no bank.
 fn place(row: u32, q: u32) -> u32 { return row * 4u + (q ^ ((row / 2u) & 3u)); }
@@ -62,17 +71,17 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let at = min(k + sq * 4u, p.i - 4u);
         let inside = k + sq * 4u < p.i;
 #for s in X_LOADS
-        xs[place(srow + {s}u * (THREADS / 4u), sq)] = select(vec4<f32>(), x[(sx{s} + at) / 4u], inside);
+        xs[place(srow + {s}u * (THREADS / 4u), sq)] = Staged(select(vec4<f32>(), x[(sx{s} + at) / 4u], inside));
 #end
 #for s in W_LOADS
-        ws[place(srow + {s}u * (THREADS / 4u), sq)] = load_w(sw{s}, at, p.i, p.w_off);
+        ws[place(srow + {s}u * (THREADS / 4u), sq)] = Staged(load_w(sw{s}, at, p.i, p.w_off));
 #end
         workgroupBarrier();
         for (var q = 0u; q < K / 4u; q += 1u) {
             let px = place(ty, q);
             let pw = place(tx, q);
 #for j in WIDE
-            let b{j} = ws[pw + {j}u * TX * 4u];
+            let b{j} = vec4<f32>(ws[pw + {j}u * TX * 4u]);
 #end
 #for j in WIDE by 4
             let x{j} = vec4<f32>(b{j}.x, b{j+1}.x, b{j+2}.x, b{j+3}.x);
@@ -81,7 +90,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             let w{j} = vec4<f32>(b{j}.w, b{j+1}.w, b{j+2}.w, b{j+3}.w);
 #end
 #for m in TALL
-            let a{m} = xs[px + {m}u * TY * 4u];
+            let a{m} = vec4<f32>(xs[px + {m}u * TY * 4u]);
 #for j in WIDE by 4
             c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
 #end
@@ -163,23 +172,23 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         let at = min(k + sq * 4u, p.o - 4u);
         let inside = k + sq * 4u < p.o;
 #for s in X_LOADS
-        xs[place(srow + {s}u * (THREADS / 4u), sq)] = select(vec4<f32>(), x[(sx{s} + at) / 4u], inside);
+        xs[place(srow + {s}u * (THREADS / 4u), sq)] = Staged(select(vec4<f32>(), x[(sx{s} + at) / 4u], inside));
 #end
 #for s in W_LOADS
-        ws[{s}u * THREADS + lane] = load_w(min(k + sk{s}, p.o - 1u), sw{s}, p.i, p.w_off);
+        ws[{s}u * THREADS + lane] = Staged(load_w(min(k + sk{s}, p.o - 1u), sw{s}, p.i, p.w_off));
 #end
         workgroupBarrier();
         for (var q = 0u; q < K / 4u; q += 1u) {
             let px = place(ty, q);
             let pw = q * 4u * W4 + tx;
 #for j in WIDE by 4
-            let x{j} = ws[pw + {j}u / 4u * TX];
-            let y{j} = ws[pw + W4 + {j}u / 4u * TX];
-            let z{j} = ws[pw + 2u * W4 + {j}u / 4u * TX];
-            let w{j} = ws[pw + 3u * W4 + {j}u / 4u * TX];
+            let x{j} = vec4<f32>(ws[pw + {j}u / 4u * TX]);
+            let y{j} = vec4<f32>(ws[pw + W4 + {j}u / 4u * TX]);
+            let z{j} = vec4<f32>(ws[pw + 2u * W4 + {j}u / 4u * TX]);
+            let w{j} = vec4<f32>(ws[pw + 3u * W4 + {j}u / 4u * TX]);
 #end
 #for m in TALL
-            let a{m} = xs[px + {m}u * TY * 4u];
+            let a{m} = vec4<f32>(xs[px + {m}u * TY * 4u]);
 #for j in WIDE by 4
             c{m}_{j} = c{m}_{j} + a{m}.x * x{j} + a{m}.y * y{j} + a{m}.z * z{j} + a{m}.w * w{j};
 #end

@@ -64,9 +64,15 @@ fn now_ms() -> f64 {
     START.get_or_init(std::time::Instant::now).elapsed().as_secs_f64() * 1e3
 }
 
+/// Finer than the time of day, and never set back.
 #[cfg(target_arch = "wasm32")]
 fn now_ms() -> f64 {
-    js_sys::Date::now()
+    use wasm_bindgen::JsCast;
+    thread_local! {
+        static CLOCK: Option<web_sys::Performance> =
+            js_sys::global().dyn_into::<web_sys::WorkerGlobalScope>().ok().and_then(|worker| worker.performance());
+    }
+    CLOCK.with(|clock| clock.as_ref().map_or_else(js_sys::Date::now, web_sys::Performance::now))
 }
 
 /// Runs and milliseconds by kernel, gathered where an executor's `profile` is set: `cargo xtask bench --profile`.

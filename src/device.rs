@@ -121,6 +121,19 @@ impl Device {
         Ok(())
     }
 
+    /// Whether plans have to be compiled before they run.
+    pub fn compiles(&self) -> bool {
+        matches!(self, Device::Gpu(_))
+    }
+
+    /// Begins to compile what plans run that are likely to come, beside what is done meanwhile. It is only a guess:
+    /// nothing is allocated, and nothing fails here.
+    pub fn make_ahead(&mut self, plans: &[Plan]) {
+        if let Device::Gpu(g) = self {
+            g.make_ahead(plans);
+        }
+    }
+
     /// Loses the GPU, as a driver's reset would; false where there is none to lose. For tests.
     pub fn lose(&self) -> bool {
         match self {

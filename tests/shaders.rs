@@ -9,8 +9,8 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 use naga::{AddressSpace, ArraySize, Expression, Literal, Module, ScalarKind, StorageAccess, StructMember, TypeInner};
 use std::path::Path;
 
-/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves), and subgroups for the
-/// shaders that only run where a subgroup is known.
+/// Parses and validates with no capability beyond core WebGPU (naga asks for one to unpack halves), and subgroups and
+/// halves for the shaders that only run where those are known.
 fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
     let module =
         naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
@@ -19,6 +19,9 @@ fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
     if source.contains("subgroupBroadcast(") {
         validator = Validator::new(ValidationFlags::all(), core | Capabilities::SUBGROUP);
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    }
+    if source.starts_with("enable f16;") {
+        validator = Validator::new(ValidationFlags::all(), core | Capabilities::SHADER_FLOAT16);
     }
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     (module, info)

@@ -5,7 +5,7 @@ use super::{ColumnArgs, DeviceArg, ModelArg, hidden_bar, say, size, write_table}
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::adapter::{Kind, peft};
 use luthier::eval::{Estimate, Task};
-use luthier::session::{Tried, grouped};
+use luthier::session::{Likely, Tried, grouped};
 use luthier::train::TrainOptions;
 use luthier::weights::atomic_write;
 use luthier::{Error, Result};
@@ -71,13 +71,16 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
         (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file, &args.data)?),
         _ => None,
     };
-    let open = || args.model.session(args.device.device, None);
+    let open = |likely: &Likely| args.model.session(args.device.device, None, likely);
     // In a session of its own: what answering takes is no memory of the first method's run.
-    let untuned = asked.as_ref().map(|asked| ask(&mut open()?, asked, args.options.seq_len, false)).transpose()?;
+    let untuned = asked
+        .as_ref()
+        .map(|asked| ask(&mut open(&Likely::ANSWERS)?, asked, args.options.seq_len, false))
+        .transpose()?;
     let mut rows = Vec::new();
     for (kind, lr) in methods {
-        let mut session = open()?;
         let options = TrainOptions { method: kind, lr: lr.or(args.options.lr), ..args.options.clone() };
+        let mut session = open(&Likely::run(&options))?;
         let bar = bar(kind);
         let tried = block_on(session.try_method(&records, validation.as_ref(), options, |step, steps| {
             bar.set_length(steps);

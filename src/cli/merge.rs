@@ -3,7 +3,7 @@
 use super::out::{Out, agreement};
 use super::{DeviceArg, ModelArg, hidden_bar, say, show_bytes, size};
 use luthier::adapter::merge::{Dtype, ModelFormat, Target};
-use luthier::session::{Session, modelfile};
+use luthier::session::{Likely, Session, modelfile};
 use luthier::weights::{ModelFiles, hub};
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let target = Target::new(format, dtype, &out.stem());
     let beside = single.then(|| args.out.with_file_name(format!("{}.Modelfile", target.name)));
     beside.as_deref().map_or(Ok(()), |file| Out::file(file).map(drop))?;
-    let mut session = args.model.session(args.device.device, Some(&args.adapter))?;
+    let mut session = args.model.session(args.device.device, Some(&args.adapter), &Likely::NOTHING)?;
     let total = block_on(session.merged_size(&target))?;
     let bar = hidden_bar();
     if total > 64 << 20 {

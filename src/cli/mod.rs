@@ -26,8 +26,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::adapter::{self, Adapter};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
-use luthier::device::DeviceChoice;
-use luthier::session::Session;
+use luthier::device::{Device, DeviceChoice};
+use luthier::session::{Likely, Session};
 use luthier::train::option_table;
 use luthier::weights::{ModelFiles, hub};
 use luthier::{Error, Result};
@@ -151,10 +151,11 @@ impl ModelArg {
         ModelFiles::open(path?)
     }
 
-    /// The model on a device, with its adapter.
-    fn session(&self, device: DeviceChoice, adapter: Option<&Path>) -> Result<Session> {
+    /// The model on a device, with its adapter. What is likely to be asked for is compiled meanwhile.
+    fn session(&self, device: DeviceChoice, adapter: Option<&Path>, likely: &Likely) -> Result<Session> {
         let bar = hidden_bar();
-        let mut session = block_on(Session::open(&self.open()?, &self.model, device, |done, total| {
+        let (files, device) = (self.open()?, block_on(Device::open(device))?);
+        let mut session = block_on(Session::open_on(device, likely, &files, &self.model, |done, total| {
             // Smaller models are there before a bar could be read.
             if bar.length().is_none() && total > 64 << 20 {
                 show_bytes(&bar, "loading", Some(total));

@@ -4,7 +4,7 @@
 use super::{ColumnArgs, count, eval::Args, say, write_table};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::eval::{Answered, Estimate, Item, Judge, Report, System, Task, api, compare, example_json, items};
-use luthier::session::{Asking, Forgetting, Session, constant};
+use luthier::session::{Asking, Forgetting, Likely, Session, constant};
 use luthier::weights::atomic_write;
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -69,7 +69,7 @@ pub fn run(args: &Args, task: Task) -> Result<ExitCode> {
     let judge = Judge::new(task, &file, &test, &known, apis)?;
     let others = args.tasks.predictions.iter().map(|file| predictions(&judge, &test, file));
     let others = others.collect::<Result<Vec<_>>>()?;
-    let mut session = args.model.session(args.device.device, args.adapter.as_deref())?;
+    let mut session = args.model.session(args.device.device, args.adapter.as_deref(), &Likely::ANSWERS)?;
     let run = Run { args, judge, test, known };
     let mut systems = run.answers(&mut session)?;
     systems.extend(others);

@@ -5,7 +5,7 @@ use super::progress::{Log, View};
 use super::recipe::{RUN, Recipe};
 use super::{ColumnArgs, DeviceArg, ModelArg, count, say, size};
 use luthier::adapter::{Kind, peft};
-use luthier::session::{Best, Session, Summary, grouped};
+use luthier::session::{Best, Likely, Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
 use luthier::weights::atomic_write;
 use luthier::{Error, Result};
@@ -98,7 +98,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
         say("dry run: nothing was trained or written");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut session = model.session(args.device.device, None)?;
+    let mut session = model.session(args.device.device, None, &Likely::run(&recipe.options))?;
     recipe.check_model(&session)?;
     let initial = recipe.initial(&session)?;
     let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;

@@ -104,7 +104,7 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
     }
     let desc = wgpu::DeviceDescriptor {
         label: Some("luthier"),
-        required_features: adapter.features() & wgpu::Features::SUBGROUP,
+        required_features: adapter.features() & FEATURES,
         required_limits: adapter.limits(),
         ..Default::default()
     };
@@ -112,8 +112,22 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         .request_device(&desc)
         .await
         .map_err(|e| Error::device(format!("{}: {e}", facts.name), "update the driver, or use --device cpu"))?;
-    Ok(Some(Gpu::new(facts, device, queue)))
+    let mut gpu = Gpu::new(facts, device, queue);
+    if std::env::var_os(HALVES).is_some_and(|on| on == "1") && !gpu.set_halves(true) {
+        let what = format!("{HALVES}=1, but {} does not compute with halves", gpu.facts.name);
+        return Err(Error::device(what, format!("unset {HALVES}")));
+    }
+    Ok(Some(gpu))
 }
+
+/// Set to 1 it lets products keep what they multiply as halves: [`Gpu::set_halves`]. In no browser.
+const HALVES: &str = "LUTHIER_F16_TILES";
+
+/// What is asked for where an adapter has it. wgpu asks browsers for subgroups in its own way.
+#[cfg(not(target_arch = "wasm32"))]
+const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(wgpu::Features::SHADER_F16);
+#[cfg(target_arch = "wasm32")]
+const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
 
 /// Storage buffers of the widest kernel (attention's backward pass): WebGPU's guaranteed minimum.
 pub const MAX_BINDINGS: u32 = 8;

@@ -5,6 +5,7 @@
 //! slow GPUs; the cut is found from the times of earlier runs.
 
 mod adapters;
+mod pipelines;
 mod shader;
 #[cfg(target_arch = "wasm32")]
 mod subgroups;
@@ -16,8 +17,8 @@ pub use shader::{assemble, defaults};
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};
 use crate::plan::memory::{Memory, Place};
-use crate::plan::{Access, Buf, MAX_GROUPS, MAX_PARAMS, Plan, SequenceId, Shader, Step, Style};
-use std::collections::HashMap;
+use crate::plan::{Buf, MAX_GROUPS, MAX_PARAMS, Plan, SequenceId, Shader, Step, Style};
+use pipelines::{Pipeline, Pipelines, Recipe};
 use std::sync::{Arc, Mutex};
 
 /// GPU time a submit may take.
@@ -92,7 +93,7 @@ pub struct Gpu {
     own: Vec<Option<wgpu::Buffer>>,
     slots: Vec<wgpu::Buffer>,
     params_layout: wgpu::BindGroupLayout,
-    pipelines: HashMap<String, (wgpu::ComputePipeline, wgpu::BindGroupLayout)>,
+    pipelines: Pipelines,
     compiled: Vec<Compiled>,
     param_stride: usize,
     cut: f64,
@@ -100,6 +101,8 @@ pub struct Gpu {
     pending_since: Option<Instant>,
     staging: Option<wgpu::Buffer>,
     choices: tune::Choices,
+    /// Tiles may be kept as halves.
+    halves: bool,
     /// When set (natively), each dispatch is submitted and waited for alone.
     pub profile: Option<Profile>,
 }
@@ -111,9 +114,10 @@ impl Gpu {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
-        let choices = tune::Choices::of(&facts);
+        let choices = tune::Choices::of(&facts, false);
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
+        let pipelines = Pipelines::new(device.clone(), params_layout.clone());
         Gpu {
             facts,
             device,
@@ -123,7 +127,7 @@ impl Gpu {
             own: Vec::new(),
             slots: Vec::new(),
             params_layout,
-            pipelines: HashMap::new(),
+            pipelines,
             compiled: Vec::new(),
             param_stride,
             cut: FIRST_CUT,
@@ -131,6 +135,7 @@ impl Gpu {
             pending_since: None,
             staging: Some(staging),
             choices,
+            halves: false,
             profile: None,
         }
     }
@@ -158,6 +163,9 @@ impl Gpu {
         }
         let first = if moved { 0 } else { self.compiled.len() };
         self.compiled.truncate(first);
+        if plan.sequences.len() > first {
+            self.pipelines.settle().await;
+        }
         self.tune(plan, &plan.sequences[first..]).await?;
         for sequence in &plan.sequences[first..] {
             let compiled = self.compile(plan, &sequence.steps)?;
@@ -271,51 +279,23 @@ impl Gpu {
     }
 
     /// The pipeline of a step, shared by all steps with the same source.
-    fn pipeline(&mut self, step: &Step, shader: &Shader) -> Result<(wgpu::ComputePipeline, wgpu::BindGroupLayout)> {
-        let source = assemble(shader, step.format, &step.consts, workgroup(step, shader));
-        let key = format!("{} {}", step.kernel.entry, source);
-        if let Some(found) = self.pipelines.get(&key) {
-            return Ok(found.clone());
-        }
-        let entries: Vec<_> = step
-            .kernel
-            .access
-            .iter()
-            .enumerate()
-            .map(|(i, a)| {
-                let read_only = *a == Access::Read;
-                entry(i as u32, wgpu::BufferBindingType::Storage { read_only }, false)
-            })
-            .collect();
-        let layout =
-            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
-        let label = format!("{:?}", step.kernel);
-        let desc =
-            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: the checks left out are bounds, loop and division guards. An index of our shaders is derived from sizes
-        // the plan was built with, or is one that the host wrote: token ids, which are below the vocabulary (the
-        // tokenizer refuses others, and so does whoever writes them), and rows, slots and spans, which are computed
-        // from the same sizes. GPU tests run each kernel with guards around its buffers.
-        let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };
-        let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: None,
-            bind_group_layouts: &[Some(&layout), Some(&self.params_layout)],
-            immediate_size: 0,
-        });
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(step.kernel.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        });
+    fn pipeline(&mut self, step: &Step, shader: &'static Shader) -> Result<Pipeline> {
+        let pipeline = self.pipelines.get(&Recipe::new(step, shader));
         self.check()?;
-        self.pipelines.insert(key, (pipeline.clone(), layout.clone()));
-        Ok((pipeline, layout))
+        Ok(pipeline)
+    }
+
+    /// Has the pipelines of plans made that will probably be run, beside what is done meanwhile. Nothing of the plans is
+    /// allocated, nothing is waited for, and nothing fails here.
+    pub fn make_ahead(&mut self, plans: &[Plan]) {
+        let steps = plans.iter().flat_map(|plan| &plan.sequences).flat_map(|sequence| &sequence.steps);
+        let recipes: Vec<_> = steps.map(|step| Recipe::new(step, self.choice(step))).collect();
+        self.pipelines.make_ahead(recipes.into_iter());
+    }
+
+    /// Pipelines that were made only when they were wanted, and those made ahead that were not wanted so far.
+    pub fn late_and_unused(&self) -> (usize, usize) {
+        self.pipelines.late_and_unused()
     }
 
     fn buffer_of(&self, buf: Buf) -> &wgpu::Buffer {

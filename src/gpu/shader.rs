@@ -11,7 +11,8 @@
 //! ```
 //!
 //! `{m+j}` is the sum. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
-//! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere.
+//! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE, by whether halves are computed
+//! with.
 
 use crate::format::WeightFormat;
 use crate::plan::Shader;
@@ -37,8 +38,10 @@ pub fn assemble(
     workgroup: [u32; 2],
 ) -> String {
     let lanes = shader.constant("LANES");
+    let half = shader.constant("HALF");
+    let mut source = String::from(if half > 0 { "enable f16;\n" } else { "" });
     // Browsers want the extension named; naga knows the functions and refuses the name.
-    let mut source = String::from(if cfg!(target_arch = "wasm32") && lanes > 1 { "enable subgroups;\n" } else { "" });
+    source += if cfg!(target_arch = "wasm32") && lanes > 1 { "enable subgroups;\n" } else { "" };
     source += PRELUDE;
     let mut known: Vec<_> = consts.iter().chain(shader.consts).copied().collect();
     if shader.source.contains("WG_X") {
@@ -51,6 +54,7 @@ pub fn assemble(
         source += load_w(format);
     }
     known.extend([("SHARED", (lanes > 1) as u32), ("SINGLE", (lanes <= 1) as u32)]);
+    known.extend([("HALF", half), ("WHOLE", (half == 0) as u32)]);
     let lines: Vec<&str> = shader.source.lines().collect();
     unroll(&lines, &known, &mut Vec::new(), &mut source);
     source

@@ -3,8 +3,9 @@
 //! No tile is good on every GPU, so on real ones each product's shaders are tried once on scratch buffers of its own
 //! size. A shader counts only if it gives the numbers that the plainest one gives, so that a driver's bug costs speed and
 //! not truth; it must also be clearly faster than the rule's choice, so that noise decides nothing. What was measured is
-//! kept per adapter and driver, since a resumed run is to give the bits of an uninterrupted one.
-//! By rule it goes on software drivers, which are known, and in browsers, where nothing keeps what was measured.
+//! kept per adapter and driver, since a resumed run is to give the bits of an uninterrupted one: natively in a file, in
+//! browsers by whoever opens the engine ([`Gpu::tune_with`]). By rule it goes on software drivers, which are known, and
+//! where nothing keeps what was measured.
 
 use super::{AdapterFacts, Gpu};
 use crate::clock::Instant;
@@ -14,12 +15,16 @@ use std::collections::BTreeMap;
 
 /// Time that measuring may take in all, compilation included, before nothing new is begun.
 const BUDGET_MS: f64 = 1500.0;
-/// Time that a round of one shader takes, about.
-const ROUND_MS: f64 = 4.0;
+/// Time that a round of one shader takes, about: a browser's clock is coarse, and its answers take their time.
+const ROUND_MS: f64 = if cfg!(target_arch = "wasm32") { 10.0 } else { 4.0 };
+/// Dispatches in a round, at most.
+const MOST_TIMES: usize = 64;
 /// A shader replaces the rule's choice where it takes at most this part of its time.
 const CLEARLY: f64 = 0.9;
 /// Largest difference between two shaders' results, as a part of the largest result.
 const CLOSE: f32 = 1e-4;
+/// The same where one of them keeps 11 bits of what it multiplies.
+const CLOSE_HALF: f32 = 4e-3;
 /// Steps with more to bind than this go by rule.
 const MAX_BYTES: u64 = 256 << 20;
 /// Bytes of the output that are compared, from its start and from its end.
@@ -32,21 +37,26 @@ pub(super) struct Choices {
     only: Option<String>,
     spent_ms: f64,
     known: BTreeMap<String, String>,
+    /// Something is known that was not kept yet.
+    new: bool,
     file: Option<std::path::PathBuf>,
 }
 
 impl Choices {
-    pub fn of(facts: &AdapterFacts) -> Choices {
-        let file = (!facts.software).then(|| file_of(facts)).flatten();
-        let known = file.as_ref().and_then(|f| serde_json::from_slice(&std::fs::read(f).ok()?).ok());
-        Choices { measure: file.is_some(), known: known.unwrap_or_default(), file, ..Default::default() }
+    pub fn of(facts: &AdapterFacts, halves: bool) -> Choices {
+        let file = if facts.software { None } else { file_of(facts, halves) };
+        let kept = file.as_ref().map(|file| read(file));
+        Choices { measure: file.is_some(), known: kept.unwrap_or_default(), file, ..Default::default() }
     }
 
     /// Keeps what is known for the next process. A cache: where it cannot be written, the next one measures again.
-    fn store(&self) {
+    fn store(&mut self) {
         let Some(file) = &self.file else { return };
+        self.new = false;
+        // Another process may have measured meanwhile.
+        let all: BTreeMap<_, _> = self.known.iter().map(|(k, v)| (k.clone(), v.clone())).chain(read(file)).collect();
         let aside = file.with_extension(format!("{}.part", std::process::id()));
-        let text = serde_json::to_vec_pretty(&self.known).expect("strings");
+        let text = serde_json::to_vec_pretty(&all).expect("strings");
         let folder = file.parent().map_or(Ok(()), std::fs::create_dir_all);
         let written = folder.and_then(|()| std::fs::write(&aside, text)).and_then(|()| std::fs::rename(&aside, file));
         if written.is_err() {
@@ -55,17 +65,26 @@ impl Choices {
     }
 }
 
+/// What a file holds; nothing where there is none that can be read.
+fn read(file: &std::path::Path) -> BTreeMap<String, String> {
+    std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
 #[cfg(target_arch = "wasm32")]
-fn file_of(_: &AdapterFacts) -> Option<std::path::PathBuf> {
+fn file_of(_: &AdapterFacts, _: bool) -> Option<std::path::PathBuf> {
     None
 }
 
-/// One file an adapter, driver and version of this program.
+/// One file an adapter, driver and version of this program; another where halves were allowed.
 #[cfg(not(target_arch = "wasm32"))]
-fn file_of(facts: &AdapterFacts) -> Option<std::path::PathBuf> {
+fn file_of(facts: &AdapterFacts, halves: bool) -> Option<std::path::PathBuf> {
+    let name = name_of(facts) + if halves { "-f16.json" } else { ".json" };
+    Some(crate::cache::dir().ok()?.join("presets").join(name))
+}
+
+fn name_of(facts: &AdapterFacts) -> String {
     let plain = |text: &str| text.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>();
-    let name = plain(&format!("{} {} {} {}", facts.name, facts.backend, facts.driver, env!("CARGO_PKG_VERSION")));
-    Some(crate::cache::dir().ok()?.join("presets").join(name).with_extension("json"))
+    plain(&format!("{} {} {} {}", facts.name, facts.backend, facts.driver, env!("CARGO_PKG_VERSION")))
 }
 
 /// A step's kind of problem.
@@ -75,9 +94,22 @@ fn key(step: &Step) -> String {
 }
 
 impl Gpu {
-    /// Measures also on software drivers, or nowhere: for tests.
-    pub fn set_tuning(&mut self, on: bool) {
-        self.choices = Choices { measure: on, ..Default::default() };
+    /// The name to keep under what is measured on this adapter.
+    pub fn tuning_name(&self) -> String {
+        name_of(&self.facts)
+    }
+
+    /// Measures from here on, where what was kept (as [`Gpu::newly_tuned`] gave it) does not tell already.
+    pub fn tune_with(&mut self, kept: &str) {
+        // A file that cannot be read is one that is not there.
+        let known = serde_json::from_str(kept).unwrap_or_default();
+        self.choices = Choices { measure: true, known, ..Default::default() };
+    }
+
+    /// All that is known now, to be kept, where it is more than when this was asked last.
+    pub fn newly_tuned(&mut self) -> Option<String> {
+        let new = std::mem::take(&mut self.choices.new);
+        new.then(|| serde_json::to_string_pretty(&self.choices.known).expect("strings"))
     }
 
     /// What was measured and chosen: step → shader.
@@ -90,11 +122,23 @@ impl Gpu {
         self.choices.only = name.map(String::from);
     }
 
+    /// Lets shaders keep their tiles as halves, or no longer; false where the GPU has none. Sums stay f32, but what is
+    /// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
+    pub fn set_halves(&mut self, on: bool) -> bool {
+        let has = self.device.features().contains(wgpu::Features::SHADER_F16);
+        self.halves = on && has;
+        self.choices = Choices::of(&self.facts, self.halves);
+        has
+    }
+
     /// Whether a shader can compute a step on this machine, and is meant to.
     fn fits(&self, shader: &Shader, step: &Step) -> bool {
         let lanes = shader.constant("LANES");
         let skinny = shader.constant("SKINNY");
         let (rows, outs) = (step.grid[0], step.grid[1]);
+        if shader.constant("HALF") > 0 && !self.halves {
+            return false;
+        }
         (lanes <= 1 || (lanes == self.facts.lanes && rows >= 4 * lanes))
             && (skinny == 0 || rows <= skinny || outs <= skinny)
             && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
@@ -132,6 +176,7 @@ impl Gpu {
             self.choices.spent_ms += start.elapsed_ms();
         }
         if any {
+            self.choices.new = true;
             self.choices.store();
         }
         Ok(())
@@ -168,7 +213,8 @@ impl Gpu {
             }
             let Some((ms, got)) = trial.run(self, step, shader).await? else { continue };
             let needed = if std::ptr::eq(shader, by_rule) { 1.0 / CLEARLY } else { CLEARLY };
-            if close(&got, &want) && ms < best_ms * needed {
+            let apart = if shader.constant("HALF") > 0 { CLOSE_HALF } else { CLOSE };
+            if close(&got, &want, apart) && ms < best_ms * needed {
                 (best, best_ms) = (shader, ms);
             }
         }
@@ -177,11 +223,11 @@ impl Gpu {
 }
 
 /// Whether two results are the same but for rounding. Nothing but zeros proves nothing.
-fn close(got: &[f32], want: &[f32]) -> bool {
+fn close(got: &[f32], want: &[f32], most: f32) -> bool {
     let scale = want.iter().fold(0f32, |a, x| a.max(x.abs()));
     let mut apart = got.iter().zip(want).map(|(a, b)| (a - b).abs());
     // A NaN is not at most anything.
-    scale > 0.0 && scale.is_finite() && apart.all(|d| d <= CLOSE * scale)
+    scale > 0.0 && scale.is_finite() && apart.all(|d| d <= most * scale)
 }
 
 /// Scratch buffers of a step's sizes.
@@ -231,13 +277,19 @@ impl Trial {
         // The output may be added to, so each shader starts from the same.
         fill(&gpu.queue, &self.bufs[self.output], false);
         let (_, words) = self.round(gpu, &pipeline, &binds, groups, 1).await?;
-        let (once, _) = self.round(gpu, &pipeline, &binds, groups, 1).await?;
-        let times = (ROUND_MS / once.max(0.01)).clamp(1.0, 64.0) as usize;
-        let mut best = f64::MAX;
-        for _ in 0..3 {
-            best = best.min(self.round(gpu, &pipeline, &binds, groups, times).await?.0 / times as f64);
+        // What it takes to ask and to be answered, which can be longer than a small product.
+        let idle = self.round(gpu, &pipeline, &binds, groups, 0).await?.0;
+        let mut times = 1;
+        let mut best = self.round(gpu, &pipeline, &binds, groups, times).await?.0;
+        while best - idle < ROUND_MS / 2.0 && times < MOST_TIMES {
+            times *= 4;
+            best = self.round(gpu, &pipeline, &binds, groups, times).await?.0;
         }
-        Ok(Some((best, words.into_iter().map(f32::from_bits).collect())))
+        for _ in 0..2 {
+            best = best.min(self.round(gpu, &pipeline, &binds, groups, times).await?.0);
+        }
+        let ms = (best - idle).max(1e-3) / times as f64;
+        Ok(Some((ms, words.into_iter().map(f32::from_bits).collect())))
     }
 
     /// Milliseconds that so many dispatches in a row take, and what they leave.

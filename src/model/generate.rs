@@ -1,11 +1,11 @@
 //! Generation: prompts go through the cache in chunks, then all sequences decode a token a step; sampling on the host.
 
-use super::decoder::{Pass, Slots};
+use super::decoder::{Decoder, Pass, Slots};
 use super::load::Base;
 use super::seam::{Patches, split_virtual};
 use crate::error::{Error, Result};
 use crate::ops::gather::NONE;
-use crate::plan::SequenceId;
+use crate::plan::{Plan, SequenceId};
 
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default)]
@@ -100,6 +100,13 @@ impl Generator {
         }
         base.device.write_floats(generator.io.rope_table, 0, &spec.rope_table(capacity));
         Ok(generator)
+    }
+
+    /// A plan with the sequences for one prompt added, without and with the patches.
+    pub fn sketch(decoder: &Decoder, mut plan: Plan, patches: &Patches) -> Plan {
+        let (io, _) = decoder.generation(&mut plan, 1, CHUNK, CHUNK);
+        decoder.generation_pass(&mut plan, &io, Some(patches));
+        plan
     }
 
     /// Adds the sequences with an adapter.

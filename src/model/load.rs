@@ -27,21 +27,28 @@ pub struct Base {
 
 impl Base {
     /// Declares, allocates and streams. `progress` gets bytes done and in all.
-    pub async fn load(files: &ModelFiles, mut device: Device, progress: impl FnMut(u64, u64)) -> Result<Base> {
+    pub async fn load(files: &ModelFiles, device: Device, progress: impl FnMut(u64, u64)) -> Result<Base> {
+        Base::load_beside(files, device, |_| {}, progress).await
+    }
+
+    /// [`Base::load`] with something begun just before the weights are read, which goes on beside that.
+    pub async fn load_beside(
+        files: &ModelFiles,
+        device: Device,
+        begin: impl FnOnce(&mut Base),
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Base> {
         let opened = Opened::new(files).await?;
-        let mut plan = Plan::default();
-        let decoder = opened.declare(&mut plan, device.max_binding())?;
-        device.prepare(&plan).await?;
-        let sha256 = opened.stream(&decoder, &mut device, progress).await?;
-        Ok(Base { plan, device, decoder, sha256 })
+        let mut base = opened.planned(device)?;
+        base.device.prepare(&base.plan).await?;
+        begin(&mut base);
+        base.sha256 = opened.stream(&base.decoder, &mut base.device, progress).await?;
+        Ok(base)
     }
 
     /// The model as a plan, with nothing allocated and nothing read but its headers: for estimates.
     pub async fn planned(files: &ModelFiles, device: Device) -> Result<Base> {
-        let opened = Opened::new(files).await?;
-        let mut plan = Plan::default();
-        let decoder = opened.declare(&mut plan, device.max_binding())?;
-        Ok(Base { plan, device, decoder, sha256: String::new() })
+        Opened::new(files).await?.planned(device)
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -140,6 +147,12 @@ impl<'a> Opened<'a> {
     /// How a tensor is kept: as stored where a shader reads that format, else as bf16.
     pub fn format(&self, tensor: Tensor) -> WeightFormat {
         self.files.checkpoint().get(&self.name(tensor)).map_or(WeightFormat::F32, |info| info.stored.default_format())
+    }
+
+    fn planned(&self, device: Device) -> Result<Base> {
+        let mut plan = Plan::default();
+        let decoder = self.declare(&mut plan, device.max_binding())?;
+        Ok(Base { plan, device, decoder, sha256: String::new() })
     }
 
     pub fn declare(&self, plan: &mut Plan, max_binding: u64) -> Result<Decoder> {

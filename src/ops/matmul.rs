@@ -43,7 +43,7 @@ pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
 // The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
-// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs.
+// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for.
 kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
     Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
@@ -52,6 +52,7 @@ kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadW
     Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
     Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
     Tiled "matmul_split" [4, 8, 1] {TALL: 4, WIDE: 8, SKINNY: 8},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4, HALF: 1},
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
@@ -65,6 +66,7 @@ kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Par
     Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 4},
     Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 1},
     Direct "matmul_direct" [4, 4, 1] {TALL: 4, WIDE: 4, LANES: 1},
+    Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4, HALF: 1},
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 8, WIDE: 8, TX: 8, TY: 8, X_LOADS: 4, W_LOADS: 4},
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},

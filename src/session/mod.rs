@@ -3,6 +3,7 @@
 mod compare;
 mod export;
 pub mod handoff;
+mod likely;
 mod measure;
 mod modelfile;
 mod probe;
@@ -12,6 +13,7 @@ mod run;
 mod text;
 
 pub use compare::Tried;
+pub use likely::Likely;
 pub use measure::{Asking, Forgetting, Progress, constant};
 pub use modelfile::modelfile;
 pub use probe::{FullRun, Probe, ProbeOptions};
@@ -102,8 +104,24 @@ impl Session {
         device: DeviceChoice,
         progress: impl FnMut(u64, u64),
     ) -> Result<Session> {
-        let base = Base::load(files, Device::open(device).await?, progress).await?;
-        Session::new(files, name, base)
+        Session::open_on(Device::open(device).await?, &Likely::default(), files, name, progress).await
+    }
+
+    /// [`Session::open`] on a device that is open already. What will probably be asked for is compiled meanwhile.
+    pub async fn open_on(
+        device: Device,
+        likely: &Likely,
+        files: &ModelFiles,
+        name: &str,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Session> {
+        let begin = |base: &mut Base| {
+            if base.device.compiles() {
+                let plans = likely.plans(base);
+                base.device.make_ahead(&plans);
+            }
+        };
+        Session::new(files, name, Base::load_beside(files, device, begin, progress).await?)
     }
 
     /// A session that can only estimate: the model's weights are neither read nor given room.
@@ -136,6 +154,14 @@ impl Session {
 
     pub fn device(&self) -> &Device {
         &self.base.device
+    }
+
+    /// Which shaders were measured to be fastest, where that is to be kept and was not handed out yet.
+    pub fn newly_tuned(&mut self) -> Option<String> {
+        match &mut self.base.device {
+            Device::Gpu(gpu) => gpu.newly_tuned(),
+            _ => None,
+        }
     }
 
     pub fn describe_device(&self) -> String {

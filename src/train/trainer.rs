@@ -766,6 +766,11 @@ fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, helpers, total, kept_blocks, blocks } }
 }
 
+/// A run as a plan, whatever it takes: its steps are those of any run of this method that keeps activations.
+pub fn sketch(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Plan {
+    build(base, adapter, options, base.spec().layers).plan
+}
+
 /// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
 pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Planned> {
     plan_for(base, adapter, options, 1)

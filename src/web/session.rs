@@ -4,10 +4,10 @@ use super::js::{Outcome, blobs, bytes, json, named_bytes, parse, parse_object, t
 use crate::adapter::merge::{Dtype, ModelFormat, Target};
 use crate::adapter::{self, Format};
 use crate::data::{ColumnMap, ReadOptions, Records, read};
-use crate::device::DeviceChoice;
+use crate::device::{Device, DeviceChoice};
 use crate::error::Error;
 use crate::model::generate::Sampling;
-use crate::session::{self, Prompt};
+use crate::session::{self, Likely, Prompt};
 use crate::train::{Checkpoint, Evaluation, TrainOptions};
 use crate::weights::ModelFiles;
 use js_sys::{Array, Function, Promise, Uint8Array};
@@ -26,8 +26,16 @@ struct CreateOptions {
     #[serde(default = "unnamed")]
     name: String,
     /// That may share a run on the CPU, this one among them, and the GiB that all of them may take.
+    #[serde(default = "one")]
     workers: usize,
+    #[serde(default)]
     workers_gib: f64,
+    /// Whether shaders are measured; left out, on real GPUs.
+    measure: Option<bool>,
+}
+
+fn one() -> usize {
+    1
 }
 
 fn unnamed() -> String {
@@ -113,6 +121,18 @@ impl MergeTarget {
     }
 }
 
+/// Has shaders measured, where what is found out can be kept.
+async fn tune(device: &mut Device, measure: Option<bool>, kept: &Function) -> Outcome<()> {
+    let Device::Gpu(gpu) = device else { return Ok(()) };
+    if measure.unwrap_or(!gpu.facts.software) {
+        let promise = kept.call1(&JsValue::NULL, &gpu.tuning_name().into())?;
+        if let Some(kept) = JsFuture::from(Promise::resolve(&promise)).await?.as_string() {
+            gpu.tune_with(&kept);
+        }
+    }
+    Ok(())
+}
+
 /// `Summary`
 fn summary(summary: &session::Summary) -> Value {
     let mut out = serde_json::to_value(summary).expect("plain data");
@@ -132,9 +152,20 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, workers, workers_gib }`; `progress(done, total)` in bytes.
-    pub async fn create(files: Array, options: JsValue, progress: Option<Function>) -> Outcome<Session> {
-        let CreateOptions { device, name, workers, workers_gib: gib } = parse_object("options", &options)?;
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, measure, workers, workers_gib }`; `progress(done, total)` in
+    /// bytes. Where there is something to measure, `kept(gpu)` is asked what `newly_tuned` gave on this GPU, and promises it,
+    /// "" where there is nothing yet, or null where nothing can be kept: then nothing is measured.
+    pub async fn create(
+        files: Array,
+        options: JsValue,
+        progress: Option<Function>,
+        kept: Option<Function>,
+    ) -> Outcome<Session> {
+        let CreateOptions { device, name, measure, workers, workers_gib: gib } = parse_object("options", &options)?;
+        let mut device = Device::open(device).await.map_err(thrown)?;
+        if let Some(kept) = kept {
+            tune(&mut device, measure, &kept).await?;
+        }
         let files = ModelFiles::from_sources("the model's files", blobs(&files)?).await.map_err(thrown)?;
         let progress = |done: u64, total: u64| {
             if let Some(progress) = &progress {
@@ -142,9 +173,16 @@ impl Session {
                 let _ = progress.call2(&JsValue::NULL, &(done as f64).into(), &(total as f64).into());
             }
         };
-        let mut session = session::Session::open(&files, &name, device, progress).await.map_err(thrown)?;
+        let likely = Likely::default();
+        let opened = session::Session::open_on(device, &likely, &files, &name, progress);
+        let mut session = opened.await.map_err(thrown)?;
         session.offer_workers(session::Offer { workers, gib });
         Ok(Session(session))
+    }
+
+    /// Which shaders were measured to be fastest, to be kept; undefined where nothing new was measured.
+    pub fn newly_tuned(&mut self) -> Option<String> {
+        self.0.newly_tuned()
     }
 
     /// `DeviceInfo`

@@ -23,6 +23,10 @@ pub const EXP: Tolerance = Tolerance { rel: 96.0 * ULP, abs: 16.0 * ULP };
 /// outliers that dominate a row.
 pub const SUM: Tolerance = Tolerance { rel: 64.0 * ULP, abs: 64.0 * ULP };
 
+/// Sums of up to about a thousand products whose factors were rounded to 11 bits: each product is off by 2⁻¹¹ of itself
+/// or so, and so is a sum of many, against its terms; its outliers by a few times that.
+pub const HALF: Tolerance = Tolerance { rel: 1.0 / 1024.0, abs: 4.0 / 1024.0 };
+
 /// Softmax over sums: the error of a score s is multiplied by s before it reaches the probability.
 pub const SOFTMAX: Tolerance = Tolerance { rel: 1e-4, abs: 3e-5 };
 

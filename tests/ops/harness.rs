@@ -4,7 +4,7 @@
 //! NaN behind inputs, so that reading too far spoils the result, and a sentinel behind outputs, so that writing too far
 //! shows. What a kernel must overwrite starts as NaN.
 
-use crate::common::tolerance::{DIFFERENCES, STEP, Tolerance};
+use crate::common::tolerance::{DIFFERENCES, HALF, STEP, Tolerance};
 use luthier::cpu::{Cpu, Twin};
 use luthier::format::{WeightFormat, pack};
 use luthier::gpu::Gpu;
@@ -123,16 +123,31 @@ impl Suite {
         for shader in self.shaders() {
             let Some(mut gpu) = crate::common::gpu() else { return };
             gpu.set_style(shader.style);
+            let half = shader.constant("HALF") > 0;
+            if half && !gpu.set_halves(true) {
+                crate::common::skipped(&format!("{shader}: {} does not compute with halves", gpu.facts.name));
+                continue;
+            }
             gpu.set_shader(Some(&shader.to_string()));
-            self.compare(&format!("GPU {shader}"), &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+            let tolerance = if half { HALF } else { self.tolerance };
+            let got = pollster::block_on(self.run_gpu(&mut gpu)).unwrap();
+            self.compare_by(tolerance, &format!("GPU {shader}"), &got, &want);
         }
     }
 
     /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
     pub fn check_tuned(&self) -> BTreeMap<String, String> {
         let Some(mut gpu) = crate::common::gpu() else { return BTreeMap::new() };
-        gpu.set_tuning(true);
-        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &self.run_cpu::<f64>());
+        let want = self.run_cpu::<f64>();
+        gpu.tune_with("");
+        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+        let kept = gpu.newly_tuned().expect("something was measured");
+        assert!(gpu.newly_tuned().is_none(), "handed out twice");
+        // What was kept is taken, and nothing is measured again.
+        let mut again = crate::common::gpu().expect("there was one before");
+        again.tune_with(&kept);
+        self.compare("GPU tuned before", &pollster::block_on(self.run_gpu(&mut again)).unwrap(), &want);
+        assert!(again.newly_tuned().is_none() && again.tuned() == gpu.tuned());
         gpu.tuned().clone()
     }
 
@@ -168,6 +183,10 @@ impl Suite {
     }
 
     fn compare(&self, device: &str, got: &[Vec<Vec<f64>>], want: &[Vec<Vec<f64>>]) {
+        self.compare_by(self.tolerance, device, got, want);
+    }
+
+    fn compare_by(&self, tolerance: Tolerance, device: &str, got: &[Vec<Vec<f64>>], want: &[Vec<Vec<f64>>]) {
         for ((case, got), want) in self.cases.iter().zip(got).zip(want) {
             let outputs = case.tensors.iter().filter(|t| t.output);
             for ((tensor, got), want) in outputs.zip(got).zip(want) {
@@ -177,7 +196,7 @@ impl Suite {
                     case.label,
                     tensor.label
                 );
-                self.tolerance.check(&format!("{device}: {}: {}", case.label, tensor.label), got, want);
+                tolerance.check(&format!("{device}: {}: {}", case.label, tensor.label), got, want);
             }
         }
     }

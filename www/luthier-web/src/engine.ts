@@ -67,6 +67,8 @@ export interface Engine {
   check_merged(files: NamedBlob[], target: MergeTarget): Promise<string>;
   modelfile(gguf: string): string;
   run_json(): string;
+  /** What was measured of the GPU and not handed out yet. */
+  newly_tuned(): string | undefined;
 }
 
 export interface EngineModule {
@@ -80,8 +82,9 @@ export interface EngineModule {
   Session: {
     create(
       files: NamedBlob[],
-      options: { device: string; name: string; workers: number; workers_gib: number },
+      options: { device: string; name: string; measure: boolean | undefined; workers: number; workers_gib: number },
       progress: (done: number, total: number) => void,
+      kept: (gpu: string) => Promise<string | null>,
     ): Promise<Engine>;
   };
 }

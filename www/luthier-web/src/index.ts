@@ -506,7 +506,7 @@ class Instance implements Tuner {
 
 function openModel(connection: Connection, options: OpenOptions): Promise<Opened> {
   const device: DeviceChoice = options.device ?? "auto";
-  return connection.call("open", { model: options.model, device }, (bytes) => options.onProgress?.(...bytes));
+  return connection.call("open", { model: options.model, device, measure: options.measure }, (bytes) => options.onProgress?.(...bytes));
 }
 
 /** A hidden page may be ended without another word. */

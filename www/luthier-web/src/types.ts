@@ -25,6 +25,11 @@ export interface OpenOptions {
   model: ModelFiles;
   /** Default "auto". */
   device?: DeviceChoice;
+  /**
+   * Whether each product's shaders are measured on this GPU, once, in less than two seconds, and the fastest kept in private
+   * storage. Default: on real GPUs. Without storage nothing is measured, since a resumed run is to give the same bits.
+   */
+  measure?: boolean;
   /** Bytes streamed to the device and in all. */
   onProgress?: (done: number, total: number) => void;
   /** The model was opened again, after a fault of the engine or for another run; maybe on another device than before. */

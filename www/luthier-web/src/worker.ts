@@ -8,6 +8,7 @@ import { closeWaysOut, onRequest, watchRequests } from "./privacy.js";
 import type { CallName, Calls, Opened, Question, Reply } from "./protocol.js";
 import { CHECKED_BYTES } from "./limits.js";
 import { checkModel, downloadModel, storeModel } from "./store/growing.js";
+import * as tuning from "./store/tuning.js";
 import { Run } from "./trainer.js";
 import type { Agreement, Method, ModelFiles, ModelInfo, NamedBlob, OptionRow, TrainOptions } from "./types.js";
 
@@ -45,9 +46,16 @@ let last: Promise<unknown> = Promise.resolve();
 
 /** One call into the engine at a time, and a turn of the event loop after each, in which messages are heard. */
 function turn<T>(work: () => T | Promise<T>): Promise<T> {
-  const mine = last.then(work);
+  const mine = last.then(work).then(keepTuned);
   last = mine.then(breathe, breathe);
   return mine;
+}
+
+/** What was measured is kept before anything follows from it: a run that is resumed is to give the same bits. */
+async function keepTuned<T>(result: T): Promise<T> {
+  const tuned = session?.newly_tuned();
+  if (tuned) await tuning.keep(tuned);
+  return result;
 }
 
 const { port1, port2 } = new MessageChannel();
@@ -70,10 +78,11 @@ interface Context<K extends CallName> {
 type Handlers = { [K in CallName]: (ask: Calls[K]["ask"], context: Context<K>) => Promise<Calls[K]["answer"]> };
 
 const handlers: Handlers = {
-  async open({ model: { name, files }, device }, { emit }): Promise<Opened> {
+  async open({ model: { name, files }, device, measure }, { emit }): Promise<Opened> {
     const { Session } = await engine();
-    const options = { device, name, workers: workersToSpare(), workers_gib: gibToSpare() };
-    session = await turn(() => Session.create(files, options, (done, total) => emit([done, total])));
+    const options = { device, name, measure, workers: workersToSpare(), workers_gib: gibToSpare() };
+    const progress = (done: number, total: number) => emit([done, total]);
+    session = await turn(() => Session.create(files, options, progress, tuning.kept));
     opened = { name, files };
     const model: ModelInfo = JSON.parse(session.info());
     info = model;

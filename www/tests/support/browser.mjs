@@ -36,7 +36,8 @@ export async function facadePage(context, server, path = "blank.html") {
     const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     const blob = async (name) => ({ name, blob: await (await fetch(`models/nano/${name}`)).blob() });
     globalThis.Luthier = Luthier;
-    globalThis.nano = async (device) => Luthier.open({ model: { name: "nano", files: await Promise.all(names.map(blob)) }, device });
+    globalThis.nano = async (device, options = {}) =>
+      Luthier.open({ model: { name: "nano", files: await Promise.all(names.map(blob)) }, device, ...options });
     globalThis.text = async (path) => (await fetch(path)).text();
     globalThis.bytes = async (blob) => [...new Uint8Array(await blob.arrayBuffer())];
   });
