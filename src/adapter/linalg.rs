@@ -2,6 +2,7 @@
 
 use crate::num::normal;
 use crate::ops::par::{Mat, Rect};
+use crate::plan::Scratch;
 
 /// A matrix by its columns.
 pub(super) type Columns = Vec<Vec<f64>>;
@@ -89,7 +90,7 @@ impl Dense<'_> {
         let rows: Vec<f32> = x.iter().flatten().map(|x| *x as f32).collect();
         let (mut y, inner) = (vec![0f32; k * n], x.first().map_or(0, Vec::len));
         let w = if transposed { Mat::new(self.w, self.i) } else { Mat::t(self.w, self.i) };
-        Rect::new(&mut y, (k, n), n).product(false, inner, Mat::new(&rows, inner), w, 1.0);
+        Rect::new(&mut y, (k, n), n).product(false, inner, Mat::new(&rows, inner), w, 1.0, &Scratch::default());
         y.chunks(n.max(1)).map(|y| y.iter().map(|y| *y as f64).collect()).collect()
     }
 

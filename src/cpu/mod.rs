@@ -3,6 +3,7 @@
 use crate::clock::Profile;
 use crate::error::{Error, Result};
 use crate::num::Float;
+use crate::ops::par;
 use crate::plan::memory::{Memory, Place};
 use crate::plan::{Access, Buf, Call, Elem, Plan, Scratch, SequenceId, Slot, Step};
 
@@ -120,7 +121,12 @@ impl<F: Twin> Cpu<F> {
         }
     }
 
+    /// On a thread of the pool, so that no step has to wake one and to sleep until its tasks are done.
     pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
+        par::on_pool(|| self.run_steps(plan, sequence, rows));
+    }
+
+    fn run_steps(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
         for step in &plan.sequences[sequence].steps {
             if rows > step.skip_up_to || step.skip_up_to == 0 {
                 let start = crate::clock::Instant::now();

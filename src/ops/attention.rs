@@ -14,7 +14,7 @@
 
 use super::{kernel, par, params};
 use crate::num::Float;
-use crate::plan::{Buf, Call, Plan, Step};
+use crate::plan::{Buf, Call, Plan, Scratch, Step};
 use crate::simd::{self, simd};
 
 params!(Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 });
@@ -174,29 +174,37 @@ impl<'a, F: Float> Block<'a, F> {
         kv_head * group..(kv_head + 1) * group
     }
 
-    /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: [rows, keys].
-    fn scores(&self, (head, kv_head): (usize, usize), rows: &Range, keys: &Range, out: &mut [F]) {
+    /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: rows are [`padded`].
+    fn scores(&self, (head, kv_head): (usize, usize), rows: &Range, keys: &Range, out: &mut [F], scratch: &Scratch<F>) {
         let (q, k) = (self.q(head, rows.start), self.k(kv_head, keys.start).turned());
-        let shape = (rows.len(), keys.len());
-        par::Rect::new(out, shape, keys.len()).product(false, self.p.d as usize, q, k, F::of32(self.p.scale));
+        let (shape, ld) = ((rows.len(), keys.len()), padded(keys));
+        par::Rect::new(out, shape, ld).product(false, self.p.d as usize, q, k, F::of32(self.p.scale), scratch);
         if self.p.cap != 0.0 {
-            simd::soft_cap(&mut out[..rows.len() * keys.len()], F::of32(self.p.cap));
+            simd::soft_cap(&mut out[..rows.len() * ld], F::of32(self.p.cap));
         }
     }
 }
 
 /// Multiply-adds of the twins' smallest part, by which work is spread over threads.
 fn work(p: &Params) -> usize {
-    (p.n * p.heads * p.d) as usize * BLOCK
+    8 * (p.n * p.heads * p.d) as usize * BLOCK
 }
 
-/// Zero where the mask hides the key; the part of a row of scores that it shows.
+/// Floats from row to row of scores: whole vectors, since what is left of one takes as long as many.
+fn padded(keys: &Range) -> usize {
+    keys.len().next_multiple_of(simd::LANES)
+}
+
+/// The whole vectors of a row of scores that hold what the mask shows: −∞ where it does not, zeros in the other vectors.
 fn seen<'a, F: Float>(scores: &'a mut [F], keys: &Range, first: usize, row: usize) -> &'a mut [F] {
     let lo = first.clamp(keys.start, keys.end) - keys.start;
     let hi = (row + 1).clamp(keys.start + lo, keys.end) - keys.start;
-    scores[..lo].fill(F::ZERO);
-    scores[hi..].fill(F::ZERO);
-    &mut scores[lo..hi]
+    let (begin, end) = (lo / simd::LANES * simd::LANES, hi.next_multiple_of(simd::LANES));
+    scores[..begin].fill(F::ZERO);
+    scores[begin..lo].fill(F::of(f64::NEG_INFINITY));
+    scores[hi..end].fill(F::of(f64::NEG_INFINITY));
+    scores[end..].fill(F::ZERO);
+    &mut scores[begin..end]
 }
 
 fn forward_twin<F: Float>(call: &mut Call<F>) {
@@ -210,13 +218,14 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
         let (start, kv_head) = (task / kv_heads * BLOCK, task % kv_heads);
         let rows = start..n.min(start + BLOCK);
         let keys = first(start)..rows.end;
-        scratch.with(rows.len() * keys.len(), |s| {
+        let ld = padded(&keys);
+        scratch.with(rows.len() * ld, |s| {
             for head in block.group(kv_head) {
-                block.scores((head, kv_head), &rows, &keys, s);
+                block.scores((head, kv_head), &rows, &keys, s, scratch);
                 // SAFETY: no other task has these rows of this head.
                 let (mut o, mut lse) =
                     unsafe { (o.rect((start, head * d), (rows.len(), d)), lse.rect((start, head), (rows.len(), 1))) };
-                for (i, s) in s.chunks_exact_mut(keys.len()).enumerate() {
+                for (i, s) in s.chunks_exact_mut(ld).enumerate() {
                     let seen = seen(s, &keys, first(start + i), start + i);
                     let max = simd::max(seen);
                     let sum = simd::exp_and_sum(seen, max);
@@ -224,7 +233,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
                     lse.row(i)[0] = max + sum.ln();
                 }
                 let v = block.v(kv_head, keys.start);
-                o.product(false, keys.len(), par::Mat::new(s, keys.len()), v, F::ONE);
+                o.product(false, keys.len(), par::Mat::new(s, ld), v, F::ONE, scratch);
             }
         });
     });
@@ -253,12 +262,13 @@ struct Chunk<'a, F> {
     block: Block<'a, F>,
     facts: &'a [F],
     d_o: &'a [F],
+    scratch: &'a Scratch<F>,
 }
 
 fn backward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, kv_heads, d) = (p.n as usize, p.kv_heads as usize, p.d as usize);
-    let chunk = Chunk { block: Block::new(call), facts: call.f(0), d_o: call.f(3) };
+    let chunk = Chunk { block: Block::new(call), facts: call.f(0), d_o: call.f(3), scratch: call.scratch };
     let ((_, ld), wk) = (chunk.block.widths(), kv_heads * d);
     let (k_column, v_column) = (chunk.block.k_column(0), chunk.block.v_column(0));
     let dqkv = call.f_mut(4);
@@ -344,15 +354,16 @@ impl<F: Float> Chunk<'_, F> {
         [mut dk, mut dv]: [par::Rect<F>; 2],
         strips: &mut [F],
     ) {
-        let (block, d, width) = (&self.block, self.block.p.d as usize, keys.len());
+        let (block, d, width, scratch) = (&self.block, self.block.p.d as usize, keys.len(), self.scratch);
         let ((wq, _), cap) = (block.widths(), F::of32(block.p.cap));
         let (p, ds) = strips.split_at_mut(BLOCK * STRIP);
-        let (p, ds) = (&mut p[..rows.len() * width], &mut ds[..rows.len() * width]);
+        let ld = padded(keys);
+        let (p, ds) = (&mut p[..rows.len() * ld], &mut ds[..rows.len() * ld]);
         let d_o = par::Mat::new(&self.d_o[rows.start * wq + head * d..], wq);
         let (k, v) = (block.k(kv_head, keys.start), block.v(kv_head, keys.start));
-        block.scores((head, kv_head), rows, keys, p);
-        par::Rect::new(ds, (rows.len(), width), width).product(false, d, d_o, v.turned(), F::ONE);
-        for (row, (p, ds)) in rows.clone().zip(p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width))) {
+        block.scores((head, kv_head), rows, keys, p, scratch);
+        par::Rect::new(ds, (rows.len(), width), ld).product(false, d, d_o, v.turned(), F::ONE, scratch);
+        for (row, (p, ds)) in rows.clone().zip(p.chunks_exact_mut(ld).zip(ds.chunks_exact_mut(ld))) {
             let delta = self.fact(row, head, 1);
             if cap == F::ZERO {
                 simd::exp_in_place(seen(p, keys, self.first(row), row), self.fact(row, head, 0), F::ONE);
@@ -365,10 +376,10 @@ impl<F: Float> Chunk<'_, F> {
                 weigh(ds, p, F::ZERO);
             }
         }
-        dv.product(true, rows.len(), par::Mat::t(p, width), d_o, F::ONE);
+        dv.product(true, rows.len(), par::Mat::t(p, ld), d_o, F::ONE, scratch);
         let scale = F::of32(block.p.scale);
-        dq.product(keep, width, par::Mat::new(ds, width), k, scale);
-        dk.product(true, rows.len(), par::Mat::t(ds, width), block.q(head, rows.start), scale);
+        dq.product(keep, width, par::Mat::new(ds, ld), k, scale, scratch);
+        dk.product(true, rows.len(), par::Mat::t(ds, ld), block.q(head, rows.start), scale, scratch);
     }
 }
 

@@ -11,10 +11,10 @@
 //! gradient   dF += s·tᵀ·x     dA = duᵀ·x          dBᵀ = s·uᵀ·dz
 //! ```
 
-use super::product::{PARTS, Part, Term};
+use super::product::{Left, PARTS, Part, Plus, Term};
 use super::{Columns, kernel, par, params};
 use crate::num::Float;
-use crate::plan::{Buf, Call, Plan};
+use crate::plan::{Buf, Call, Plan, Scratch};
 use crate::simd;
 use std::ops::Range;
 
@@ -129,47 +129,114 @@ pub fn gradient(plan: &mut Plan, label: &str, n: usize, first: Pair, second: Opt
 /// Up to so many rows of x, dot products beat a product: decoding.
 const FEW_ROWS: usize = 8;
 
+/// Rows of x that a task projects.
+const TALL: usize = 128;
+
+/// Rows of factors that are multiplied at a time.
+const INNER: usize = 512;
+
 fn project_twin<F: Float>(call: &mut Call<F>) {
     let p: ProjectParams = call.params();
     let (n, ld, t_ld) = (p.n as usize, p.ld as usize, p.t_ld as usize);
-    let (x, flat, t) = (call.f(0), call.f(1), call.f_mut(2));
-    for (k, f) in p.factors.iter().enumerate().filter(|(_, f)| f.rank > 0) {
-        let keep = p.factors[..k].iter().any(|before| before.rank > 0 && before.t == f.t);
-        let (factor, width, scale) = (f.of(flat), f.width as usize, F::of32(f.scale));
-        par::blocks(t, n, t_ld, f.narrow(), 2 * n * factor.len(), |r0, c0, mut t| {
-            let factor = &factor[(c0 - f.t as usize) * width..];
-            if t.rows > FEW_ROWS {
-                let x = par::Mat::new(&x[r0 * ld + f.col as usize..], ld);
-                return t.product(keep, width, x, par::Mat::t(factor, width), scale);
+    let (x, flat, scratch) = (call.f(0), call.f(1), call.scratch);
+    let flops = 2 * n * some(&p.factors).map(|f| (f.rank * f.width) as usize).sum::<usize>();
+    let t = par::Sheet::new(call.f_mut(2), t_ld);
+    let height = if n <= FEW_ROWS { FEW_ROWS } else { TALL };
+    par::tasks(n.div_ceil(height), flops, |task| {
+        let (r0, rows) = (task * height, height.min(n - task * height));
+        for (keep, side) in runs(&p.factors) {
+            let (f, x) = (side[0], &x[r0 * ld..]);
+            let rank = side.iter().map(|f| f.rank as usize).sum();
+            // SAFETY: no other task has these rows.
+            let mut t = unsafe { t.rect((r0, f.t as usize), (rows, rank)) };
+            match n <= FEW_ROWS {
+                true => dots(&mut t, side, keep, x, ld, flat),
+                false => side_by_side(&mut t, side, keep, x, ld, flat, scratch),
             }
-            for row in 0..t.rows {
-                let x = &x[(r0 + row) * ld..][f.wide()];
-                for (t, factor) in t.row(row).iter_mut().zip(factor.chunks_exact(width)) {
-                    *t = scale * simd::dot(x, factor) + if keep { *t } else { F::ZERO };
-                }
+        }
+    });
+}
+
+/// The factors in runs that work on the same columns of x, one after the other in t; whether t holds something to add to.
+fn runs(factors: &Factors) -> impl Iterator<Item = (bool, &[Factor])> {
+    let joined = |a: &Factor, b: &Factor| {
+        a.rank > 0
+            && b.rank > 0
+            && (a.col, a.width, a.scale) == (b.col, b.width, b.scale)
+            && a.narrow().end == b.t as usize
+    };
+    let old = |f: &Factor| some(factors).take_while(|before| !std::ptr::eq(*before, f)).any(|before| before.t == f.t);
+    let runs = factors.chunk_by(move |a, b| joined(a, b) && !old(b)).filter(|run| run[0].rank > 0);
+    runs.map(move |run| (old(&run[0]), run))
+}
+
+fn dots<F: Float>(t: &mut par::Rect<F>, side: &[Factor], keep: bool, x: &[F], ld: usize, flat: &[F]) {
+    let wide = side[0].wide();
+    let factors = side.iter().flat_map(|f| f.of(flat).chunks_exact(wide.len()).map(|row| (row, F::of32(f.scale))));
+    for (r, (factor, scale)) in factors.enumerate() {
+        for row in 0..t.rows {
+            let (t, x) = (&mut t.row(row)[r], &x[row * ld..][wide.clone()]);
+            *t = scale * simd::dot(x, factor) + if keep { *t } else { F::ZERO };
+        }
+    }
+}
+
+fn side_by_side<F: Float>(
+    t: &mut par::Rect<F>,
+    side: &[Factor],
+    keep: bool,
+    x: &[F],
+    ld: usize,
+    flat: &[F],
+    scratch: &Scratch<F>,
+) {
+    let (f, width) = (side[0], side[0].width as usize);
+    let x = par::Mat::new(&x[f.col as usize..], ld);
+    Left::narrow((t.rows, t.cols, width), x, scratch, |left| {
+        left.multiply(t, (0, 0), INNER, Plus::nothing(F::of32(f.scale), keep), |k, panels| {
+            for each in side {
+                let part = par::Mat::t(&each.of(flat)[k.start..], width);
+                panels.lay((0, (each.t - f.t) as usize), part, (k.len(), each.rank as usize));
             }
         });
-    }
+    });
 }
 
 fn gradient_twin<F: Float>(call: &mut Call<F>) {
     let p: GradientParams = call.params();
     let pairs = [
-        (call.f(0), p.t0_ld as usize, call.f(1), p.x0_ld as usize, p.first),
-        (call.f(2), p.t1_ld as usize, call.f(3), p.x1_ld as usize, p.second),
+        (call.f(0), p.t0_ld as usize, call.f(1), p.x0_ld as usize, &p.first),
+        (call.f(2), p.t1_ld as usize, call.f(3), p.x1_ld as usize, &p.second),
     ];
-    let (n, grads) = (p.n as usize, call.f_mut(4));
-    for (t, t_ld, x, ld, factors) in pairs {
-        for f in some(&factors) {
-            let (rank, width) = (f.rank as usize, f.width as usize);
-            let out = &mut grads[f.off as usize..];
-            par::blocks(out, rank, width, 0..width, 2 * n * rank * width, |r0, c0, mut out| {
-                let t = par::Mat::t(&t[f.t as usize + r0..], t_ld);
-                let x = par::Mat::new(&x[f.col as usize + c0..], ld);
-                out.product(true, n, t, x, F::of32(f.scale));
-            });
+    let (n, scratch) = (p.n as usize, call.scratch);
+    let all = || pairs.iter().flat_map(|(.., factors)| some(factors));
+    assert!(all().enumerate().all(|(i, a)| all().skip(i + 1).all(|b| apart(a, b))), "gradients in one place");
+    let flops = 2 * n * all().map(|f| (f.rank * f.width) as usize).sum::<usize>();
+    let blocks = |f: &Factor| (f.width as usize).div_ceil(par::BLOCK_COLS);
+    let grads = par::Sheet::new(call.f_mut(4), 0);
+    par::tasks(all().map(blocks).sum(), flops, |task| {
+        let mut at = task;
+        for (t, t_ld, x, x_ld, factors) in pairs {
+            for f in some(factors) {
+                if at < blocks(f) {
+                    let (c0, width) = (at * par::BLOCK_COLS, f.width as usize);
+                    let shape = (f.rank as usize, par::BLOCK_COLS.min(width - c0));
+                    // SAFETY: gradients lie apart, and no other task has these columns of this one.
+                    let mut out = unsafe { grads.view(f.off as usize + c0, shape, width) };
+                    let (t, x) =
+                        (par::Mat::t(&t[f.t as usize..], t_ld), par::Mat::new(&x[f.col as usize + c0..], x_ld));
+                    return out.product(true, n, t, x, F::of32(f.scale), scratch);
+                }
+                at -= blocks(f);
+            }
         }
-    }
+    });
+}
+
+/// Whether two factors share no float of the flat buffer.
+fn apart(a: &Factor, b: &Factor) -> bool {
+    let end = |f: &Factor| f.off + f.rank * f.width;
+    end(a) <= b.off || end(b) <= a.off
 }
 
 /// The term that a product's epilogue adds: `s·t·F` at the factors' columns.

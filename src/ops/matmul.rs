@@ -350,7 +350,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
         return par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
             start.fill(r0, c0, &mut y);
             w.times_few(i, c0 - col..c0 - col + y.cols, &x[r0 * i..], F::of32(p.scale), scratch, &mut y);
-            add_term(&term, r0, c0, &mut y);
+            add_term(&term, r0, c0, &mut y, scratch);
         });
     }
     Left::with((n, o, i), Mat::new(x, i), term, w.parts(), scratch, |left| {
@@ -419,14 +419,14 @@ impl<'a, F: Float> Start<'a, F> {
 }
 
 /// Adds the term's block at row `r0` and column `c0` of the product, for a few rows.
-fn add_term<F: Float>(term: &Term<F>, r0: usize, c0: usize, out: &mut par::Rect<F>) {
+fn add_term<F: Float>(term: &Term<F>, r0: usize, c0: usize, out: &mut par::Rect<F>, scratch: &Scratch<F>) {
     let (block, rows) = (c0..c0 + out.cols, out.rows);
     for part in term.parts.iter().filter(|part| part.rank > 0) {
         let (lo, hi) = (block.start.max(part.col), block.end.min(part.col + part.width));
         if lo < hi {
             let t = Mat::new(&term.t[r0 * term.ld + part.t..], term.ld);
             let factor = Mat::new(&part.factor[lo - part.col..], part.width);
-            out.part((0, lo - c0), (rows, hi - lo)).product(true, part.rank, t, factor, part.scale);
+            out.part((0, lo - c0), (rows, hi - lo)).product(true, part.rank, t, factor, part.scale, scratch);
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::product;
 pub use super::product::Mat;
 use crate::num::Float;
+use crate::plan::Scratch;
 use std::marker::PhantomData;
 
 /// Below this many elements a task costs more to hand out than to do.
@@ -29,6 +30,14 @@ pub fn rows<T: Send>(out: &mut [T], len: usize, _weight: usize, f: impl Fn(usize
     out.chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk));
 }
 
+/// Calls `f` on a thread of the pool: what it spreads is handed to the others without a switch of threads.
+pub fn on_pool(f: impl FnOnce() + Send) {
+    #[cfg(not(target_arch = "wasm32"))]
+    rayon::scope(|_| f());
+    #[cfg(target_arch = "wasm32")]
+    f();
+}
+
 /// [`rows`] over two outputs with chunks of `a_len` and `b_len` elements.
 pub fn rows2<A: Send, B: Send>(
     a: &mut [A],
@@ -38,12 +47,21 @@ pub fn rows2<A: Send, B: Send>(
     weight: usize,
     f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
 ) {
-    let mut pairs: Vec<(&mut [A], &mut [B])> = a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).collect();
-    rows(&mut pairs, 1, weight.saturating_mul(a_len + b_len), |i, pair| f(i, &mut *pair[0].0, &mut *pair[0].1));
+    #[cfg(not(target_arch = "wasm32"))]
+    if (a.len() + b.len()).saturating_mul(weight) >= WORTH_IT && a.len() > a_len {
+        use rayon::prelude::*;
+        let group = (WORTH_IT / 4 / ((a_len + b_len) * weight)).max(1);
+        let pairs = a.par_chunks_mut(a_len * group).zip(b.par_chunks_mut(b_len * group));
+        return pairs.enumerate().for_each(|(g, (a, b))| {
+            a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| f(g * group + i, a, b));
+        });
+    }
+    let _ = weight;
+    a.chunks_mut(a_len).zip(b.chunks_mut(b_len)).enumerate().for_each(|(i, (a, b))| f(i, a, b));
 }
 
-/// Operations below which a product stays on one thread.
-const WORTH_SPREADING: usize = 1 << 21;
+/// Operations below which a product stays on one thread: a dozen microseconds.
+const WORTH_SPREADING: usize = 1 << 20;
 
 /// A rectangle of a row-major matrix, for one task to write: rectangles of one matrix may interleave in memory.
 pub struct Rect<'a, F> {
@@ -67,6 +85,24 @@ impl<'a, F: Float> Rect<'a, F> {
         unsafe { std::slice::from_raw_parts_mut(self.at.add(row * self.ld), self.cols) }
     }
 
+    /// Tells the processor that a part is about to be written, so that its lines are there by then.
+    #[cfg(target_arch = "x86_64")]
+    pub fn prefetch(&mut self, at: (usize, usize), shape: (usize, usize)) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let part = self.part(at, shape);
+        for row in 0..part.rows {
+            for col in (0..part.cols).step_by(64 / size_of::<F>()) {
+                // SAFETY: within the part.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(part.at.add(row * part.ld + col).cast()) };
+            }
+        }
+    }
+
+    /// Its first element, and how many there are from row to row.
+    pub fn raw(&mut self) -> (*mut F, usize) {
+        (self.at, self.ld)
+    }
+
     /// The part of `rows` × `cols` that begins at a row and a column, as a rectangle of its own.
     pub fn part(&mut self, (row, col): (usize, usize), (rows, cols): (usize, usize)) -> Rect<'_, F> {
         assert!(row + rows <= self.rows && col + cols <= self.cols, "a part beyond the rectangle");
@@ -75,8 +111,8 @@ impl<'a, F: Float> Rect<'a, F> {
     }
 
     /// `self = keep·self + scale · a[rows, k] · b[k, cols]`.
-    pub fn product(&mut self, keep: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
-        product::multiply(self, keep, k, a, b, scale);
+    pub fn product(&mut self, keep: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F, scratch: &Scratch<F>) {
+        product::multiply(self, keep, k, a, b, scale, scratch);
     }
 }
 
@@ -106,6 +142,17 @@ impl<'a, F: Float> Sheet<'a, F> {
         assert!(inside, "a rectangle of {rows} x {cols} at {r0}, {c0} leaves its matrix");
         // SAFETY: within the matrix.
         Rect { at: unsafe { self.at.add(r0 * self.ld + c0) }, rows, cols, ld: self.ld, borrow: PhantomData }
+    }
+
+    /// A rectangle of a matrix within this one's memory: from element `first` on, `ld` from row to row.
+    ///
+    /// # Safety
+    /// As for [`Sheet::rect`].
+    pub unsafe fn view(&self, first: usize, (rows, cols): (usize, usize), ld: usize) -> Rect<'_, F> {
+        let inside = rows == 0 || cols == 0 || first + (rows - 1) * ld + cols <= self.len;
+        assert!(inside, "a rectangle of {rows} x {cols} at {first} leaves its memory");
+        // SAFETY: within the memory.
+        Rect { at: unsafe { self.at.add(first) }, rows, cols, ld, borrow: PhantomData }
     }
 }
 

@@ -220,8 +220,14 @@ macro_rules! step {
 
 /// The loop along k; tiles of B are so many bytes.
 macro_rules! add_product {
-    ($tiles:expr, $a:expr, $b:expr, $sums:expr, $bytes:literal, $([$($step:tt)*])*) => {
+    ($tiles:expr, $a:expr, $b:expr, $sums:expr, $old:expr, $bytes:literal, $([$($step:tt)*])*) => {
         asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "test {old:e}, {old:e}",
+            "jz 2f",
             "tileloadd tmm0, [{sums} + {wide}]",
             "tileloadd tmm1, [{sums} + {wide} + 64]",
             "tileloadd tmm2, [{sums} + {wide} + 2048]",
@@ -244,6 +250,7 @@ macro_rules! add_product {
             b0 = inout(reg) $b[0].as_ptr() => _,
             b1 = inout(reg) $b[1].as_ptr() => _,
             sums = in(reg) $sums.as_mut_ptr(),
+            old = in(reg) $old as u32,
             row = in(reg) 64usize,
             wide = in(reg) 128usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -253,21 +260,21 @@ macro_rules! add_product {
     };
 }
 
-/// `sums[32][32] += a · b` over `k` (not 0) for two strips of A and two of B with so many parts. Small products first.
+/// `sums[32][32] = old·sums + a · b` over `k` (not 0) for two strips of A and two of B with so many parts. Small products first.
 ///
 /// # Safety
 /// After [`begin`].
-pub(super) unsafe fn add_product(parts: usize, k: usize, a: [&[f32]; 2], b: [&[f32]; 2], sums: &mut [f32]) {
+pub(super) unsafe fn add_product(parts: usize, k: usize, a: [&[f32]; 2], b: [&[f32]; 2], sums: &mut [f32], old: bool) {
     let tiles = k.div_ceil(DEEP);
     assert!(tiles > 0 && sums.len() == SIDE * SIDE);
     assert!(a.iter().all(|a| a.len() >= room(k, ALL)) && b.iter().all(|b| b.len() >= room(k, parts)), "too few tiles");
     // SAFETY: what is read and written was checked; registers of tiles are this module's alone.
     unsafe {
         match parts {
-            1 => add_product!(tiles, a, b, sums, 1024, [b 0] [a 2] [x] [a 1] [x] [a 0] [x]),
-            2 => add_product!(tiles, a, b, sums, 2048, [b 0] [a 2] [x] [a 1] [x] [b 1] [x] [a 0] [x] [b 0] [x]),
+            1 => add_product!(tiles, a, b, sums, old, 1024, [b 0] [a 2] [x] [a 1] [x] [a 0] [x]),
+            2 => add_product!(tiles, a, b, sums, old, 2048, [b 0] [a 2] [x] [a 1] [x] [b 1] [x] [a 0] [x] [b 0] [x]),
             _ => {
-                add_product!(tiles, a, b, sums, 3072, [b 0] [a 2] [x] [a 1] [x] [b 1] [x] [a 0] [x] [b 2] [x] [b 0] [x])
+                add_product!(tiles, a, b, sums, old, 3072, [b 0] [a 2] [x] [a 1] [x] [b 1] [x] [a 0] [x] [b 2] [x] [b 0] [x])
             }
         }
     }

@@ -87,6 +87,10 @@ pub(super) fn tile<F: Float>(cols: usize) -> &'static Tile<F> {
 fn candidates(cols: usize) -> [&'static dyn Any; 2] {
     match level() {
         Level::Avx512 if cols <= x86::AVX512_NARROW.cols => [&x86::AVX512_NARROW, &x86::AVX512_64],
+        // By time: the pair is somewhat slower for its width, and wastes less of 64 or 128 columns.
+        Level::Avx512 if 17 * cols.div_ceil(x86::AVX512_PAIR.cols) < 24 * cols.div_ceil(x86::AVX512.cols) => {
+            [&x86::AVX512_PAIR, &x86::AVX512_64]
+        }
         Level::Avx512 => [&x86::AVX512, &x86::AVX512_64],
         Level::Avx2 if cols <= x86::AVX2_NARROW.cols => [&x86::AVX2_NARROW, &x86::AVX2_64],
         Level::Avx2 => [&x86::AVX2, &x86::AVX2_64],

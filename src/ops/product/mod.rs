@@ -1,9 +1,9 @@
 //! Products of matrices on the processor: tiles in registers over panels of B packed for them.
 //!
 //! B is packed into panels as wide as a tile, so that the tile's loop reads it in one stream: packing is also where a
-//! weight is unpacked and transposed. A is read where it lies (on AMX it is packed once for all of B). A low-rank term is
-//! more columns of A and rows of B. Every element of a product is one chain of additions along k, whatever the tile,
-//! panel or thread it falls into.
+//! weight is unpacked and transposed. Products of a few rows read B where it lies. So is A, always, but on AMX, where it
+//! is packed once for all of B. A low-rank term is more columns of A and rows of B. Every element of a product is one
+//! chain of additions along k, whatever the tile, panel or thread it falls into.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -28,7 +28,7 @@ use engine::{Engine, tile};
 #[cfg(target_arch = "x86_64")]
 use engine::{as_f32, as_f32_mut, as_f32_slice, is_f32};
 use std::ops::Range;
-use tile::{MAX_TILE, Tile};
+use tile::{MAX_TILE, MAX_WIDTH, Run, Tile};
 
 /// A row-major operand: `ld` elements from row to row, or transposed.
 #[derive(Clone, Copy)]
@@ -90,6 +90,10 @@ pub struct Part<'a, F> {
 pub const PARTS: usize = 3;
 
 impl<F: Float> Term<'_, F> {
+    pub fn nothing() -> Self {
+        Term { t: &[], ld: 0, rank: 0, parts: [Part::default(); PARTS] }
+    }
+
     /// Columns `cols` of the parts, as [rank, cols], times `scale`.
     fn write(&self, cols: Range<usize>, scale: F, out: &mut [F]) {
         out.fill(F::ZERO);
@@ -128,6 +132,16 @@ impl<'a, F: Float> Left<'a, F> {
         f: impl FnOnce(&Left<F>),
     ) {
         Self::with_engine(Engine::choose((rows, cols, k), parts), rows, x, k, term, scratch, f);
+    }
+
+    /// The same for few columns, whose parts may begin at any column.
+    pub fn narrow(
+        (rows, cols, k): (usize, usize, usize),
+        x: Mat<'a, F>,
+        scratch: &'a Scratch<F>,
+        f: impl FnOnce(&Left<F>),
+    ) {
+        Self::with_engine(Engine::Tile(tile(cols)), rows, x, k, Term::nothing(), scratch, f);
     }
 
     fn with_engine(
@@ -290,26 +304,13 @@ impl<'a, F: Float> Panels<'a, F> {
         }
     }
 
-    fn multiply_tiles(&self, tile: &Tile<F>, out: &mut Rect<F>, a: [(Mat<F>, usize); 2], plus: Plus<F>) {
-        let (rows, width) = (out.rows, tile.cols);
-        let a = a.map(|(a, k)| (a.strides(rows, k), a.data, k));
-        let mut sums = [F::ZERO; MAX_TILE];
+    fn multiply_tiles(&self, tile: &Tile<F>, out: &mut Rect<F>, [x, t]: [(Mat<F>, usize); 2], plus: Plus<F>) {
+        let (rows, width, deep) = (out.rows, tile.cols, self.k + self.rank);
         for row in (0..rows).step_by(tile.runs.len()) {
-            let m = (rows - row).min(tile.runs.len());
-            let sums = &mut sums[..m * width];
-            for (panel, col) in self.data.chunks_exact((self.k + self.rank) * width).zip((0..self.cols).step_by(width))
-            {
-                sums.fill(F::ZERO);
-                let mut b = panel;
-                for (strides, a, k) in a.into_iter().filter(|(_, _, k)| *k > 0) {
-                    let (now, later) = b.split_at(k * width);
-                    // SAFETY: the views hold `m` rows from this one on, `now` k rows and `sums` m, and the processor has
-                    // what the tile is made for, since it was asked when the tile was chosen.
-                    let run = tile.runs[m - 1];
-                    unsafe { run(k, a.as_ptr().add(row * strides[0]), strides, now.as_ptr(), sums.as_mut_ptr()) };
-                    b = later;
-                }
-                plus.write_tile(out, (row, col), width, sums);
+            for (panel, col) in self.data.chunks_exact(deep * width).zip((0..self.cols).step_by(width)) {
+                let (main, low) = panel.split_at(self.k * width);
+                let [x, t] = [(x, main), (t, low)].map(|((a, k), b)| (a.from(row, 0), Mat::new(b, width), k));
+                multiply_tile(tile, out, (row, col), x, (self.rank > 0).then_some(t), plus);
             }
         }
     }
@@ -325,17 +326,18 @@ impl<'a, F: Float> Panels<'a, F> {
         unsafe { amx::begin() };
         for down in (0..out.rows).step_by(amx::SIDE) {
             for across in (0..self.cols).step_by(amx::SIDE) {
-                sums.fill(F::ZERO);
-                for (parts, k, from_a, from_b) in terms.into_iter().filter(|term| term.1 > 0) {
+                let rows = amx::SIDE.min(out.rows - down);
+                out.prefetch((down, across), (rows, amx::SIDE.min(out.cols - across)));
+                for (i, (parts, k, from_a, from_b)) in terms.into_iter().filter(|term| term.1 > 0).enumerate() {
                     let a = [0, 1].map(|i| &left.tiles[((row + down) / amx::WIDE + i) * (x + t) + from_a..]);
                     let b = [0, 1].map(|i| &self.data[(across / amx::WIDE + i) * (main + low) + from_b..]);
                     // SAFETY: as above.
                     unsafe {
-                        amx::add_product(parts, k, a.map(as_f32_slice), b.map(as_f32_slice), as_f32_mut(&mut sums))
+                        let (a, b) = (a.map(as_f32_slice), b.map(as_f32_slice));
+                        amx::add_product(parts, k, a, b, as_f32_mut(&mut sums), i > 0)
                     };
                 }
-                let rows = amx::SIDE.min(out.rows - down);
-                plus.write_tile(out, (down, across), amx::SIDE, &sums[..rows * amx::SIDE]);
+                write_tile(&plus, out, (down, across), amx::SIDE, &sums[..rows * amx::SIDE]);
             }
         }
         // SAFETY: as above.
@@ -343,22 +345,57 @@ impl<'a, F: Float> Panels<'a, F> {
     }
 }
 
+/// A tile of a product from a row and a column on: of k columns of A with k rows of B, and of t with a factor.
+#[inline]
+fn multiply_tile<F: Float>(
+    tile: &Tile<F>,
+    out: &mut Rect<F>,
+    (row, col): (usize, usize),
+    x: (Mat<F>, Mat<F>, usize),
+    t: Option<(Mat<F>, Mat<F>, usize)>,
+    plus: Plus<F>,
+) {
+    let m = tile.runs.len().min(out.rows - row);
+    let run = |(a, b, k): (Mat<F>, Mat<F>, usize)| {
+        let (strides, [ld, 1]) = (a.strides(m, k), b.strides(k, tile.cols)) else { panic!("rows of B lie close") };
+        Run { k, a: a.data.as_ptr(), strides, b: b.data.as_ptr(), ld }
+    };
+    let (add, write) = tile.runs[m - 1];
+    if t.is_none() && plus.bias.is_none() && plus.residual.is_none() && out.cols - col >= tile.cols {
+        let mut out = out.part((row, col), (m, tile.cols));
+        let (out, ld) = out.raw();
+        // SAFETY: the views hold `m` rows, k columns and k rows; `out` m; and the processor has what the tile is made
+        // for, since it was asked when the tile was chosen.
+        return unsafe { write(&run(x), out, ld, plus.scale, plus.old) };
+    }
+    let mut sums = [F::ZERO; MAX_TILE];
+    for x in [Some(x), t].into_iter().flatten() {
+        // SAFETY: as above, and `sums` holds m rows of any tile.
+        unsafe { add(&run(x), sums.as_mut_ptr()) };
+    }
+    write_tile(&plus, out, (row, col), tile.cols, &sums[..m * tile.cols]);
+}
+
 /// Packs rows × cols of B into rows `width` apart.
 fn lay<F: Float>(out: &mut [F], width: usize, part: Mat<F>, rows: usize, cols: usize) {
     #[cfg(target_arch = "x86_64")]
-    let quick = is_f32::<F>() && cols.is_multiple_of(16) && rows.is_multiple_of(16) && simd::level() == Level::Avx512;
+    let quick = is_f32::<F>() && simd::level() == Level::Avx512;
     match (part.transposed, cols) {
         #[cfg(target_arch = "x86_64")]
         (true, _) if quick => {
             let (out, part) = (as_f32_mut(out), as_f32(part));
             for col in (0..cols).step_by(16) {
                 // SAFETY: the processor was asked.
-                unsafe { x86::lay_transposed(&mut out[col..], width, &part.data[col * part.ld..], part.ld, rows) };
+                unsafe {
+                    let some = (cols - col).min(16);
+                    x86::lay_transposed(&mut out[col..], width, &part.data[col * part.ld..], part.ld, rows, some)
+                };
             }
         }
         (true, _) => lay_transposed(out, width, part.data, part.ld, rows, cols),
         // The widths of tiles, so that rows are moved in registers and not by a call for each.
         (false, 48) if width == 48 => lay_rows::<F, 48>(out, part, rows),
+        (false, 32) if width == 32 => lay_rows::<F, 32>(out, part, rows),
         (false, 16) if width == 16 => lay_rows::<F, 16>(out, part, rows),
         (false, 8) if width == 8 => lay_rows::<F, 8>(out, part, rows),
         _ => {
@@ -406,57 +443,96 @@ impl<F: Float> Plus<'_, F> {
         Plus::nothing(self.scale, true)
     }
 
-    /// The rows of a tile, `width` apart.
-    fn write_tile(&self, out: &mut Rect<F>, (row, col): (usize, usize), width: usize, sums: &[F]) {
-        let cols = width.min(out.cols - col);
-        for (row, sums) in (row..).zip(sums.chunks_exact(width)) {
-            self.write((row, col), &mut out.row(row)[col..][..cols], &sums[..cols]);
-        }
-    }
-
+    #[inline(always)]
     pub fn write(&self, (row, col): (usize, usize), out: &mut [F], sums: &[F]) {
-        write(out, sums, self.scale, self.old);
+        let scale = self.scale;
+        match self.old {
+            true => by_vectors(out, sums, |old, sum| old + scale * sum),
+            false => by_vectors(out, sums, |_, sum| scale * sum),
+        }
         if let Some(bias) = self.bias {
-            simd::add_scaled(out, &bias[col..], F::ONE);
+            by_vectors(out, &bias[col..], |y, bias| y + bias);
         }
         if let Some((residual, ld)) = self.residual {
-            simd::add_scaled(out, &residual[row * ld + col..], F::ONE);
+            by_vectors(out, &residual[row * ld + col..], |y, residual| y + residual);
         }
     }
+}
+
+/// `out = f(out, x)`, in lots of 16 and 8: a tile's rows are too short for the loops that compilers unroll.
+#[inline(always)]
+fn by_vectors<F: Float>(out: &mut [F], x: &[F], f: impl Fn(F, F) -> F + Copy) {
+    let (out, x) = in_lots::<F, 16>(out, &x[..out.len()], f);
+    let (out, x) = in_lots::<F, 8>(out, x, f);
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = f(*out, *x));
+}
+
+/// What is left when whole lots are done.
+#[inline(always)]
+fn in_lots<'a, F: Float, const LANES: usize>(
+    out: &'a mut [F],
+    x: &'a [F],
+    f: impl Fn(F, F) -> F,
+) -> (&'a mut [F], &'a [F]) {
+    let ((outs, rest), (xs, rest_x)) = (out.as_chunks_mut::<LANES>(), x.as_chunks::<LANES>());
+    for (out, x) in outs.iter_mut().zip(xs) {
+        *out = std::array::from_fn(|lane| f(out[lane], x[lane]));
+    }
+    (rest, rest_x)
 }
 
 simd! {
-    fn write<F: Float>(out: &mut [F], sums: &[F], scale: F, old: bool) {
-        let pairs = out.iter_mut().zip(sums);
-        if old {
-            pairs.for_each(|(out, sum)| *out += scale * *sum);
-        } else {
-            pairs.for_each(|(out, sum)| *out = scale * *sum);
+    /// Writes the rows of a tile, `width` apart.
+    fn write_tile<F: Float>(plus: &Plus<F>, out: &mut Rect<F>, at: (usize, usize), width: usize, sums: &[F]) {
+        let cols = width.min(out.cols - at.1);
+        for (row, sums) in (at.0..).zip(sums.chunks_exact(width)) {
+            plus.write((row, at.1), &mut out.row(row)[at.1..][..cols], &sums[..cols]);
         }
     }
 }
 
-/// Elements of B that [`multiply`] packs at a time: in the first cache.
-const PIECE: usize = 8192;
+/// Rows of B that [`multiply`] takes at a time: of the widest tile, they fit the first cache.
+const DEEP: usize = 160;
+
+/// Up to so many rows of the result, B is read where it lies: packing would take as long as the product.
+const FEW_ROWS: usize = 16;
 
 /// `out = old·out + scale · a · b`, with b[k, ·] packed piece by piece: for products that are used once.
-pub fn multiply<F: Float>(out: &mut Rect<F>, old: bool, k: usize, a: Mat<F>, b: Mat<F>, scale: F) {
-    let mut room = [F::ZERO; PIECE];
+pub fn multiply<F: Float>(
+    out: &mut Rect<F>,
+    old: bool,
+    k: usize,
+    a: Mat<F>,
+    b: Mat<F>,
+    scale: F,
+    scratch: &Scratch<F>,
+) {
     let (rows, cols) = (out.rows, out.cols);
-    let width = tile::<F>(cols).cols;
-    for col in (0..cols).step_by(width) {
-        let some = width.min(cols - col);
-        let tile = tile::<F>(some);
-        for first in (0..k.max(1)).step_by(PIECE / tile.cols) {
-            let k = (PIECE / tile.cols).min(k - first);
-            let engine = Engine::Tile(tile);
-            let mut panels = Panels::new(engine, &mut room[..Panels::room(engine, k, 0, some)], k, 0, some);
-            panels.lay((0, 0), b.from(first, col), (k, some));
-            let nothing = (Mat::new(&[], 0), 0);
-            let plus = Plus::nothing(scale, old || first > 0);
-            panels.multiply_tiles(tile, &mut out.part((0, col), (rows, some)), [(a.from(0, first), k), nothing], plus);
+    b.strides(k, cols);
+    let nothing = (Mat::new(&[], 0), 0);
+    scratch.with(DEEP * MAX_WIDTH + ALIGN, |room| {
+        let room = aligned(room, DEEP * MAX_WIDTH);
+        let mut col = 0;
+        while col < cols {
+            let tile = tile::<F>(cols - col);
+            let some = tile.cols.min(cols - col);
+            let out = &mut out.part((0, col), (rows, some));
+            for first in (0..k.max(1)).step_by(DEEP) {
+                let k = DEEP.min(k - first);
+                let (a, b, plus) = (a.from(0, first), b.from(first, col), Plus::nothing(scale, old || first > 0));
+                if rows <= FEW_ROWS && some == tile.cols && !b.transposed {
+                    let tiles = (0..rows).step_by(tile.runs.len());
+                    tiles.for_each(|row| multiply_tile(tile, out, (row, 0), (a.from(row, 0), b, k), None, plus));
+                    continue;
+                }
+                let engine = Engine::Tile(tile);
+                let mut panels = Panels::new(engine, &mut room[..Panels::room(engine, k, 0, some)], k, 0, some);
+                panels.lay((0, 0), b, (k, some));
+                panels.multiply_tiles(tile, out, [(a, k), nothing], plus);
+            }
+            col += some;
         }
-    }
+    });
 }
 
 #[cfg(test)]
@@ -541,14 +617,14 @@ mod tests {
     /// No order of additions differs between threads: neither rows nor columns of a block change an element's bits.
     #[test]
     fn blocks_do_not_change_bits() {
-        let (m, n, k) = (70, 100, 90);
+        let ((m, n, k), scratch) = ((70, 100, 190), Scratch::default());
         let (x, b) = (random(m * k, 1), random(k * n, 2));
         let mut whole = vec![0f32; m * n];
-        multiply(&mut Rect::new(&mut whole, (m, n), n), false, k, Mat::new(&x, k), Mat::new(&b, n), 1.0);
+        multiply(&mut Rect::new(&mut whole, (m, n), n), false, k, Mat::new(&x, k), Mat::new(&b, n), 1.0, &scratch);
         for (row, col, rows, cols) in [(0, 0, 1, 1), (13, 5, 30, 60), (69, 99, 1, 1), (8, 48, 62, 52)] {
             let mut part = vec![0f32; rows * cols];
             let (x, b) = (Mat::new(&x, k).from(row, 0), Mat::new(&b, n).from(0, col));
-            multiply(&mut Rect::new(&mut part, (rows, cols), cols), false, k, x, b, 1.0);
+            multiply(&mut Rect::new(&mut part, (rows, cols), cols), false, k, x, b, 1.0, &scratch);
             for (at, got) in part.iter().enumerate() {
                 assert_eq!(*got, whole[(row + at / cols) * n + col + at % cols], "{row}, {col}: {at}");
             }

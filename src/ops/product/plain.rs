@@ -22,6 +22,14 @@ impl<F: Float> Vector for Four<F> {
         Self([x; 4])
     }
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + b.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn times(self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] * b.0[i]))
+    }
+    #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
     }

@@ -1,6 +1,8 @@
 //! The innermost loop of a product: a tile of it in registers. One body for every instruction set; what differs is how a
 //! vector is loaded, stored and multiplied, and how many of them a processor holds.
 
+#![expect(clippy::needless_range_loop, reason = "arrays of registers that iterators own go through memory")]
+
 /// A register of floats.
 pub(super) trait Vector: Copy {
     type F: Copy;
@@ -8,53 +10,101 @@ pub(super) trait Vector: Copy {
     unsafe fn load(at: *const Self::F) -> Self;
     unsafe fn store(self, at: *mut Self::F);
     unsafe fn splat(x: Self::F) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn times(self, b: Self) -> Self;
     /// `self + a · b`
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// `acc[M][cols] += a[M, k] · b[k, cols]`: rows of a are `strides[0]` apart and its columns `strides[1]`,
-/// those of b and acc lie close.
-pub(super) type Run<F> = unsafe fn(k: usize, a: *const F, strides: [usize; 2], b: *const F, acc: *mut F);
+/// Rows of A and B that a tile multiplies: `k` columns of the one by `k` rows of the other. Rows of a are `strides[0]`
+/// apart and its columns `strides[1]`, rows of b `ld`.
+pub(super) struct Run<F> {
+    pub k: usize,
+    pub a: *const F,
+    pub strides: [usize; 2],
+    pub b: *const F,
+    pub ld: usize,
+}
+
+/// `acc[M][cols] += a[M, k] · b[k, cols]`, rows of acc lie close.
+pub(super) type Add<F> = unsafe fn(run: &Run<F>, acc: *mut F);
+
+/// `out[M][cols] = old·out + scale · a · b`, rows of out are `ld` apart.
+pub(super) type Write<F> = unsafe fn(run: &Run<F>, out: *mut F, ld: usize, scale: F, old: bool);
 
 /// A kernel for each number of rows up to the most that fit the registers.
 pub(super) struct Tile<F: 'static> {
     pub cols: usize,
-    /// `runs[m - 1]` takes m rows.
-    pub runs: &'static [Run<F>],
+    /// The kernels at `m - 1` take m rows.
+    pub runs: &'static [(Add<F>, Write<F>)],
 }
 
-/// The most elements of any tile.
-pub(super) const MAX_TILE: usize = 8 * 48;
+/// The most columns of any tile, and the most elements.
+pub(super) const MAX_WIDTH: usize = 48;
+pub(super) const MAX_TILE: usize = 8 * MAX_WIDTH;
 
 /// # Safety
-/// `a`, `b` and `acc` hold what [`Run`] says.
+/// `a` and `b` hold what [`Run`] says.
 #[inline(always)]
-pub(super) unsafe fn run<V: Vector, const M: usize, const N: usize>(
-    k: usize,
-    a: *const V::F,
-    [rows, step]: [usize; 2],
-    mut b: *const V::F,
-    acc: *mut V::F,
-) {
+unsafe fn run<V: Vector, const M: usize, const N: usize>(run: &Run<V::F>, sums: &mut [[V; N]; M]) {
+    let Run { k, strides: [rows, step], mut b, ld, .. } = *run;
     // SAFETY: the caller's.
     unsafe {
-        let a: [*const V::F; M] = std::array::from_fn(|m| a.add(m * rows));
-        let mut sums: [[V; N]; M] =
-            std::array::from_fn(|m| std::array::from_fn(|n| V::load(acc.add((m * N + n) * V::LANES))));
+        let a: [*const V::F; M] = std::array::from_fn(|m| run.a.add(m * rows));
         let mut at = 0;
         for _ in 0..k {
             let row: [V; N] = std::array::from_fn(|n| V::load(b.wrapping_add(n * V::LANES)));
-            for (a, sums) in a.into_iter().zip(&mut sums) {
-                let x = V::splat(*a.wrapping_add(at));
-                for (sum, b) in sums.iter_mut().zip(row) {
-                    *sum = sum.add_product(x, b);
+            for m in 0..M {
+                let x = V::splat(*a[m].wrapping_add(at));
+                for n in 0..N {
+                    sums[m][n] = sums[m][n].add_product(x, row[n]);
                 }
             }
             at += step;
-            b = b.wrapping_add(N * V::LANES);
+            b = b.wrapping_add(ld);
         }
-        for (at, sum) in sums.into_iter().flatten().enumerate() {
-            sum.store(acc.add(at * V::LANES));
+    }
+}
+
+/// # Safety
+/// `a`, `b` and `acc` hold what [`Add`] says.
+#[inline(always)]
+pub(super) unsafe fn add<V: Vector, const M: usize, const N: usize>(what: &Run<V::F>, acc: *mut V::F) {
+    // SAFETY: the caller's.
+    unsafe {
+        let at = |m: usize, n: usize| acc.add((m * N + n) * V::LANES);
+        let mut sums: [[V; N]; M] = std::array::from_fn(|m| std::array::from_fn(|n| V::load(at(m, n))));
+        run(what, &mut sums);
+        for m in 0..M {
+            for n in 0..N {
+                sums[m][n].store(at(m, n));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `a`, `b` and `out` hold what [`Write`] says.
+#[inline(always)]
+pub(super) unsafe fn write<V: Vector, const M: usize, const N: usize>(
+    what: &Run<V::F>,
+    zero: V::F,
+    out: *mut V::F,
+    ld: usize,
+    scale: V::F,
+    old: bool,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[V::splat(zero); N]; M];
+        run(what, &mut sums);
+        let scale = V::splat(scale);
+        for m in 0..M {
+            for n in 0..N {
+                let (at, sum) = (out.add(m * ld + n * V::LANES), scale.times(sums[m][n]));
+                let sum = if old { V::load(at).add(sum) } else { sum };
+                sum.store(at);
+            }
         }
     }
 }
@@ -63,16 +113,20 @@ pub(super) unsafe fn run<V: Vector, const M: usize, const N: usize>(
 macro_rules! tile {
     ($name:ident: $f:ty, $vector:ty, $n:literal, [$($m:literal)*] $(, $feature:literal)?) => {
         pub(in crate::ops::product) static $name: crate::ops::product::tile::Tile<$f> = {
+            use crate::ops::product::tile;
             $(#[target_feature(enable = $feature)])?
-            unsafe fn run<const M: usize>(
-                k: usize, a: *const $f, strides: [usize; 2], b: *const $f, acc: *mut $f,
-            ) {
+            unsafe fn add<const M: usize>(run: &tile::Run<$f>, acc: *mut $f) {
                 // SAFETY: the caller's.
-                unsafe { crate::ops::product::tile::run::<$vector, M, $n>(k, a, strides, b, acc) }
+                unsafe { tile::add::<$vector, M, $n>(run, acc) }
             }
-            crate::ops::product::tile::Tile {
-                cols: $n * <$vector as crate::ops::product::tile::Vector>::LANES,
-                runs: &[$(run::<$m>),*],
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn write<const M: usize>(run: &tile::Run<$f>, out: *mut $f, ld: usize, scale: $f, old: bool) {
+                // SAFETY: the caller's.
+                unsafe { tile::write::<$vector, M, $n>(run, 0.0, out, ld, scale, old) }
+            }
+            tile::Tile {
+                cols: $n * <$vector as tile::Vector>::LANES,
+                runs: &[$((add::<$m>, write::<$m>)),*],
             }
         };
     };

@@ -22,6 +22,14 @@ impl Vector for F32x4 {
         Self(f32x4_splat(x))
     }
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        Self(f32x4_add(self.0, b.0))
+    }
+    #[inline(always)]
+    unsafe fn times(self, b: Self) -> Self {
+        Self(f32x4_mul(self.0, b.0))
+    }
+    #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         Self(f32x4_add(self.0, f32x4_mul(a.0, b.0)))
     }

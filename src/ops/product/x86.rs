@@ -4,7 +4,7 @@ use super::tile::{Vector, tile};
 use std::arch::x86_64::*;
 
 macro_rules! vector {
-    ($vector:ty: $f:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $fma:ident) => {
+    ($vector:ty: $f:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $times:ident, $fma:ident) => {
         impl Vector for $vector {
             type F = $f;
             const LANES: usize = $lanes;
@@ -21,18 +21,27 @@ macro_rules! vector {
                 unsafe { $splat(x) }
             }
             #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                unsafe { $add(self, b) }
+            }
+            #[inline(always)]
+            unsafe fn times(self, b: Self) -> Self {
+                unsafe { $times(self, b) }
+            }
+            #[inline(always)]
             unsafe fn add_product(self, a: Self, b: Self) -> Self {
                 unsafe { $fma(a, b, self) }
             }
         }
     };
 }
-vector!(__m512: f32, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps);
-vector!(__m512d: f64, 8, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_fmadd_pd);
-vector!(__m256: f32, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps);
-vector!(__m256d: f64, 4, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd);
+vector!(__m512: f32, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps);
+vector!(__m512d: f64, 8, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd);
+vector!(__m256: f32, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps);
+vector!(__m256d: f64, 4, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd);
 
 tile!(AVX512: f32, __m512, 3, [1 2 3 4 5 6 7 8], "avx512f");
+tile!(AVX512_PAIR: f32, __m512, 2, [1 2 3 4 5 6 7 8], "avx512f");
 tile!(AVX512_NARROW: f32, __m512, 1, [1 2 3 4 5 6 7 8], "avx512f");
 tile!(AVX512_64: f64, __m512d, 3, [1 2 3 4 5 6 7 8], "avx512f");
 tile!(AVX2: f32, __m256, 2, [1 2 3 4 5 6], "avx2,fma");
@@ -82,22 +91,25 @@ pub(super) fn transpose(rows: &mut [__m512i; 16]) {
     }
 }
 
-/// Rows of 16 columns each from `part`, columns of `k` floats one after the other, `ld` apart, into rows `width` apart;
-/// k is a multiple of 16.
+/// Rows of up to 16 columns from `part`, columns of `k` floats one after the other, `ld` apart, into rows `width` apart.
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn lay_transposed(out: &mut [f32], width: usize, part: &[f32], ld: usize, k: usize) {
-    assert!(k.is_multiple_of(16) && out.len() + width >= k * width + 16 && part.len() >= 15 * ld + k);
-    for k in (0..k).step_by(16) {
-        // SAFETY: 16 floats of each column, by the assertion.
-        let mut block: [__m512i; 16] =
-            std::array::from_fn(|col| unsafe { _mm512_loadu_si512(part.as_ptr().add(col * ld + k).cast()) });
+pub(super) unsafe fn lay_transposed(out: &mut [f32], width: usize, part: &[f32], ld: usize, k: usize, cols: usize) {
+    assert!((1..=16).contains(&cols) && out.len() + width >= k * width + cols && part.len() >= (cols - 1) * ld + k);
+    let lanes = |some: usize| u16::MAX >> (16 - some);
+    for first in (0..k).step_by(16) {
+        let deep = (k - first).min(16);
+        let mut block = [_mm512_setzero_si512(); 16];
+        for (col, x) in block.iter_mut().enumerate().take(cols) {
+            // SAFETY: `deep` floats of each column, by the assertion; the others are masked.
+            *x = unsafe { _mm512_maskz_loadu_epi32(lanes(deep), part.as_ptr().add(col * ld + first).cast()) };
+        }
         transpose(&mut block);
-        for (row, x) in block.into_iter().enumerate() {
-            // SAFETY: 16 floats of each row.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().add((k + row) * width).cast(), x) };
+        for (row, x) in block.into_iter().enumerate().take(deep) {
+            // SAFETY: `cols` floats of each row.
+            unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().add((first + row) * width).cast(), lanes(cols), x) };
         }
     }
 }
