@@ -59,7 +59,7 @@ type Said = [what: string, done: number, total: number];
 type Call<Ask, Answer, Event = never> = { ask: Ask; answer: Answer; event: Event };
 
 export interface Calls {
-  open: Call<{ model: ModelFiles; device: DeviceChoice; measure: boolean | undefined }, Opened, Bytes>;
+  open: Call<{ model: ModelFiles; device: DeviceChoice; measure?: boolean | undefined }, Opened, Bytes>;
   benchmark: Call<DeviceChoice, { device: DeviceInfo; gflops: number }>;
   kernels: Call<DeviceChoice, KernelBench>;
   options: Call<null, { options: OptionRow[]; methods: MethodRow[] }>;
