@@ -109,6 +109,46 @@ pub(super) unsafe fn write<V: Vector, const M: usize, const N: usize>(
     }
 }
 
+/// A register whose intrinsics are named; the last is how `c + a · b` is written.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! vector {
+    ($vector:ty: $f:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $times:ident,
+     $c:ident + $a:ident * $b:ident = $fma:expr) => {
+        #[allow(unused_unsafe)] // intrinsics of NEON are safe where the compiler is new
+        impl crate::ops::product::tile::Vector for $vector {
+            type F = $f;
+            const LANES: usize = $lanes;
+            #[inline(always)]
+            unsafe fn load(at: *const $f) -> Self {
+                unsafe { $load(at) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, at: *mut $f) {
+                unsafe { $store(at, self) }
+            }
+            #[inline(always)]
+            unsafe fn splat(x: $f) -> Self {
+                unsafe { $splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, b: Self) -> Self {
+                unsafe { $add(self, b) }
+            }
+            #[inline(always)]
+            unsafe fn times(self, b: Self) -> Self {
+                unsafe { $times(self, b) }
+            }
+            #[inline(always)]
+            unsafe fn add_product(self, $a: Self, $b: Self) -> Self {
+                let $c = self;
+                unsafe { $fma }
+            }
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use vector;
+
 /// Compiles a tile of `$n` vectors across for the instruction set named, if any.
 macro_rules! tile {
     ($name:ident: $f:ty, $vector:ty, $n:literal, [$($m:literal)*] $(, $feature:literal)?) => {

@@ -1,44 +1,16 @@
 //! Tiles for AVX-512 (32 registers of 16 floats) and AVX2 with FMA (16 of 8).
 
-use super::tile::{Vector, tile};
+use super::tile::{tile, vector};
 use std::arch::x86_64::*;
 
-macro_rules! vector {
-    ($vector:ty: $f:ty, $lanes:literal, $load:ident, $store:ident, $splat:ident, $add:ident, $times:ident, $fma:ident) => {
-        impl Vector for $vector {
-            type F = $f;
-            const LANES: usize = $lanes;
-            #[inline(always)]
-            unsafe fn load(at: *const $f) -> Self {
-                unsafe { $load(at) }
-            }
-            #[inline(always)]
-            unsafe fn store(self, at: *mut $f) {
-                unsafe { $store(at, self) }
-            }
-            #[inline(always)]
-            unsafe fn splat(x: $f) -> Self {
-                unsafe { $splat(x) }
-            }
-            #[inline(always)]
-            unsafe fn add(self, b: Self) -> Self {
-                unsafe { $add(self, b) }
-            }
-            #[inline(always)]
-            unsafe fn times(self, b: Self) -> Self {
-                unsafe { $times(self, b) }
-            }
-            #[inline(always)]
-            unsafe fn add_product(self, a: Self, b: Self) -> Self {
-                unsafe { $fma(a, b, self) }
-            }
-        }
-    };
-}
-vector!(__m512: f32, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps, _mm512_fmadd_ps);
-vector!(__m512d: f64, 8, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_add_pd, _mm512_mul_pd, _mm512_fmadd_pd);
-vector!(__m256: f32, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps, _mm256_fmadd_ps);
-vector!(__m256d: f64, 4, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_add_pd, _mm256_mul_pd, _mm256_fmadd_pd);
+vector!(__m512: f32, 16, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_add_ps, _mm512_mul_ps,
+    c + a * b = _mm512_fmadd_ps(a, b, c));
+vector!(__m512d: f64, 8, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_add_pd, _mm512_mul_pd,
+    c + a * b = _mm512_fmadd_pd(a, b, c));
+vector!(__m256: f32, 8, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_add_ps, _mm256_mul_ps,
+    c + a * b = _mm256_fmadd_ps(a, b, c));
+vector!(__m256d: f64, 4, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_add_pd, _mm256_mul_pd,
+    c + a * b = _mm256_fmadd_pd(a, b, c));
 
 tile!(AVX512: f32, __m512, 3, [1 2 3 4 5 6 7 8], "avx512f");
 tile!(AVX512_PAIR: f32, __m512, 2, [1 2 3 4 5 6 7 8], "avx512f");
