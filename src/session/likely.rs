@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::model::Base;
 use crate::model::generate::Generator;
 use crate::plan::Plan;
-use crate::train::{TrainOptions, trainer};
+use crate::train::{TrainOptions, planned};
 
 /// What a session will probably be asked for. A guess: it may be asked for anything.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ impl Likely {
         let options = self.run.clone().unwrap_or_default();
         options.check()?;
         let adapter = options.method.adapter(base.spec(), &options.settings()?)?;
-        let run = self.run.iter().map(|options| trainer::sketch(base, &adapter, options));
+        let run = self.run.iter().map(|options| planned::sketch(base, &adapter, options));
         let answers = self.answers.then(|| {
             let mut plan = base.plan.clone();
             let patches = adapter.declare(&mut plan, false);

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::eval::{Answered, Item, Judge, Mark, System, Task, general, score, with_answer, with_shots};
 use crate::model::generate::Sampling;
 use crate::model::{Base, Inputs};
-use crate::train::{ExampleLoss, check_tokens, trainer};
+use crate::train::{ExampleLoss, check_tokens, evaluation};
 use serde::Serialize;
 
 /// How items are put to the model.
@@ -51,7 +51,7 @@ impl Session {
     ) -> Result<Vec<ExampleLoss>> {
         let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
-        trainer::example_losses(&mut self.base, io, *sequence, &batches, data.examples.len(), progress).await
+        evaluation::example_losses(&mut self.base, io, *sequence, &batches, data.examples.len(), progress).await
     }
 
     /// Rows of `seq_len` tokens of text, behind the adapter's virtual ones where it is asked for; what computes them is

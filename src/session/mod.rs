@@ -30,7 +30,7 @@ use crate::model::agreement::Logits;
 use crate::model::generate::Generator;
 use crate::model::seam::virtual_ids;
 use crate::model::{Base, Inputs, ModelSpec, Patches};
-use crate::train::{Evaluation, Identity, Trainer, trainer};
+use crate::train::{Evaluation, Identity, Trainer, evaluation};
 use crate::weights::ModelFiles;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -344,6 +344,6 @@ impl Session {
     ) -> Result<Evaluation> {
         let batches = self.evaluation_batches(data, batch_size, seq_len, adapted).await?;
         let (io, sequence, _) = self.evaluation.as_ref().expect("just made");
-        trainer::evaluate(&mut self.base, io, *sequence, &batches).await
+        evaluation::evaluate(&mut self.base, io, *sequence, &batches).await
     }
 }

@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use crate::model::Base;
 use crate::model::load::Opened;
 use crate::model::seam::virtual_ids;
-use crate::train::trainer::Planned;
+use crate::train::planned::Planned;
 use crate::train::{
     Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, Work, check_tokens,
-    checkpoint, trainer,
+    checkpoint, planned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -205,7 +205,7 @@ impl Session {
         };
         let before = virtual_ids(adapter.method.virtual_tokens());
         self.check_length(options.seq_len, before.len())?;
-        let t = trainer::row_len(&adapter, &options);
+        let t = planned::row_len(&adapter, &options);
         check_tokens(options.batch_size, t)?;
         let (planned, options) = self.plan_run(&adapter, options)?;
         let packed = |data: &Dataset, b: usize, shuffle: bool| {
@@ -229,7 +229,7 @@ impl Session {
             let holders = if self.offered.is_some() { workers } else { 1 };
             let memory_gib = if holders > 1 { gib } else { options.memory_gib };
             let bounded = TrainOptions { memory_gib, ..options.clone() };
-            trainer::plan_for(&self.base, adapter, &bounded, holders).map(|planned| (planned, options))
+            planned::plan_for(&self.base, adapter, &bounded, holders).map(|planned| (planned, options))
         };
         let Offer { workers, gib } = self.offered.unwrap_or(Offer { workers: 1, gib: options.memory_gib });
         let gib = gib.min(options.memory_gib);
@@ -257,7 +257,7 @@ impl Session {
             tokens: stats.tokens,
             supervised_tokens: stats.supervised,
             rows: start.batches.rows(),
-            steps: trainer::total_steps(&start.batches, options),
+            steps: planned::total_steps(&start.batches, options),
             trainable_parameters: start.adapter.parameters(),
             added_parameters: start.adapter.added(self.spec()),
             parameters: self.spec().parameters(),

@@ -4,22 +4,19 @@
 //! batch; so do shares of it that several sessions compute (`shares`). Losses and norms stay on the device in a ring of
 //! slots that is read a few times a second, so that steps shorter than that do not wait for one another's numbers.
 
+use super::evaluation::{Evaluation, ExampleLoss, batch_sums, example_losses, write_batch};
 use super::options::TrainOptions;
+use super::planned::{BETA1, BETA2, MemoryPlan, Planned, plan, row_len, total_steps};
 use super::shares::{Deal, Gathered, SUMS, Work};
 use crate::adapter::Adapter;
 use crate::clock::Instant;
-use crate::data::{Batch, Batches, IGNORE};
+use crate::data::{Batch, Batches};
 use crate::error::{Error, Result};
 use crate::model::decoder::LossSequences;
-use crate::model::seam::split_virtual;
 use crate::model::{Base, Inputs, Patches};
-use crate::ops::adamw::{self, AdamW};
 use crate::ops::control::{Control, REPORT, RING_SLOTS};
 use crate::ops::dropout::hash;
-use crate::ops::gather::NONE;
-use crate::ops::{cross_entropy, sum_squares};
-use crate::plan::memory::Memory;
-use crate::plan::{Buf, Elem, Plan, SequenceId};
+use crate::plan::{Buf, SequenceId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -35,64 +32,6 @@ pub struct StepReport {
     pub tokens: u64,
     pub supervised_tokens: u64,
     pub tokens_per_sec: f64,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct Evaluation {
-    /// Mean negative log-likelihood of a supervised token, in nats.
-    pub loss: f64,
-    pub perplexity: f64,
-    /// Share of supervised tokens that the model ranks first.
-    pub accuracy: f64,
-    pub supervised_tokens: u64,
-    pub tokens: u64,
-}
-
-impl Evaluation {
-    /// From the sums of loss and of hits of every batch.
-    fn of(batches: &Batches, sums: &[f32]) -> Evaluation {
-        let total = |which: usize| sums.chunks_exact(SUMS).map(|sums| sums[which] as f64).sum::<f64>();
-        let (mut supervised_tokens, mut tokens) = (0, 0);
-        for batch in (0..batches.batches_per_epoch()).map(|index| batches.batch(index)) {
-            supervised_tokens += batch.supervised as u64;
-            tokens += batch.tokens as u64;
-        }
-        let count = supervised_tokens.max(1) as f64;
-        let (loss, accuracy) = (total(0) / count, total(1) / count);
-        Evaluation { loss, perplexity: loss.exp(), accuracy, supervised_tokens, tokens }
-    }
-}
-
-/// Loss of one example: summed over its targets, how many they are, and how many the model ranked first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct ExampleLoss {
-    pub loss: f64,
-    pub tokens: u64,
-    pub hits: u64,
-}
-
-impl ExampleLoss {
-    pub fn mean(&self) -> f64 {
-        self.loss / self.tokens as f64
-    }
-}
-
-/// Bytes of a run on its device, known before anything is allocated.
-#[derive(Clone, Debug, Serialize)]
-pub struct MemoryPlan {
-    /// The base model, and what the session holds besides the run (caches of generation).
-    pub weights: u64,
-    /// Parameters, gradients and AdamW's two moments.
-    pub adapter: u64,
-    /// Activations and their gradients, shared by lifetime.
-    pub activations: u64,
-    /// Inputs, tables, reports and kernel parameters.
-    pub other: u64,
-    /// All of this again, in each of the other workers.
-    pub helpers: u64,
-    pub total: u64,
-    pub kept_blocks: usize,
-    pub blocks: usize,
 }
 
 /// What a run has become after a number of steps.
@@ -604,213 +543,10 @@ fn supervised(window: &[Batch]) -> u64 {
     window.iter().map(|batch| batch.supervised as u64).sum()
 }
 
-const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
-
 fn diverged(step: u64, loss: f64, grad_norm: f32) -> Error {
     Error::Diverged {
         step,
         what: format!("the loss is {loss} and the gradient norm {grad_norm}; the adapter of step {} is kept", step - 1),
         hint: "lower --lr, add --warmup-steps, or look at the data with `luthier inspect data`".into(),
     }
-}
-
-/// Writes what one micro-batch needs.
-pub fn write_batch(base: &mut Base, io: &Inputs, batch: &Batch, control: &Control) {
-    assert_eq!(batch.b * batch.t, io.n, "tokens of a batch");
-    let (ids, virtual_rows) = split_virtual(&batch.ids);
-    let (highest, vocab) = (ids.iter().max(), base.spec().vocab);
-    assert!(highest.is_none_or(|id| (*id as usize) < vocab), "the token {highest:?} of a vocabulary of {vocab}");
-    let (mut targets, mut rows, mut inverse) = (vec![NONE; io.n], vec![NONE; io.n], vec![NONE; io.n]);
-    let supervised = (0..io.n).filter(|n| batch.targets[*n] != IGNORE);
-    for (m, n) in supervised.enumerate() {
-        (targets[m], rows[m], inverse[n]) = (batch.targets[n], n as u32, m as u32);
-    }
-    let spans: &[u32] = bytemuck::cast_slice(&batch.spans);
-    let words: [(_, &[u32]); 8] = [
-        (io.ids, &ids),
-        (io.virtual_rows, &virtual_rows),
-        (io.positions, &batch.positions),
-        (io.spans, spans),
-        (io.targets, &targets),
-        (io.rows, &rows),
-        (io.inverse, &inverse),
-        (io.control, &control.words()),
-    ];
-    for (buf, words) in words {
-        base.device.write(buf, 0, words);
-    }
-}
-
-/// Loss and accuracy over all batches, each once.
-pub async fn evaluate(base: &mut Base, io: &Inputs, sequence: SequenceId, batches: &Batches) -> Result<Evaluation> {
-    let all: Vec<u64> = (0..batches.batches_per_epoch()).collect();
-    Ok(Evaluation::of(batches, &batch_sums(base, io, sequence, batches, &all).await?))
-}
-
-/// The sums of loss and of hits of some batches, one after the other.
-async fn batch_sums(
-    base: &mut Base,
-    io: &Inputs,
-    sequence: SequenceId,
-    batches: &Batches,
-    which: &[u64],
-) -> Result<Vec<f32>> {
-    let mut sums = Vec::with_capacity(SUMS * which.len());
-    for group in which.chunks(RING_SLOTS) {
-        for (slot, index) in group.iter().enumerate() {
-            let batch = batches.batch(*index);
-            let control =
-                Control { first: true, ring: slot as u32, rows: batch.supervised as u32, ..Default::default() };
-            write_batch(base, io, &batch, &control);
-            base.device.run(&base.plan, sequence, control.rows)?;
-        }
-        let ring = base.device.read(io.ring, 0, group.len() * REPORT).await?;
-        sums.extend(ring.chunks_exact(REPORT).flat_map(|report| &report[..SUMS]));
-    }
-    Ok(sums)
-}
-
-/// The loss of each of `count` examples; those without targets stay at nothing. `progress` counts batches.
-pub async fn example_losses(
-    base: &mut Base,
-    io: &Inputs,
-    sequence: SequenceId,
-    batches: &Batches,
-    count: usize,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<ExampleLoss>> {
-    let mut all = vec![ExampleLoss::default(); count];
-    let total = batches.batches_per_epoch();
-    for index in 0..total {
-        progress(index, total);
-        let batch = batches.batch(index);
-        let control = Control { first: true, rows: batch.supervised as u32, ..Default::default() };
-        write_batch(base, io, &batch, &control);
-        base.device.run(&base.plan, sequence, control.rows)?;
-        let rows = base.device.read(io.row_results, 0, batch.supervised * cross_entropy::ROW).await?;
-        let mut rows = rows.chunks_exact(cross_entropy::ROW);
-        for example in batches.examples(index) {
-            let one = &mut all[example];
-            one.tokens = batches.targets(example) as u64;
-            for row in rows.by_ref().take(one.tokens as usize) {
-                one.loss += row[0] as f64;
-                one.hits += u64::from(row[1] > 0.0);
-            }
-        }
-    }
-    Ok(all)
-}
-
-/// A training run added to a copy of the base's plan.
-struct Parts {
-    plan: Plan,
-    io: Inputs,
-    patches: Patches,
-    sequences: LossSequences,
-    update: SequenceId,
-    moments: [Buf; 2],
-    /// Factors of the learning rate, where they differ.
-    rates: Option<Buf>,
-    /// Run once, before all others.
-    prologue: Option<SequenceId>,
-}
-
-/// Tokens of a row: those of the text, and the virtual ones before it.
-pub fn row_len(adapter: &Adapter, options: &TrainOptions) -> usize {
-    options.seq_len + adapter.method.virtual_tokens()
-}
-
-fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: usize) -> Parts {
-    let mut plan = base.plan.clone();
-    let spec = base.spec();
-    let t = row_len(adapter, options);
-    let io = Inputs::declare(&mut plan, spec, Deal::of(options).rows * t, t);
-    let patches = adapter.declare(&mut plan, true);
-    let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
-    let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
-    let clip = plan.persistent("clip factor", Elem::Float, 4);
-    let rates = adapter.rates().map(|r| plan.persistent("learning rates", Elem::Float, r.len()));
-    let update = plan.begin("update");
-    sum_squares::norm_and_clip(&mut plan, adapter.len, options.max_grad_norm, patches.grads, io.control, io.ring, clip);
-    let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
-    let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: adapter.len, rates };
-    adamw::step(&mut plan, adamw, io.control, clip, &state);
-    let prologue = adapter.prologue(&mut plan, &patches, &base.decoder);
-    Parts { plan, io, patches, sequences, update, moments: [m, v], rates, prologue }
-}
-
-/// Steps of a run over these batches.
-pub fn total_steps(batches: &Batches, options: &TrainOptions) -> u64 {
-    let per_epoch = batches.batches_per_epoch() as f64 / options.grad_accum as f64;
-    options.steps.unwrap_or(((per_epoch * options.epochs).ceil() as u64).max(1))
-}
-
-/// A run that was not started: nothing is allocated.
-pub struct Planned {
-    parts: Parts,
-    pub memory: MemoryPlan,
-}
-
-/// `holders` are the workers that each hold all of it.
-fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: u64, kept_blocks: usize) -> Planned {
-    let parts = build(base, adapter, options, kept_blocks);
-    let mut layout = Memory::default();
-    layout.extend(&parts.plan);
-    let weights = base.plan.persistent_bytes();
-    let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
-    let adapter = 4 * adapter.len as u64 * 4;
-    let each = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
-    let other = each - weights - adapter - activations;
-    let (helpers, total, blocks) = ((holders - 1) * each, holders * each, base.spec().layers);
-    Planned { parts, memory: MemoryPlan { weights, adapter, activations, other, helpers, total, kept_blocks, blocks } }
-}
-
-/// A run as a plan, whatever it takes: its steps are those of any run of this method that keeps activations.
-pub fn sketch(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Plan {
-    build(base, adapter, options, base.spec().layers).plan
-}
-
-/// Plans a run with the most blocks whose activations fit; an error when not even recomputing all of them does.
-pub fn plan(base: &Base, adapter: &Adapter, options: &TrainOptions) -> Result<Planned> {
-    plan_for(base, adapter, options, 1)
-}
-
-/// [`plan`], where so many workers each hold a copy of the run.
-pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders: usize) -> Result<Planned> {
-    options.check()?;
-    let blocks = base.spec().layers;
-    if let Some(kept) = options.kept_blocks.filter(|kept| *kept > blocks) {
-        let what = format!("is {kept}, the model has {blocks} blocks");
-        return Err(Error::setting("kept-blocks", what, "leave it out to have it chosen"));
-    }
-    let (bytes, most) = (4 * adapter.len as u64, base.device.max_binding());
-    if bytes > most {
-        let what = format!("trains {} MiB in one piece, this device binds {} MiB", bytes >> 20, most >> 20);
-        return Err(Error::setting("method", what, "train less (last-k, lora), or use --device cpu"));
-    }
-    let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
-    let keeping = |kept: usize| plan_keeping(base, adapter, options, holders as u64, kept);
-    let mut too_many = options.kept_blocks.unwrap_or(blocks);
-    let all = keeping(too_many);
-    if all.memory.total <= budget {
-        return Ok(all);
-    }
-    let mut fits = keeping(options.kept_blocks.unwrap_or(0));
-    if fits.memory.total > budget {
-        let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
-        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let fewer = if holders > 1 { ", or --workers" } else { "" };
-        let hint = format!("lower --batch-size or --seq-len{fewer}, or allow more with --memory-gib");
-        return Err(Error::setting("memory-gib", what, hint));
-    }
-    while too_many - fits.memory.kept_blocks > 1 {
-        let middle = keeping((fits.memory.kept_blocks + too_many) / 2);
-        if middle.memory.total <= budget {
-            fits = middle;
-        } else {
-            too_many = middle.memory.kept_blocks;
-        }
-    }
-    Ok(fits)
 }

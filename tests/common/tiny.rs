@@ -10,7 +10,7 @@ use luthier::model::load::Opened;
 use luthier::model::{Base, Inputs, Module, Patches};
 use luthier::ops::control::{Control, REPORT};
 use luthier::plan::{Buf, Plan, SequenceId};
-use luthier::train::trainer::write_batch;
+use luthier::train::evaluation::write_batch;
 use luthier::train::{Schedule, TrainOptions, Trainer};
 use luthier::weights::{ModelFiles, Source, TokenizerFiles, safetensors};
 use pollster::block_on;
