@@ -126,11 +126,9 @@ impl Report {
         let Some(first) = self.systems.first() else { return Vec::new() };
         let head =
             ["".to_string()].into_iter().chain(first.figures.iter().map(|(name, _)| name.replace('_', " "))).collect();
-        let cell = |(_, e): &(&str, Estimate)| format!("{:.1} [{:.1}, {:.1}]", e.value, e.low, e.high);
-        let fine = |(_, e): &(&str, Estimate)| format!("{:.3} [{:.3}, {:.3}]", e.value, e.low, e.high);
-        let text = self.task == Task::Text;
+        let digits = if self.task == Task::Text { 3 } else { 1 };
         let row = |row: &Row| {
-            let cells = row.figures.iter().map(|figure| if text { fine(figure) } else { cell(figure) });
+            let cells = row.figures.iter().map(|(_, estimate)| estimate.text(digits));
             [row.name.clone()].into_iter().chain(cells).collect()
         };
         [head].into_iter().chain(self.systems.iter().map(row)).collect()

@@ -86,6 +86,12 @@ impl Estimate {
         Estimate { value, low, high }
     }
 
+    /// For people: the value and its interval, or a dash where nothing was counted.
+    pub fn text(&self, digits: usize) -> String {
+        let Estimate { value, low, high } = self;
+        if value.is_nan() { "–".into() } else { format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]") }
+    }
+
     /// Whether it is shown to be other than nothing.
     pub fn shown(&self) -> bool {
         self.low > 0.0 || self.high < 0.0

@@ -62,7 +62,7 @@ test("a run on its way, every dialog, and a run to be continued", async () => {
   const problems = [];
   await ready(page);
   await page.locator("#train-now").click();
-  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  await page.locator('[data-phase="running"]').getByText(/Step \d{2}/).waitFor({ timeout: 60_000 });
   await look(page, "running", problems);
   await page.locator("#pause").click();
   await phase(page, "paused");
