@@ -252,6 +252,17 @@ fn elementwise(b: &mut Bench, n: usize) {
             let (dy, x) = (b.floats(n * width), b.floats((n * width) << gated as u32));
             activation::backward(&mut b.plan, "", f, (n, width), gated, dy, x);
         });
+        let words = activation::packed_words((n, width), gated);
+        b.row("activation.forward_packing", &shape, 5 * n * width, |b| {
+            let (x, y) = (b.floats((n * width) << gated as u32), b.floats(n * width));
+            let packed = b.words(vec![0; words]);
+            activation::forward_packing(&mut b.plan, "", f, (n, width), gated, x, y, packed);
+        });
+        b.row("activation.backward_packed", &shape, 12 * n * width, |b| {
+            let (dy, dx) = (b.floats(n * width), b.floats((n * width) << gated as u32));
+            let packed = b.words(vec![0x3f80_3f00; words]);
+            activation::backward_packed(&mut b.plan, "", f, (n, width), gated, dy, packed, dx);
+        });
     }
     type Rotate = fn(&mut Plan, &str, (usize, usize, usize), Angles, Columns);
     for (name, op) in [("rope.forward", rope::forward as Rotate), ("rope.backward", rope::backward)] {

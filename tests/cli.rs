@@ -342,6 +342,7 @@ fn bad_settings() {
     bad(&["--batch-size", "1000000"], "65535 tokens");
     bad(&["--grad-accum", "18446744073709551615"], "at most 4096");
     bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 0.10");
+    bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "take --activations bf16");
     bad(&["--seq-len", "100000"], "512 positions");
     bad(&["--seq-len", "500", "--method", "prompt"], "behind 16 virtual tokens, the model knows 512 positions");
     bad(&["--last-k", "7", "--method", "last-k"], "the model has 6 blocks");

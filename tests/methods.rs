@@ -13,6 +13,7 @@ use luthier::adapter::method::Taken;
 use luthier::adapter::{Adapter, Kind, LoraConfig, Role, Settings, peft};
 use luthier::data::Batch;
 use luthier::device::Device;
+use luthier::model::decoder::Keep;
 use luthier::model::generate::Generator;
 use luthier::model::load::Opened;
 use luthier::model::seam::virtual_ids;
@@ -141,11 +142,13 @@ fn recomputed_blocks_are_kept_blocks() {
     everywhere(|kind, model| {
         let (adapter, _, noisy) = adapter(kind, model);
         let batch = batch(&adapter);
-        let gradients = |kept: usize| {
+        let gradients = |blocks: usize, packed: bool| {
             let base = tiny::base(model, Device::cpu());
-            Rig::keeping(base, (adapter.clone(), noisy.clone()), 2, kept).gradients(&batch, 1)
+            Rig::keeping(base, (adapter.clone(), noisy.clone()), 2, Keep { blocks, packed }).gradients(&batch, 1)
         };
-        assert!(gradients(0) == gradients(2), "{model}, {}", kind.name());
+        for packed in [false, true] {
+            assert!(gradients(0, packed) == gradients(2, packed), "{model}, {}, packed: {packed}", kind.name());
+        }
     });
 }
 

@@ -1,13 +1,17 @@
 //! The plan as data: temporaries that live at the same time never share memory, and breaches of the rules are found.
 
 use luthier::adapter::{Adapter, Lora, LoraConfig};
+use luthier::device::Device;
 use luthier::format::WeightFormat;
+use luthier::model::decoder::Keep;
 use luthier::model::family::LLAMA;
-use luthier::model::{Decoder, Inputs, ModelSpec, Module};
+use luthier::model::{Base, Decoder, Inputs, ModelSpec, Module};
 use luthier::num::uniform;
 use luthier::ops::rmsnorm;
 use luthier::plan::memory::{Memory, Place};
 use luthier::plan::{Buf, Elem, Life, Plan};
+use luthier::train::options::Activations;
+use luthier::train::{TrainOptions, planned};
 use std::collections::HashMap;
 
 /// A chain of steps over temporaries, each reading what some earlier step wrote.
@@ -176,7 +180,7 @@ fn slot_bytes(plan: &Plan) -> u64 {
 }
 
 /// Steps of "evaluate" and of "train" for a Llama of so many layers with LoRA on all linears.
-fn steps(layers: usize, kept_blocks: usize) -> [usize; 2] {
+fn steps(layers: usize, keep: Keep) -> [usize; 2] {
     let spec = ModelSpec {
         vocab: 32,
         hidden: 16,
@@ -195,7 +199,7 @@ fn steps(layers: usize, kept_blocks: usize) -> [usize; 2] {
     let adapter = Adapter::new(&spec, Lora::new(&spec, config).unwrap());
     let patches = adapter.declare(&mut plan, true);
     let io = Inputs::declare(&mut plan, &spec, 16, 16);
-    let sequences = decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
+    let sequences = decoder.loss_sequences(&mut plan, &io, Some(&patches), Some(keep));
     assert_eq!(plan.check(), Vec::<String>::new());
     [sequences.evaluate, sequences.train.unwrap()].map(|id| plan.sequences[id].steps.len())
 }
@@ -203,17 +207,58 @@ fn steps(layers: usize, kept_blocks: usize) -> [usize; 2] {
 /// What a block costs in steps: each is a dispatch, and small models wait for little else.
 #[test]
 fn a_block_is_few_steps() {
-    let a_block = |kept: [usize; 2]| {
+    let a_block = |kept: [usize; 2], packed: bool| {
+        let steps = |layers: usize, blocks: usize| steps(layers, Keep { blocks, packed });
         let ([eval, train], [eval_less, train_less]) = (steps(4, kept[1]), steps(3, kept[0]));
         [eval - eval_less, train - train_less]
     };
-    let [forward, both] = a_block([3, 4]);
+    let [forward, both] = a_block([3, 4], false);
     // Forward: norm, u, q+k+v, rope, attention, u, o; norm, u, gate+up, activation, u, down.
     assert_eq!(forward, 13);
     // Backward: du, down, activation, gradients, du, gate+up, norm, gradients; du, o, gradients, two of attention, rope,
     // du, q+k+v, norm, gradients.
     assert_eq!(both - forward, 18);
     // A block that is recomputed leaves out its last product.
-    let [_, recomputed] = a_block([0, 0]);
+    let [_, recomputed] = a_block([0, 0], false);
     assert_eq!(recomputed - both, 12);
+    // To keep activations as bf16 is no step of its own.
+    assert_eq!([a_block([3, 4], true), a_block([0, 0], true)], [[forward, both], [forward, recomputed]]);
+}
+
+/// What a run of SmolLM2-135M takes: Q4_0 weights, LoRA of rank 16 on all linears, 2048 tokens a step.
+#[test]
+fn a_run_of_a_real_size_fits_where_it_should() {
+    let spec = ModelSpec {
+        vocab: 49_152,
+        hidden: 576,
+        layers: 30,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        ffn: 1536,
+        tied: true,
+        context: 8192,
+        ..ModelSpec::plain(&LLAMA)
+    };
+    let mut plan = Plan::default();
+    let decoder = Decoder::declare(&mut plan, &spec, |_| WeightFormat::Q4_0, 1 << 30);
+    let base = Base { plan, device: Device::cpu(), decoder, sha256: String::new() };
+    let config = LoraConfig { rank: 16, modules: Module::ALL.to_vec(), ..Default::default() };
+    let adapter = Adapter::new(&spec, Lora::new(&spec, config).unwrap());
+    let megabytes = |kept: usize, activations: Activations| {
+        let options =
+            TrainOptions { batch_size: 4, seq_len: 512, kept_blocks: Some(kept), activations, ..Default::default() };
+        let total = planned::plan(&base, &adapter, &options).unwrap().memory.total;
+        println!("{kept} of 30 blocks kept, {activations:?}: {:.1} MB", total as f64 / 1e6);
+        total as f64 / 1e6
+    };
+    for (kept, activations, most) in [
+        (0, Activations::F32, 450.0),
+        (0, Activations::Bf16, 450.0),
+        (30, Activations::F32, 1700.0),
+        (30, Activations::Bf16, 1350.0),
+    ] {
+        let total = megabytes(kept, activations);
+        assert!(total <= most, "{kept} of 30 blocks kept, {activations:?}: {total:.1} MB, {most} allowed");
+    }
 }

@@ -121,6 +121,13 @@ impl<F: Twin> Cpu<F> {
         }
     }
 
+    pub fn read_words(&self, buf: Buf, offset: usize, len: usize) -> &[u32] {
+        match self.store(buf) {
+            Store::W(v) => &v[offset..offset + len],
+            Store::F(_) => panic!("buffer {} holds floats", buf.0),
+        }
+    }
+
     /// On a thread of the pool, so that no step has to wake one and to sleep until its tasks are done.
     pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
         par::on_pool(|| self.run_steps(plan, sequence, rows));

@@ -76,10 +76,17 @@ struct Branch {
 /// The MLP's half.
 struct Mlp {
     x: Buf,
-    /// [N, gate | up]
-    up: Buf,
+    up: GateUp,
     saved: Saved,
     down: Branch,
+}
+
+/// [N, gate | up], the widest of what is kept.
+enum GateUp {
+    /// In the place where the gradient will be.
+    Whole(Buf),
+    /// As bf16.
+    Packed(Buf),
 }
 
 impl Block {
@@ -159,9 +166,10 @@ impl Block {
         Some((patches, *patches.rows.as_ref()?.prefix.get(self.layer())?))
     }
 
-    pub fn forward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> (Buf, Kept) {
+    /// `packs`: what is kept is for backward, and the run keeps it as bf16.
+    pub fn forward(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf, packs: bool) -> (Buf, Kept) {
         let (mid, attention, attended, lse, o) = self.attend(cx, spec, common, x);
-        let (act, up, saved) = self.activated(cx, spec, mid);
+        let (act, up, saved) = self.activated(cx, spec, mid, packs);
         let (out, down) = join(cx, &self.down, self.post_mlp_norm, act, mid);
         (out, Kept { attention, attended, lse, o, mlp: Mlp { x: mid, up, saved, down } })
     }
@@ -169,7 +177,7 @@ impl Block {
     /// Forward once more, for backward's sake: the block's output is not made.
     pub fn recompute(&self, cx: &mut Build, spec: &ModelSpec, common: &Common, x: Buf) -> Kept {
         let (mid, attention, attended, lse, o) = self.attend(cx, spec, common, x);
-        let (act, up, saved) = self.activated(cx, spec, mid);
+        let (act, up, saved) = self.activated(cx, spec, mid, cx.packs);
         let down = match self.post_mlp_norm {
             None => Branch { saved: self.down.recompute(cx, act), out: None },
             Some(_) => branch(cx, &self.down, act),
@@ -186,7 +194,7 @@ impl Block {
         let attended = cx.plan.temp("attended", n * spec.q_width());
         attention_cached::forward(cx.plan, label, shape, capacity, spans, qk, cache.k, cache.v, attended);
         let mid = join(cx, &self.o, self.post_attention_norm, attended, x).0;
-        let act = self.activated(cx, spec, mid).0;
+        let act = self.activated(cx, spec, mid, false).0;
         join(cx, &self.down, self.post_mlp_norm, act, mid).0
     }
 
@@ -203,14 +211,19 @@ impl Block {
     }
 
     /// `f(gate) ∘ up`, or `f(up)` where there is no gate, of the normed x; gate and up themselves.
-    fn activated(&self, cx: &mut Build, spec: &ModelSpec, x: Buf) -> (Buf, Buf, Saved) {
-        let n = cx.n;
+    fn activated(&self, cx: &mut Build, spec: &ModelSpec, x: Buf, packs: bool) -> (Buf, GateUp, Saved) {
+        let (n, f, size, gated) = (cx.n, spec.activation, (cx.n, spec.ffn), spec.gated);
         let h = self.mlp_norm.forward(cx, n, x, None);
         let up = cx.plan.temp("gate and up", n * self.up.width());
         let saved = self.up.forward(cx, h, None, up);
         let act = cx.plan.temp("activation", n * spec.ffn);
-        activation::forward(cx.plan, "activation", spec.activation, (n, spec.ffn), spec.gated, up, act);
-        (act, up, saved)
+        if !packs {
+            activation::forward(cx.plan, "activation", f, size, gated, up, act);
+            return (act, GateUp::Whole(up), saved);
+        }
+        let packed = cx.plan.temp_words("packed gate and up", activation::packed_words(size, gated));
+        activation::forward_packing(cx.plan, "activation", f, size, gated, up, act, packed);
+        (act, GateUp::Packed(packed), saved)
     }
 
     /// Turns `dx`, the gradient of the block's output, into that of its input, in place; adds the adapter's gradients.
@@ -236,10 +249,26 @@ impl Block {
         let d_branch = branch_gradient(cx, self.post_mlp_norm, &kept.down, dx);
         let dact = cx.plan.temp("dactivation", n * spec.ffn);
         let flow = self.down.backward(cx, &kept.down.saved, d_branch, Some(dact));
-        activation::backward(cx.plan, "activation", spec.activation, (n, spec.ffn), spec.gated, dact, kept.up);
-        let (act, d_up) = (dact, kept.up); // in their places by now
+        let d_up = self.activation_backward(cx, spec, &kept.up, dact);
+        let act = dact; // in its place by now
         self.down.gradients(cx, &kept.down.saved, &flow, act);
         norm_and_group_backward(cx, &self.mlp_norm, &self.up, (kept.x, &kept.saved), d_up, dx, need_dx);
+    }
+
+    /// The gradient of gate and up; the activation itself comes in the place of its own.
+    fn activation_backward(&self, cx: &mut Build, spec: &ModelSpec, up: &GateUp, dact: Buf) -> Buf {
+        let (f, size, gated) = (spec.activation, (cx.n, spec.ffn), spec.gated);
+        match *up {
+            GateUp::Whole(up) => {
+                activation::backward(cx.plan, "activation", f, size, gated, dact, up);
+                up
+            }
+            GateUp::Packed(packed) => {
+                let d_up = cx.plan.temp("dgate and up", cx.n * self.up.width());
+                activation::backward_packed(cx.plan, "activation", f, size, gated, dact, packed, d_up);
+                d_up
+            }
+        }
     }
 
     /// The gradients of what the linears of q, k and v gave.

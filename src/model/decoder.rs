@@ -311,23 +311,30 @@ pub struct LossSequences {
     pub evaluate: SequenceId,
 }
 
+/// What a training step keeps from forward to backward.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// The activations of the upper so many blocks; those of the others are recomputed.
+    pub blocks: usize,
+    /// The widest of them as bf16, in recomputed blocks as well: how many are kept must not change a bit of the result.
+    pub packed: bool,
+}
+
 impl Decoder {
-    /// Appends "evaluate" and, when there are patches to train, "train" with the activations of the upper `kept_blocks`
-    /// blocks kept and those of the others recomputed.
+    /// Appends "evaluate" and, where something is to be trained and kept, "train".
     pub fn loss_sequences(
         &self,
         plan: &mut Plan,
         io: &Inputs,
         patches: Option<&Patches>,
-        train: bool,
-        kept_blocks: usize,
+        train: Option<Keep>,
     ) -> LossSequences {
         let evaluate = plan.begin("evaluate");
         let mut cx = self.build(plan, io.n, patches, io.control, false);
         let (x, _) = self.trunk(&mut cx, io, |_| false);
         let hidden = self.norm.forward(&mut cx, io.n, x, None);
         self.head_loss(&mut cx, io, hidden, None);
-        let train = train.then(|| self.train_sequence(plan, io, patches.expect("something to train"), kept_blocks));
+        let train = train.map(|keep| self.train_sequence(plan, io, patches.expect("something to train"), keep));
         LossSequences { train, evaluate }
     }
 
@@ -349,18 +356,19 @@ impl Decoder {
         control: Buf,
         dropout: bool,
     ) -> Build<'a> {
-        Build { plan, n, patches, control, none: self.none, zero: self.zero, units: [self.none; 2], dropout }
+        let (none, zero, units) = (self.none, self.zero, [self.none; 2]);
+        Build { plan, n, patches, control, none, zero, units, dropout, packs: false }
     }
 
-    /// Appends a "train" sequence, with the activations of the upper `kept_blocks` blocks kept.
-    pub fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, kept_blocks: usize) -> SequenceId {
+    /// Appends a "train" sequence: forward, loss and backward.
+    pub fn train_sequence(&self, plan: &mut Plan, io: &Inputs, patches: &Patches, keep: Keep) -> SequenceId {
         let sequence = plan.begin("train");
         let (spec, common) = (&self.spec, io.common());
         let lowest = patches.lowest_layer(self.blocks.len());
-        let first_kept = self.blocks.len().saturating_sub(kept_blocks);
+        let first_kept = self.blocks.len().saturating_sub(keep.blocks).max(lowest);
         let mut cx = self.build(plan, io.n, Some(patches), io.control, true);
-        cx.units = io.units;
-        let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= lowest);
+        (cx.units, cx.packs) = (io.units, keep.packed);
+        let (x, mut states) = self.trunk(&mut cx, io, |layer| layer >= first_kept);
         let hidden = self.norm.forward(&mut cx, io.n, x, None);
         let d_hidden = cx.plan.temp("dfinal", io.n * spec.hidden);
         self.head_loss(&mut cx, io, hidden, Some(d_hidden));
@@ -368,23 +376,22 @@ impl Decoder {
         self.norm.backward(&mut cx, io.n, x, d_hidden, Gradient::Over(dx));
         for layer in (lowest..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
-            let (input, kept) = states[layer].take().expect("a state for each layer above the lowest");
+            let (input, kept) = states.pop().expect("each layer has a state");
             // Recomputing a block appends its forward steps again; the first pass's temporaries then end early.
-            let kept = if layer >= first_kept { kept } else { block.recompute(&mut cx, spec, &common, input) };
+            let kept = kept.unwrap_or_else(|| block.recompute(&mut cx, spec, &common, input));
             block.backward(&mut cx, spec, &common, &kept, dx, layer > lowest || patches.embeds());
         }
         self.embed_backward(&mut cx, io, dx);
         sequence
     }
 
-    /// Embedding and blocks; keeps input and activations of the layers that `keep` names.
-    #[allow(clippy::type_complexity)]
-    fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<Option<(Buf, Kept)>>) {
+    /// Embedding and blocks: what comes out, the inputs of the blocks, and the activations of those that `keep` names.
+    fn trunk(&self, cx: &mut Build, io: &Inputs, keep: impl Fn(usize) -> bool) -> (Buf, Vec<(Buf, Option<Kept>)>) {
         let mut x = self.embed(cx, io.ids, io.positions, io.virtual_rows);
         let mut states = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (out, kept) = block.forward(cx, &self.spec, &io.common(), x);
-            states.push(keep(layer).then_some((x, kept)));
+            let (out, kept) = block.forward(cx, &self.spec, &io.common(), x, cx.packs && keep(layer));
+            states.push((x, keep(layer).then_some(kept)));
             x = out;
         }
         (x, states)

@@ -26,6 +26,8 @@ pub struct Build<'a> {
     pub units: [Buf; 2],
     /// Dropout is for training only.
     pub dropout: bool,
+    /// What is widest is kept as bf16 from forward to backward.
+    pub packs: bool,
 }
 
 impl<'a> Build<'a> {

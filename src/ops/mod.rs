@@ -116,7 +116,9 @@ pub(crate) use kernel;
 /// Every kernel there is; the static tests walk this list.
 pub static KERNELS: &[&Kernel] = &[
     &activation::FORWARD,
+    &activation::FORWARD_PACKING,
     &activation::BACKWARD,
+    &activation::BACKWARD_PACKED,
     &adamw::ADAMW,
     &attention::FORWARD,
     &attention::DELTA,

@@ -175,6 +175,11 @@ impl Plan {
         self.declare(label.into(), Elem::Float, len, Life::Temp)
     }
 
+    /// A temporary of words.
+    pub fn temp_words(&mut self, label: impl Into<String>, len: usize) -> Buf {
+        self.declare(label.into(), Elem::Word, len, Life::Temp)
+    }
+
     fn declare(&mut self, label: String, elem: Elem, len: usize, life: Life) -> Buf {
         self.bufs.push(BufDecl { label, elem, len: len.max(4), life });
         Buf(self.bufs.len() as u32 - 1)
@@ -315,6 +320,14 @@ impl<'a, F: Float> Call<'a, F> {
         match std::mem::replace(&mut self.slots[i], Slot::W(&[])) {
             Slot::FMut(s) => s,
             _ => panic!("binding {i} is not a writable float buffer"),
+        }
+    }
+
+    /// Takes the writable word buffer at `i` out of the call.
+    pub fn w_mut(&mut self, i: usize) -> &'a mut [u32] {
+        match std::mem::replace(&mut self.slots[i], Slot::W(&[])) {
+            Slot::WMut(s) => s,
+            _ => panic!("binding {i} is not a writable word buffer"),
         }
     }
 }

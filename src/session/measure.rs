@@ -82,7 +82,7 @@ impl Session {
         let Base { plan, device, decoder, .. } = &mut self.base;
         let io = Inputs::declare(plan, &decoder.spec, batch_size * seq_len, seq_len);
         let patches = self.adapter.as_ref().map(|(_, p)| p).filter(|_| adapted);
-        let sequences = decoder.loss_sequences(plan, &io, patches, false, 0);
+        let sequences = decoder.loss_sequences(plan, &io, patches, None);
         device.prepare(plan).await?;
         io.write_tables(device, &decoder.spec, seq_len);
         self.evaluation = Some((io, sequences.evaluate, shape));

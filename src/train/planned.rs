@@ -1,6 +1,6 @@
 //! A run as it was planned: its sequences, its memory, and how many blocks keep their activations.
 
-use super::options::TrainOptions;
+use super::options::{Activations, TrainOptions};
 use super::shares::Deal;
 use crate::adapter::Adapter;
 use crate::data::Batches;
@@ -60,7 +60,7 @@ fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: us
     let t = row_len(adapter, options);
     let io = Inputs::declare(&mut plan, spec, Deal::of(options).rows * t, t);
     let patches = adapter.declare(&mut plan, true);
-    let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), true, kept_blocks);
+    let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), Some(options.keep(kept_blocks)));
     let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
     let clip = plan.persistent("clip factor", Elem::Float, 4);
     let rates = adapter.rates().map(|r| plan.persistent("learning rates", Elem::Float, r.len()));
@@ -133,8 +133,14 @@ pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     if fits.memory.total > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let fewer = if holders > 1 { ", or --workers" } else { "" };
-        let hint = format!("lower --batch-size or --seq-len{fewer}, or allow more with --memory-gib");
+        let fewer = if holders > 1 { ", --workers" } else { "" };
+        // Where all blocks are recomputed, next to nothing is kept.
+        let keep = match (options.kept_blocks.unwrap_or(0), options.activations) {
+            (0, _) => "",
+            (_, Activations::F32) => ", --kept-blocks, take --activations bf16",
+            (_, Activations::Bf16) => ", --kept-blocks",
+        };
+        let hint = format!("lower --batch-size, --seq-len{fewer}{keep}, or allow more with --memory-gib");
         return Err(Error::setting("memory-gib", what, hint));
     }
     while too_many - fits.memory.kept_blocks > 1 {

@@ -342,8 +342,8 @@ impl Trainer {
             return Ok(*sequence);
         }
         let patches = Patches { active: Some(layers.clone()), ..self.patches.clone() };
-        let kept = self.memory.kept_blocks;
-        let sequence = base.decoder.train_sequence(&mut base.plan, &self.io, &patches, kept);
+        let keep = self.options.keep(self.memory.kept_blocks);
+        let sequence = base.decoder.train_sequence(&mut base.plan, &self.io, &patches, keep);
         base.device.prepare(&base.plan).await?;
         self.drawn.insert(layers, sequence);
         Ok(sequence)

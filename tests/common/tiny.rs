@@ -5,7 +5,7 @@ use ::safetensors::SafeTensors;
 use luthier::adapter::{Adapter, Lora, LoraConfig, Role, peft};
 use luthier::data::{Batch, Batches, Dataset, Example, IGNORE, PackOptions, Stats};
 use luthier::device::Device;
-use luthier::model::decoder::LossSequences;
+use luthier::model::decoder::{Keep, LossSequences};
 use luthier::model::load::Opened;
 use luthier::model::{Base, Inputs, Module, Patches};
 use luthier::ops::control::{Control, REPORT};
@@ -201,15 +201,15 @@ pub struct Rig {
 impl Rig {
     pub fn new(base: Base, adapter: (Adapter, Vec<f32>), b: usize) -> Rig {
         let layers = base.spec().layers;
-        Rig::keeping(base, adapter, b, layers)
+        Rig::keeping(base, adapter, b, Keep { blocks: layers, packed: false })
     }
 
-    pub fn keeping(mut base: Base, (lora, flat): (Adapter, Vec<f32>), b: usize, kept_blocks: usize) -> Rig {
+    pub fn keeping(mut base: Base, (lora, flat): (Adapter, Vec<f32>), b: usize, keep: Keep) -> Rig {
         let Base { plan, device, decoder, .. } = &mut base;
         let io = Inputs::declare(plan, &decoder.spec, b * T, T);
         let patches = lora.declare(plan, true);
-        let sequences = decoder.loss_sequences(plan, &io, Some(&patches), true, kept_blocks);
-        let plain = decoder.loss_sequences(plan, &io, None, false, 0).evaluate;
+        let sequences = decoder.loss_sequences(plan, &io, Some(&patches), Some(keep));
+        let plain = decoder.loss_sequences(plan, &io, None, None).evaluate;
         let prologue = lora.prologue(plan, &patches, decoder);
         block_on(device.prepare(plan)).unwrap();
         io.write_tables(device, &decoder.spec, T);

@@ -4,7 +4,7 @@
 //! NaN behind inputs, so that reading too far spoils the result, and a sentinel behind outputs, so that writing too far
 //! shows. What a kernel must overwrite starts as NaN.
 
-use crate::common::tolerance::{DIFFERENCES, HALF, STEP, Tolerance};
+use crate::common::tolerance::{DIFFERENCES, EXACT, HALF, STEP, Tolerance};
 use luthier::cpu::{Cpu, Twin};
 use luthier::format::{WeightFormat, pack};
 use luthier::gpu::Gpu;
@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 const GUARD: usize = 8;
 const SENTINEL: f64 = -12345.0;
+/// What words that must be overwritten start as: pairs of NaN as bf16 and f16.
+const POISON: u32 = 0x7fff_7fff;
 
 enum Data {
     Floats(Vec<f64>),
@@ -74,6 +76,11 @@ impl Suite {
     /// An output that must be overwritten as a whole.
     pub fn output(&mut self, label: &str, len: usize) -> Buf {
         self.in_out(label, &vec![f64::NAN; len])
+    }
+
+    /// Words that must be overwritten as a whole, and are compared as they are.
+    pub fn output_words(&mut self, label: &str, len: usize) -> Buf {
+        self.add(label, Data::Words(vec![POISON; len]), true)
     }
 
     /// An output that holds something before.
@@ -175,7 +182,7 @@ impl Suite {
             let mut outputs = Vec::new();
             for t in &case.tensors {
                 let words = gpu.read(t.buf, 0, t.start().len()).await?;
-                outputs.extend(t.finish(&case.label, &words, |w| f32::from_bits(w) as f64));
+                outputs.extend(t.finish(&case.label, &words, |w| t.value(w)));
             }
             all.push(outputs);
         }
@@ -196,6 +203,7 @@ impl Suite {
                     case.label,
                     tensor.label
                 );
+                let tolerance = if tensor.is_words() { EXACT } else { tolerance };
                 tolerance.check(&format!("{device}: {}: {}", case.label, tensor.label), got, want);
             }
         }
@@ -215,14 +223,26 @@ impl Case {
             }
         }
         cpu.run(plan, sequence, u32::MAX);
-        let floats = self.tensors.iter().filter(|t| matches!(t.data, Data::Floats(_)));
-        floats.flat_map(|t| t.finish(&self.label, cpu.read(t.buf, 0, t.start().len()), |x| x.to64())).collect()
+        let finish = |t: &Tensor| match t.data {
+            Data::Words(_) => t.finish(&self.label, cpu.read_words(t.buf, 0, t.start().len()), |w| t.value(w)),
+            Data::Floats(_) => t.finish(&self.label, cpu.read(t.buf, 0, t.start().len()), |x| x.to64()),
+        };
+        self.tensors.iter().filter_map(finish).collect()
     }
 }
 
 impl Tensor {
     fn guard(&self) -> f64 {
         if self.output { SENTINEL } else { f64::NAN }
+    }
+
+    fn is_words(&self) -> bool {
+        matches!(self.data, Data::Words(_))
+    }
+
+    /// What a word of the buffer is compared as.
+    fn value(&self, word: u32) -> f64 {
+        if self.is_words() { word as f64 } else { f32::from_bits(word) as f64 }
     }
 
     /// Data and guards as the words a GPU gets.
@@ -238,7 +258,7 @@ impl Tensor {
     /// The output's values; checks that guards and inputs are what they were.
     fn finish<T: Copy>(&self, case: &str, after: &[T], value: impl Fn(T) -> f64) -> Option<Vec<f64>> {
         let values: Vec<f64> = after.iter().map(|x| value(*x)).collect();
-        let before: Vec<f64> = self.start().iter().map(|w| f32::from_bits(*w) as f64).collect();
+        let before: Vec<f64> = self.start().iter().map(|w| self.value(*w)).collect();
         let kept = if self.output { before.len() - GUARD } else { 0 };
         for i in kept..before.len() {
             let same = values[i] as f32 == before[i] as f32 || (values[i].is_nan() && before[i].is_nan());

@@ -222,6 +222,8 @@ export type TrainOptions = Partial<{
   eval_every: number;
   val_fraction: number;
   kept_blocks: number | null;
+  /** What the widest activations are kept as between forward and backward: bf16 takes half the memory. */
+  activations: "f32" | "bf16";
   memory_gib: number;
   workers: number | null;
 }>;

@@ -17,7 +17,7 @@ export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
   },
   { title: "Schedule", names: ["epochs", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "grad_accum"] },
   { title: "Data", names: ["val_fraction", "no_shuffle", "no_packing", "seed"] },
-  { title: "Memory and cores", names: ["memory_gib", "kept_blocks", "workers"] },
+  { title: "Memory and cores", names: ["memory_gib", "kept_blocks", "activations", "workers"] },
 ];
 
 /** What people call them; the engine's own name stands beside it. */
@@ -28,7 +28,7 @@ export const TITLES: Partial<Record<keyof TrainOptions, string>> = {
   steps: "Steps", epochs: "Epochs", lr: "Learning rate", schedule: "Schedule", warmup_steps: "Warm-up", rank: "Rank", alpha: "Alpha",
   dropout: "Dropout", rslora: "Rank-stabilised", target_modules: "Adapted parts", batch_size: "Batch", seq_len: "Row length",
   grad_accum: "Micro-batches", weight_decay: "Weight decay", max_grad_norm: "Gradient clip", seed: "Seed", no_shuffle: "Keep the order",
-  no_packing: "No packing", eval_every: "Evaluate every", val_fraction: "Held out", kept_blocks: "Kept blocks", memory_gib: "Memory, GiB",
+  no_packing: "No packing", eval_every: "Evaluate every", val_fraction: "Held out", kept_blocks: "Kept blocks", activations: "Kept as", memory_gib: "Memory, GiB",
   workers: "Workers",
 };
 
@@ -78,10 +78,13 @@ export function fit(total: number, limit: number): Fit {
 }
 
 /** The part that weighs most says what to lower. */
-export function whatToLower(memory: MemoryPlan): string {
+export function whatToLower(memory: MemoryPlan, options: TrainOptions): string {
   const { weights, adapter, activations, helpers } = memory;
   if (helpers > 0) return "Each worker holds a copy of it all: with fewer workers it needs less, and takes longer.";
-  if (activations >= weights && activations >= adapter) return "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks.";
+  if (activations >= weights && activations >= adapter) {
+    const lower = "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks";
+    return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or keep activations as bf16.` : `${lower}.`;
+  }
   if (adapter > weights) return "Choose a method that learns fewer numbers, or lower rank.";
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
