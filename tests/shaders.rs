@@ -2,6 +2,7 @@
 
 use luthier::format::WeightFormat;
 use luthier::gpu::{assemble, defaults};
+use luthier::ops::attention::Shape;
 use luthier::ops::low_rank::Factor;
 use luthier::ops::{KERNELS, control, gather, sum_squares};
 use luthier::plan::{Access, Kernel, MAX_PARAMS, Shader};
@@ -61,7 +62,8 @@ fn every_shader_validates_with_every_format_and_head_dim() {
             let heads: &[u32] = if consts.is_empty() { &[0] } else { &[1, 3, 16, 20, 32, 64] };
             for format in formats {
                 for head in heads {
-                    let consts: Vec<_> = consts.iter().map(|(name, _)| (*name, *head)).collect();
+                    let shape = Shape { d: 4 * *head as usize, ..Default::default() };
+                    let consts = if consts.is_empty() { Vec::new() } else { shape.consts() };
                     for workgroup in [[8, 8], [32, 1], [1, 32]] {
                         validated(&label(kernel, shader), &assemble(shader, format, &consts, workgroup));
                     }
