@@ -121,6 +121,14 @@ impl<F: Twin> Cpu<F> {
         }
     }
 
+    /// Words, or floats as the bits of f32.
+    pub fn read_words(&self, buf: Buf, offset: usize, len: usize) -> Vec<u32> {
+        match self.store(buf) {
+            Store::F(v) => v[offset..offset + len].iter().map(|x| x.to32().to_bits()).collect(),
+            Store::W(v) => v[offset..offset + len].to_vec(),
+        }
+    }
+
     /// On a thread of the pool, so that no step has to wake one and to sleep until its tasks are done.
     pub fn run(&mut self, plan: &Plan, sequence: SequenceId, rows: u32) {
         par::on_pool(|| self.run_steps(plan, sequence, rows));

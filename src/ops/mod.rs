@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
 pub mod attention_cached;
 pub mod column_sum;
@@ -118,6 +119,7 @@ pub static KERNELS: &[&Kernel] = &[
     &activation::FORWARD,
     &activation::BACKWARD,
     &adamw::ADAMW,
+    &adamw_8bit::ADAMW_8BIT,
     &attention::FORWARD,
     &attention::DELTA,
     &attention::BACKWARD,

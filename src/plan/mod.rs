@@ -310,6 +310,14 @@ impl<'a, F: Float> Call<'a, F> {
         }
     }
 
+    /// Takes the writable word buffer at `i` out of the call.
+    pub fn w_mut(&mut self, i: usize) -> &'a mut [u32] {
+        match std::mem::replace(&mut self.slots[i], Slot::W(&[])) {
+            Slot::WMut(s) => s,
+            _ => panic!("binding {i} is not a writable word buffer"),
+        }
+    }
+
     /// Takes the writable float buffer at `i` out of the call.
     pub fn f_mut(&mut self, i: usize) -> &'a mut [F] {
         match std::mem::replace(&mut self.slots[i], Slot::W(&[])) {
