@@ -221,3 +221,25 @@ fn broken(file: &str, what: impl Into<String>) -> Error {
         hint: "it is torn or was altered: go on from the one before it".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that began before there was a choice of optimizer goes on with the one there was, and with no other.
+    #[test]
+    fn an_option_that_a_checkpoint_does_not_know_had_its_default() {
+        let run = |options: &TrainOptions| Identity::new("base", "adapter".into(), [None; 2], [None; 2], options);
+        let now = run(&TrainOptions::default());
+        let mut older = now.clone();
+        let mut options: Value = serde_json::from_str(&older.options).unwrap();
+        assert_eq!(options.as_object_mut().unwrap().remove("optim"), Some("adamw".into()));
+        older.options = options.to_string();
+        let state = State { step: 0, adapter: vec![], moments: Moments::zeros(Optim::AdamW, 0), best: None };
+        let checkpoint = Checkpoint { file: "c".into(), identity: older, state };
+        now.check(&checkpoint).unwrap();
+        let other = run(&TrainOptions { optim: Optim::AdamW8bit, ..Default::default() });
+        let error = other.check(&checkpoint).unwrap_err().to_string();
+        assert!(error.contains("--optim: \"adamw_8bit\", the checkpoint's is \"adamw\""), "{error}");
+    }
+}
