@@ -10,8 +10,6 @@
 bitsandbytes has several quantisers for one definition, the nearest value. Its kernel for CPUs is off by up to 2^-15 of the
 largest (it looks 16 bits up), so its portable kernel is taken, also inside of the optimizer. Rounding of f32 could turn a
 code over that lies between two values: the seed is one where none comes nearer to the middle than MARGIN of itself.
-
-    venv/bin/pip install torch==2.15.0 bitsandbytes==0.50.2 safetensors==0.8.0
 """
 
 import importlib

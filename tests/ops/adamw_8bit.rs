@@ -170,7 +170,7 @@ fn rates_scale_the_step() {
 /// What never had a gradient does not move but by weight decay, also beside what has one, and in a block of its own.
 #[test]
 fn zeros_stay_zeros() {
-    let still = |i: usize| i % 2 == 0 || i >= BLOCK;
+    let still = |i: usize| i.is_multiple_of(2) || i >= BLOCK;
     let g: Vec<f64> = random(600, 2).iter().enumerate().map(|(i, g)| if still(i) { 0.0 } else { *g }).collect();
     let (m_map, v_map) = both_maps();
     let case = Case { adamw: AdamW { weight_decay: 0.0, ..HYPER }, ..Case::new(1) };

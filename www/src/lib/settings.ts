@@ -82,7 +82,7 @@ export function whatToLower(memory: MemoryPlan): string {
   const { weights, adapter, activations, helpers } = memory;
   if (helpers > 0) return "Each worker holds a copy of it all: with fewer workers it needs less, and takes longer.";
   if (activations >= weights && activations >= adapter) return "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks.";
-  if (adapter > weights) return "Choose a method that learns fewer numbers, or lower rank.";
+  if (adapter > weights) return "Choose a method that learns fewer numbers, lower rank, or let optim be adamw_8bit.";
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
 
