@@ -4,8 +4,8 @@
 //           largest ← max |m|, max |v| of the block;  code ← that of the value nearest to m / largest, v / largest
 //
 // θ, g, rates:[len], and control, clip and rates as in adamw. maps:[2·256]: the values M, then V, ascending.
-// m, v: 65 words a block: 64 of four codes, the first in the lowest byte, then the bits of the largest magnitude. Behind
-// the last float a block goes on with zeros. Zero words are zero moments. Of two values as near, the lower is taken.
+// m, v: 65 words a block: 64 of four codes, the first in the lowest byte, then the bits of the largest magnitude.
+// Behind the last float a block goes on with zeros. Words of 0 are moments of 0. Of two values as near: the lower.
 // Dispatch: x over floats, one workgroup of 64 a block, in strides. When halted, only g is zeroed.
 
 struct Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, rated: u32, pad0: u32, pad1: u32 }

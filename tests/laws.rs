@@ -431,8 +431,8 @@ fn moments_of_8_bits_take_a_quarter() {
     });
 }
 
-/// Of what a run learns by moments of f32, a run by moments of 8 bits learns all but 1 % (or more than all), whether few
-/// numbers are trained or all, at the same time or in turns.
+/// Of what a run learns by moments of f32, a run by moments of 8 bits learns all but 1 % (or more than all), whether
+/// few numbers are trained or all, at the same time or in turns.
 #[test]
 fn moments_of_8_bits_learn_as_much() {
     let data =

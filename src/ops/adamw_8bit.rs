@@ -1,8 +1,9 @@
-//! AdamW whose moments are kept in 8 bits by blocks (Dettmers, Lewis, Shleifer & Zettlemoyer 2021, "8-bit Optimizers via
-//! Block-wise Quantization"), with the blocks and the values of bitsandbytes. Contract: `shaders/adamw_8bit.wgsl`.
+//! AdamW whose moments are kept in 8 bits by blocks (Dettmers, Lewis, Shleifer & Zettlemoyer 2021, "8-bit Optimizers
+//! via Block-wise Quantization"), with the blocks and the values of bitsandbytes. Contract: `shaders/adamw_8bit.wgsl`.
 //!
-//! A moment takes 65 words for 256 floats: codes, and the largest magnitude. The step itself is [`adamw`](super::adamw)'s, on
-//! moments that are unpacked for it alone; blocks run over the whole flat buffer, not anew in each tensor.
+//! A moment takes 65 words for 256 floats: codes, and the largest magnitude. The step itself is `adamw`'s, on moments
+//! that are unpacked for it alone. Blocks run over the whole flat buffer; bitsandbytes begins anew in each tensor, and
+//! leaves those below 4096 numbers in f32.
 
 use super::adamw::{AdamW, Params, Rule, State};
 use super::{kernel, par};
@@ -104,8 +105,8 @@ fn pack<F: Float>(values: &[F; BLOCK], words: &mut [u32], nearest: &Nearest<F>) 
     words[BLOCK / 4] = largest.to_bits();
 }
 
-/// Finds the nearest of ascending values: the upper bits of a float tell about where it is, the middles between values tell
-/// the rest. A search by halves took three times as long.
+/// Finds the nearest of ascending values: the upper bits of a float tell about where it is, the middles between values
+/// tell the rest. A search by halves took three times as long.
 struct Nearest<F> {
     /// For each cell, a code at most [`Nearest::STEPS`] below all of its floats' codes.
     starts: [u8; 2 * CELLS],

@@ -1,8 +1,9 @@
 //! A run between two steps as a file, so that it can go on later as if it had never stopped.
 //!
-//! The file is safetensors: `adapter`, `m`, `v` and, after a validation, `best`, each flat as the trainer has it; moments of
-//! 8 bits are U32 [blocks, 65], packed as `shaders/adamw_8bit.wgsl` says. Its metadata say which run this is (the hashes of base, data and options: [`Identity`]) and where it stands. One of them
-//! is a SHA-256 over the whole file, its own digits taken as zeros: a torn or altered file is never gone on from.
+//! The file is safetensors: `adapter`, `m`, `v` and, after a validation, `best`, each flat as the trainer has it;
+//! moments of 8 bits are U32 [blocks, 65], packed as `shaders/adamw_8bit.wgsl` says. Its metadata say which run this is
+//! (the hashes of base, data and options: [`Identity`]) and where it stands. One of them is a SHA-256 over the whole
+//! file, its own digits taken as zeros: a torn or altered file is never gone on from.
 
 use super::optimizer::{Moments, Optim};
 use super::options::TrainOptions;

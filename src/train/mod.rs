@@ -1,5 +1,5 @@
-//! Training: options, learning-rate schedule, optimizer, the plan of a run, the trainer that turns batches into steps, measurements, shares of steps for several
-//! workers, and checkpoints.
+//! Training: options, learning-rate schedule, optimizer, the plan of a run, the trainer that turns batches into steps,
+//! measurements, shares of steps for several workers, and checkpoints.
 
 pub mod checkpoint;
 pub mod evaluation;

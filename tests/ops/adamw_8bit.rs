@@ -221,8 +221,8 @@ fn maps_are_those_of_bitsandbytes() {
     }
 }
 
-/// Moments that are the gradient and its square, and moments that stay as they are: every code and value of bitsandbytes,
-/// by every executor.
+/// Moments that are the gradient and its square, and moments that stay as they are: every code and value of
+/// bitsandbytes, by every executor.
 #[test]
 fn blocks_are_those_of_bitsandbytes() {
     let golden = Golden::open();
@@ -253,9 +253,9 @@ fn blocks_are_those_of_bitsandbytes() {
     }
 }
 
-/// Eight steps of two blocks beside bitsandbytes' optimizer, which computes in f32: the same codes by every executor (none
-/// of its values lies within 1e-5 of itself from the middle of two codes), and parameters as near as a few roundings leave
-/// them. Each step goes on from the reference's state.
+/// Eight steps of two blocks beside bitsandbytes' optimizer, which computes in f32: the same codes by every executor
+/// (none of its values lies within 1e-5 of itself from the middle of two codes), and parameters as near as a few
+/// roundings leave them. Each step goes on from the reference's state.
 #[test]
 fn steps_are_those_of_bitsandbytes() {
     let golden = Golden::open();
