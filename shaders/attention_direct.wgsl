@@ -12,7 +12,7 @@
 // o, do:[N,H,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
 // spans:[N] of (first row, one past the last row) of n's document; documents are runs of rows, so neither ever falls.
 // Dispatch: x over rows, 64 a workgroup; y over heads, in backward over heads for dq and then kv heads for dk and dv;
-// delta one invocation a (row, head), 64 a workgroup, in strides. HEAD_DIM_4 = D/4 is prepended.
+// delta one invocation a (row, head), 64 a workgroup, in strides. HEAD_DIM_4 = D/4 and PER are prepended.
 // One invocation owns PER neighbouring rows of one head; every output is overwritten.
 
 struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
@@ -43,10 +43,6 @@ fn v_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.hea
 fn first(n: u32) -> u32 { return max(spans[n].x, n + 1u - min(n + 1u, p.window)); }
 fn end(j: u32) -> u32 { return j + min(spans[j].y - j, p.window); }
 
-// Neighbouring rows of an invocation: two, or one where heads are wide, since drivers that unroll the loops over a head
-// then compile for a minute.
-const PER: u32 = 2u - min(HEAD_DIM_4 / 17u, 1u);
-
 @compute @workgroup_size(64u / PER)
 fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let n0 = id.x * PER;
@@ -54,65 +50,66 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let last = min(n0 + PER, p.n) - 1u;
     let h = id.y;
     let g = h / (p.heads / p.kv_heads);
-    var mine: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var acc: array<vec4<f32>, PER * HEAD_DIM_4>;
-    for (var r = 0u; r < PER; r += 1u) {
-        let at = q_at(min(n0 + r, last), h);
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            mine[r * HEAD_DIM_4 + i] = qk[at + i] * p.scale;
-            acc[r * HEAD_DIM_4 + i] = vec4<f32>();
-        }
-    }
+#for r in PER
+    let query{r} = q_at(min(n0 + {r}u, last), h);
+    var top{r} = LOWEST;
+    var sum{r} = 0.0;
+#for i in HEAD_DIM_4
+    let q{r}_{i} = qk[query{r} + {i}u] * p.scale;
+    var acc{r}_{i} = vec4<f32>();
+#end
+#end
     let to_value = p.kv_heads * HEAD_DIM_4; // from a key to its value
-    var top: array<f32, PER>;
-    var sum: array<f32, PER>;
-    for (var r = 0u; r < PER; r += 1u) { top[r] = LOWEST; sum[r] = 0.0; }
     let lo = first(last);
     // Four keys at a time: one rescaling for each four.
     for (var j = first(n0); j <= last; j += 4u) {
         let js = vec4<u32>(j, j + 1u, j + 2u, j + 3u);
         let seen = min(js, vec4<u32>(last));
         let key = vec4<u32>(k_at(seen.x, g), k_at(seen.y, g), k_at(seen.z, g), k_at(seen.w, g));
-        var s: array<vec4<f32>, PER>;
-        for (var r = 0u; r < PER; r += 1u) { s[r] = vec4<f32>(); }
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            let x0 = qk[key.x + i]; let x1 = qk[key.y + i]; let x2 = qk[key.z + i]; let x3 = qk[key.w + i];
-            for (var r = 0u; r < PER; r += 1u) {
-                let a = mine[r * HEAD_DIM_4 + i];
-                s[r] += vec4<f32>(dot(a, x0), dot(a, x1), dot(a, x2), dot(a, x3));
-            }
+#for r in PER
+        var s{r} = vec4<f32>();
+#end
+#for i in HEAD_DIM_4
+        let k{i}_0 = qk[key.x + {i}u];
+        let k{i}_1 = qk[key.y + {i}u];
+        let k{i}_2 = qk[key.z + {i}u];
+        let k{i}_3 = qk[key.w + {i}u];
+#for r in PER
+        s{r} += vec4<f32>(dot(q{r}_{i}, k{i}_0), dot(q{r}_{i}, k{i}_1), dot(q{r}_{i}, k{i}_2), dot(q{r}_{i}, k{i}_3));
+#end
+#end
+#for r in PER
+        if (p.cap != 0.0) {
+            s{r} = vec4<f32>(soft_cap(s{r}.x, p.cap), soft_cap(s{r}.y, p.cap), soft_cap(s{r}.z, p.cap), soft_cap(s{r}.w, p.cap));
         }
-        var shrink: array<f32, PER>;
-        for (var r = 0u; r < PER; r += 1u) {
-            var t = s[r];
-            if (p.cap != 0.0) {
-                t = vec4<f32>(soft_cap(t.x, p.cap), soft_cap(t.y, p.cap), soft_cap(t.z, p.cap), soft_cap(t.w, p.cap));
-            }
-            // A row that begins a document begins anew: what it had before, of no weight, is shrunk to nothing.
-            let sees = (js <= vec4<u32>(n0 + r)) & ((js >= vec4<u32>(lo)) | vec4<bool>(n0 + r < last));
-            t = select(vec4<f32>(LOWEST), t, sees);
-            let higher = max(top[r], max(max(t.x, t.y), max(t.z, t.w)));
-            shrink[r] = exp(top[r] - higher);
-            t = exp(t - higher);
-            s[r] = t;
-            sum[r] = sum[r] * shrink[r] + (t.x + t.y + t.z + t.w);
-            top[r] = higher;
-        }
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            let c = to_value + i;
-            let x0 = v[key.x + c]; let x1 = v[key.y + c]; let x2 = v[key.z + c]; let x3 = v[key.w + c];
-            for (var r = 0u; r < PER; r += 1u) {
-                let w = s[r];
-                acc[r * HEAD_DIM_4 + i] = acc[r * HEAD_DIM_4 + i] * shrink[r] + (w.x * x0 + w.y * x1 + w.z * x2 + w.w * x3);
-            }
-        }
+        // A row that begins a document begins anew: what it had before, of no weight, is shrunk to nothing.
+        let sees{r} = (js <= vec4<u32>(n0 + {r}u)) & ((js >= vec4<u32>(lo)) | vec4<bool>(n0 + {r}u < last));
+        s{r} = select(vec4<f32>(LOWEST), s{r}, sees{r});
+        let higher{r} = max(top{r}, max(max(s{r}.x, s{r}.y), max(s{r}.z, s{r}.w)));
+        let shrink{r} = exp(top{r} - higher{r});
+        s{r} = exp(s{r} - higher{r});
+        sum{r} = sum{r} * shrink{r} + (s{r}.x + s{r}.y + s{r}.z + s{r}.w);
+        top{r} = higher{r};
+#end
+#for i in HEAD_DIM_4
+        let v{i}_0 = v[key.x + to_value + {i}u];
+        let v{i}_1 = v[key.y + to_value + {i}u];
+        let v{i}_2 = v[key.z + to_value + {i}u];
+        let v{i}_3 = v[key.w + to_value + {i}u];
+#for r in PER
+        acc{r}_{i} = acc{r}_{i} * shrink{r} + (s{r}.x * v{i}_0 + s{r}.y * v{i}_1 + s{r}.z * v{i}_2 + s{r}.w * v{i}_3);
+#end
+#end
     }
-    for (var r = 0u; r < PER; r += 1u) {
-        if (n0 + r > last) { break; }
-        let at = (n0 + r) * p.heads + h;
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at * HEAD_DIM_4 + i] = acc[r * HEAD_DIM_4 + i] / sum[r]; }
-        lse_out[at] = top[r] + log(sum[r]);
+#for r in PER
+    if (n0 + {r}u <= last) {
+        let at = (n0 + {r}u) * p.heads + h;
+#for i in HEAD_DIM_4
+        o[at * HEAD_DIM_4 + {i}u] = acc{r}_{i} / sum{r};
+#end
+        lse_out[at] = top{r} + log(sum{r});
     }
+#end
 }
 
 @compute @workgroup_size(64)
@@ -135,109 +132,98 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
 fn by_query(n0: u32, h: u32) {
     let last = min(n0 + PER, p.n) - 1u;
     let g = h / (p.heads / p.kv_heads);
-    var mine: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var given: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var acc: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var known: array<vec4<f32>, PER>;
-    for (var r = 0u; r < PER; r += 1u) {
-        let at = min(n0 + r, last) * p.heads + h;
-        let query = q_at(min(n0 + r, last), h);
-        known[r] = facts[at];
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            mine[r * HEAD_DIM_4 + i] = qk[query + i] * p.scale;
-            given[r * HEAD_DIM_4 + i] = d_o[at * HEAD_DIM_4 + i];
-            acc[r * HEAD_DIM_4 + i] = vec4<f32>();
-        }
-    }
-    for (var j = u32(known[0].z); j <= last; j += 1u) {
+#for r in PER
+    let at{r} = min(n0 + {r}u, last) * p.heads + h;
+    let query{r} = q_at(min(n0 + {r}u, last), h);
+    let known{r} = facts[at{r}];
+#for i in HEAD_DIM_4
+    let q{r}_{i} = qk[query{r} + {i}u] * p.scale;
+    let do{r}_{i} = d_o[at{r} * HEAD_DIM_4 + {i}u];
+    var dq{r}_{i} = vec4<f32>();
+#end
+#end
+    for (var j = u32(known0.z); j <= last; j += 1u) {
         let key = k_at(j, g);
         let value = v_at(j, g);
-        var s: array<f32, PER>;
-        var dp: array<f32, PER>;
-        for (var r = 0u; r < PER; r += 1u) { s[r] = 0.0; dp[r] = 0.0; }
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            let x = qk[key + i];
-            let y = v[value + i];
-            for (var r = 0u; r < PER; r += 1u) {
-                s[r] += dot(mine[r * HEAD_DIM_4 + i], x);
-                dp[r] += dot(given[r * HEAD_DIM_4 + i], y);
-            }
-        }
-        for (var r = 0u; r < PER; r += 1u) {
-            let t = soft_cap(s[r], p.cap);
-            let ds = exp(t - known[r].x) * (dp[r] - known[r].y) * soft_cap_slope(t, p.cap) * p.scale;
-            s[r] = select(0.0, ds, j <= n0 + r && j >= u32(known[r].z));
-        }
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            let x = qk[key + i];
-            for (var r = 0u; r < PER; r += 1u) { acc[r * HEAD_DIM_4 + i] += s[r] * x; }
-        }
+#for r in PER
+        var s{r} = 0.0;
+        var dp{r} = 0.0;
+#end
+#for i in HEAD_DIM_4
+        let k{i} = qk[key + {i}u];
+        let v{i} = v[value + {i}u];
+#for r in PER
+        s{r} += dot(q{r}_{i}, k{i});
+        dp{r} += dot(do{r}_{i}, v{i});
+#end
+#end
+#for r in PER
+        let t{r} = soft_cap(s{r}, p.cap);
+        let ds{r} = exp(t{r} - known{r}.x) * (dp{r} - known{r}.y) * soft_cap_slope(t{r}, p.cap) * p.scale;
+        s{r} = select(0.0, ds{r}, j <= n0 + {r}u && j >= u32(known{r}.z));
+#for i in HEAD_DIM_4
+        dq{r}_{i} += s{r} * k{i};
+#end
+#end
     }
-    for (var r = 0u; r < PER; r += 1u) {
-        if (n0 + r > last) { break; }
-        let at = q_at(n0 + r, h);
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { dqkv[at + i] = acc[r * HEAD_DIM_4 + i]; }
+#for r in PER
+    if (n0 + {r}u <= last) {
+#for i in HEAD_DIM_4
+        dqkv[query{r} + {i}u] = dq{r}_{i};
+#end
     }
+#end
 }
 
 fn by_key(j0: u32, g: u32) {
     let last = min(j0 + PER, p.n) - 1u;
     let group = p.heads / p.kv_heads;
-    var key: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var value: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var acc_k: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var acc_v: array<vec4<f32>, PER * HEAD_DIM_4>;
-    var ends: array<u32, PER>;
-    for (var r = 0u; r < PER; r += 1u) {
-        let j = min(j0 + r, last);
-        let k = k_at(j, g);
-        let v0 = v_at(j, g);
-        ends[r] = u32(facts[j * p.heads].w);
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            key[r * HEAD_DIM_4 + i] = qk[k + i] * p.scale;
-            value[r * HEAD_DIM_4 + i] = v[v0 + i];
-            acc_k[r * HEAD_DIM_4 + i] = vec4<f32>();
-            acc_v[r * HEAD_DIM_4 + i] = vec4<f32>();
-        }
-    }
+#for r in PER
+    let key{r} = k_at(min(j0 + {r}u, last), g);
+    let value{r} = v_at(min(j0 + {r}u, last), g);
+    let end{r} = u32(facts[min(j0 + {r}u, last) * p.heads].w);
+#for i in HEAD_DIM_4
+    let k{r}_{i} = qk[key{r} + {i}u] * p.scale;
+    let v{r}_{i} = v[value{r} + {i}u];
+    var dk{r}_{i} = vec4<f32>();
+    var dv{r}_{i} = vec4<f32>();
+#end
+#end
+    let most = u32(facts[last * p.heads].w);
     for (var h = g * group; h < (g + 1u) * group; h += 1u) {
-        for (var n = j0; n < ends[PER - 1u]; n += 1u) {
+        for (var n = j0; n < most; n += 1u) {
             let at = n * p.heads + h;
             let query = q_at(n, h);
-            var s: array<f32, PER>;
-            var dp: array<f32, PER>;
-            for (var r = 0u; r < PER; r += 1u) { s[r] = 0.0; dp[r] = 0.0; }
-            for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-                let x = qk[query + i];
-                let y = d_o[at * HEAD_DIM_4 + i];
-                for (var r = 0u; r < PER; r += 1u) {
-                    s[r] += dot(key[r * HEAD_DIM_4 + i], x);
-                    dp[r] += dot(value[r * HEAD_DIM_4 + i], y);
-                }
-            }
+#for r in PER
+            var s{r} = 0.0;
+            var dp{r} = 0.0;
+#end
+#for i in HEAD_DIM_4
+            let q{i} = qk[query + {i}u];
+            let do{i} = d_o[at * HEAD_DIM_4 + {i}u];
+#for r in PER
+            s{r} += dot(k{r}_{i}, q{i});
+            dp{r} += dot(v{r}_{i}, do{i});
+#end
+#end
             let known = facts[at];
-            for (var r = 0u; r < PER; r += 1u) {
-                let t = soft_cap(s[r], p.cap);
-                s[r] = select(0.0, exp(t - known.x), n >= j0 + r && n < ends[r]);
-                dp[r] = s[r] * (dp[r] - known.y) * soft_cap_slope(t, p.cap) * p.scale;
-            }
-            for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-                let x = qk[query + i];
-                let y = d_o[at * HEAD_DIM_4 + i];
-                for (var r = 0u; r < PER; r += 1u) {
-                    acc_v[r * HEAD_DIM_4 + i] += s[r] * y;
-                    acc_k[r * HEAD_DIM_4 + i] += dp[r] * x;
-                }
-            }
+#for r in PER
+            let t{r} = soft_cap(s{r}, p.cap);
+            s{r} = select(0.0, exp(t{r} - known.x), n >= j0 + {r}u && n < end{r});
+            dp{r} = s{r} * (dp{r} - known.y) * soft_cap_slope(t{r}, p.cap) * p.scale;
+#for i in HEAD_DIM_4
+            dv{r}_{i} += s{r} * do{i};
+            dk{r}_{i} += dp{r} * q{i};
+#end
+#end
         }
     }
-    for (var r = 0u; r < PER; r += 1u) {
-        if (j0 + r > last) { break; }
-        let k = k_at(j0 + r, g);
-        let v0 = v_at(j0 + r, g);
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) {
-            dqkv[k + i] = acc_k[r * HEAD_DIM_4 + i];
-            dqkv[v0 + i] = acc_v[r * HEAD_DIM_4 + i];
-        }
+#for r in PER
+    if (j0 + {r}u <= last) {
+#for i in HEAD_DIM_4
+        dqkv[key{r} + {i}u] = dk{r}_{i};
+        dqkv[value{r} + {i}u] = dv{r}_{i};
+#end
     }
+#end
 }

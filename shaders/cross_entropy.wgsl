@@ -5,7 +5,7 @@
 // report:    ring[slot].xy (+)= Σ_{m < rows of the micro-batch} rows[m].xy; starts anew in a window's first micro-batch
 //
 // z:[M,ld] logits, V used, ld a multiple of 4 (backward zeroes the padding)  targets:[·] or NONE  rows:[·] of 4 floats  ring: slots of 4 floats
-// Dispatch: forward and backward one workgroup of 64 a row; report one workgroup.
+// Dispatch: forward and backward one workgroup of THREADS a row; report one workgroup.
 // Rows without a target give zeros.
 
 struct Params { m: u32, v: u32, first: u32, ld: u32, cap: f32, pad0: u32, pad1: u32, pad2: u32 }
@@ -22,12 +22,11 @@ struct Params { m: u32, v: u32, first: u32, ld: u32, cap: f32, pad0: u32, pad1: 
 @group(0) @binding(1) var<storage, read> rows: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> ring: array<f32>;
 
-const LANES: u32 = 64u;
-var<workgroup> tops: array<f32, 64>;
-var<workgroup> sums: array<f32, 64>;
-var<workgroup> bests: array<u32, 64>;
+var<workgroup> tops: array<f32, THREADS>;
+var<workgroup> sums: array<f32, THREADS>;
+var<workgroup> bests: array<u32, THREADS>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
     let base = group.x * p.ld;
     let row = p.first + group.x;
@@ -36,7 +35,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
     var sum = 0.0;
     var best = 0u;
     if (target_id != NONE) {
-        for (var v = id.x; v < p.v; v += LANES) {
+        for (var v = id.x; v < p.v; v += THREADS) {
             let z = logits[base + v];
             if (z > top) {
                 sum *= exp(top - z);
@@ -53,28 +52,28 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id
     if (id.x != 0u) { return; }
     var all = vec4<f32>();
     if (target_id != NONE) {
-        for (var i = 1u; i < LANES; i += 1u) {
+        for (var i = 1u; i < THREADS; i += 1u) {
             if (tops[i] > top || (tops[i] == top && bests[i] < best)) {
                 top = tops[i];
                 best = bests[i];
             }
         }
         var total = 0.0;
-        for (var i = 0u; i < LANES; i += 1u) { total += sums[i] * exp(tops[i] - top); }
+        for (var i = 0u; i < THREADS; i += 1u) { total += sums[i] * exp(tops[i] - top); }
         let lse = top + log(total);
         all = vec4<f32>(lse - logits[base + target_id], select(0.0, 1.0, best == target_id), lse, 0.0);
     }
     rows_out[row] = all;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
     let base = group.x * p.ld;
     let row = p.first + group.x;
     let target_id = targets_b[row];
     let inv = bitcast<f32>(control[INV_TOKENS]);
     let lse = rows_b[row].z;
-    for (var v = id.x; v < p.ld; v += LANES) {
+    for (var v = id.x; v < p.ld; v += THREADS) {
         var d = 0.0;
         if (target_id != NONE && v < p.v) {
             let y = z[base + v];
@@ -84,16 +83,16 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn report(@builtin(local_invocation_id) id: vec3<u32>) {
     var s = vec2<f32>();
-    for (var m = id.x; m < control[ROWS]; m += LANES) { s += rows[m].xy; }
+    for (var m = id.x; m < control[ROWS]; m += THREADS) { s += rows[m].xy; }
     tops[id.x] = s.x;
     sums[id.x] = s.y;
     workgroupBarrier();
     if (id.x != 0u) { return; }
     var total = vec2<f32>();
-    for (var i = 0u; i < LANES; i += 1u) { total += vec2<f32>(tops[i], sums[i]); }
+    for (var i = 0u; i < THREADS; i += 1u) { total += vec2<f32>(tops[i], sums[i]); }
     let at = control[RING] * REPORT;
     if (control[FIRST] == 0u) { total += vec2<f32>(ring[at], ring[at + 1u]); }
     ring[at] = total.x;

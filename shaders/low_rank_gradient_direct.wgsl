@@ -4,7 +4,7 @@
 //            the factors `second` with t1 and x1
 //
 // t:[N,t_ld]  x:[N,x_ld]; x_ld, col and width are multiples of 4
-// Dispatch: x over blocks of 8 ranks, y over blocks of 128 columns (32 invocations of 4) of all factors, one after another.
+// Dispatch: x over blocks of 8 ranks, y over blocks of 4·WG columns (4 an invocation) of all factors, one after another.
 
 struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
 struct Params {
@@ -18,7 +18,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> x1: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> grads: array<f32>;
 
-@compute @workgroup_size(32)
+@compute @workgroup_size(WG)
 fn gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
     // The factor whose block this is: the 6 are counted through.
     var block = group.y;
@@ -26,12 +26,12 @@ fn gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     var k = 0u;
     for (; k < 6u; k += 1u) {
         if (k < 3u) { f = p.first[k]; } else { f = p.second[k - 3u]; }
-        let blocks = select((f.width + 127u) / 128u, 0u, f.rank == 0u);
+        let blocks = select((f.width + 4u * WG - 1u) / (4u * WG), 0u, f.rank == 0u);
         if (block < blocks) { break; }
         block -= blocks;
     }
     let r0 = group.x * 8u;
-    let w0 = (block * 32u + id.x) * 4u;
+    let w0 = (block * WG + id.x) * 4u;
     if (k == 6u || r0 >= f.rank || w0 >= f.width) { return; }
     // Ranks beyond the edge repeat the last one; their results are not stored.
     let last = f.t + f.rank - 1u;

@@ -3,7 +3,7 @@
 // project:  t[n, c] = Σ_F scale·Σ_i x[n, col+i]·F[c−t, i]  over the factors that have column c: t ≤ c < t + rank
 //
 // x:[N,ld]  t:[N,t_ld]  F at float `off` of flat; ld, col, width and off are multiples of 4
-// Dispatch: x over blocks of 8 rows, 32 a workgroup, y over blocks of 8 columns of t.
+// Dispatch: x over blocks of 8 rows, WG a workgroup, y over blocks of 8 columns of t.
 // The columns of factors are overwritten.
 
 struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
@@ -19,7 +19,7 @@ fn share(f: Factor, c: u32) -> f32 { return select(0.0, f.scale, c >= f.t && c <
 // Where the row of the factor for column c begins; beyond the edge its last or first, whose share is 0.
 fn row(f: Factor, c: u32) -> u32 { return (f.off + min(max(c, f.t) - f.t, f.rank - 1u) * f.width) / 4u; }
 
-@compute @workgroup_size(32)
+@compute @workgroup_size(WG)
 fn project(@builtin(global_invocation_id) id: vec3<u32>) {
     let n0 = id.x * 8u;
     let c0 = id.y * 8u;

@@ -108,17 +108,19 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
     );
-    for (var m = 0u; m < TALL; m += 1u) {
-        let n = row0 + m;
-        if (n >= p.n) { break; }
-        for (var j = 0u; j < WIDE; j += 1u) {
-            if (col0 + j >= p.o) { break; }
-            let o = p.col + col0 + j;
+    // Read once: software drivers read parameters as slowly as all else.
+    let flags = p.flags;
+    let rows = min(TALL, p.n - min(row0, p.n));
+    let outs = min(WIDE, p.o - min(col0, p.o));
+    let b = p.bias_off + col0;
+    for (var m = 0u; m < rows; m += 1u) {
+        let at = (row0 + m) * p.ld + p.col + col0;
+        for (var j = 0u; j < outs; j += 1u) {
             var v = c[(m * WIDE + j) / 4u][j & 3u];
-            if ((p.flags & 1u) != 0u) { v += bias[p.bias_off + o - p.col]; }
-            if ((p.flags & 2u) != 0u) { v += res[n * p.ld + o]; }
-            if ((p.flags & 4u) != 0u) { v += y[n * p.ld + o]; }
-            y[n * p.ld + o] = v;
+            if ((flags & 1u) != 0u) { v += bias[b + j]; }
+            if ((flags & 2u) != 0u) { v += res[at + j]; }
+            if ((flags & 4u) != 0u) { v += y[at + j]; }
+            y[at + j] = v;
         }
     }
 }
@@ -192,13 +194,14 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 #end
 #end
     );
-    for (var m = 0u; m < TALL; m += 1u) {
-        if (row0 + m >= p.n) { break; }
-        for (var j = 0u; j < WIDE; j += 4u) {
-            if (col0 + j >= p.i) { break; }
+    let flags = p.flags;
+    let rows = min(TALL, p.n - min(row0, p.n));
+    let outs = min(WIDE, p.i - min(col0, p.i));
+    for (var m = 0u; m < rows; m += 1u) {
+        for (var j = 0u; j < outs; j += 4u) {
             let at = ((row0 + m) * p.i + col0 + j) / 4u;
             var v = c[(m * WIDE + j) / 4u];
-            if ((p.flags & 4u) != 0u) { v += dx[at]; }
+            if ((flags & 4u) != 0u) { v += dx[at]; }
             dx[at] = v;
         }
     }

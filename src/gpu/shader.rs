@@ -122,6 +122,6 @@ fn substitute(line: &str, vars: &[(&str, u32)]) -> String {
 /// Format and constants that make any shader of the tree complete, for the static tests.
 pub fn defaults(shader: &Shader) -> (Option<WeightFormat>, Vec<(&'static str, u32)>) {
     let format = shader.source.contains("load_w").then_some(WeightFormat::BF16);
-    let consts = if shader.source.contains("HEAD_DIM_4") { vec![("HEAD_DIM_4", 16)] } else { vec![] };
+    let consts = if shader.source.contains("HEAD_DIM_4") { vec![("HEAD_DIM_4", 16), ("PER", 2)] } else { vec![] };
     (format, consts)
 }

@@ -67,9 +67,10 @@ impl Shape {
         if self.window == 0 { u32::MAX } else { self.window as u32 }
     }
 
-    /// The constants prepended to the shader.
+    /// The constants prepended to the shader. PER rows of a head belong to a direct invocation: one where heads are wide,
+    /// since what is unrolled over them then compiles for a minute.
     pub fn consts(&self) -> Vec<(&'static str, u32)> {
-        vec![("HEAD_DIM_4", self.d as u32 / 4)]
+        vec![("HEAD_DIM_4", self.d as u32 / 4), ("PER", if self.d > 64 { 1 } else { 2 })]
     }
 
     /// What every step over pairs of rows sets, each of which sees about `seen`.

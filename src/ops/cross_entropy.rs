@@ -33,9 +33,9 @@ impl Chunk {
     }
 }
 
-kernel!(FORWARD, "cross_entropy", "forward", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], forward_twin);
-kernel!(BACKWARD, "cross_entropy", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], backward_twin);
-kernel!(REPORT, "cross_entropy", "report", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1]], report_twin);
+kernel!(FORWARD, "cross_entropy", "forward", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1] {THREADS: 64}, Software "cross_entropy" [1, 1, 1] {THREADS: 8}], forward_twin);
+kernel!(BACKWARD, "cross_entropy", "backward", [Read, Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1] {THREADS: 64}, Software "cross_entropy" [1, 1, 1] {THREADS: 8}], backward_twin);
+kernel!(REPORT, "cross_entropy", "report", [Read, Read, ReadWrite], Params, [Direct "cross_entropy" [1, 1, 1] {THREADS: 64}, Software "cross_entropy" [1, 1, 1] {THREADS: 8}], report_twin);
 
 /// Floats a row of `rows` keeps: loss, 1 if the best logit is the target, log-sum-exp, unused.
 pub const ROW: usize = 4;

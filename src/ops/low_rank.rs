@@ -76,9 +76,9 @@ params!(GradientParams {
 });
 
 kernel!(PROJECT, "low_rank", "project", [Read, Read, Write], ProjectParams,
-    [Direct "low_rank_project_direct" [256, 8, 1], Tiled "low_rank_project_tiled" [32, 32, 1]], project_twin);
+    [Direct "low_rank_project_direct" [256, 8, 1] {WG: 32}, Software "low_rank_project_direct" [64, 8, 1] {WG: 8}, Tiled "low_rank_project_tiled" [32, 32, 1]], project_twin);
 kernel!(GRADIENT, "low_rank", "gradient", [Read, Read, Read, Read, ReadWrite], GradientParams,
-    [Direct "low_rank_gradient_direct" [8, 128, 1], Tiled "low_rank_gradient_tiled" [8, 64, 1]], gradient_twin);
+    [Direct "low_rank_gradient_direct" [8, 128, 1] {WG: 32}, Software "low_rank_gradient_direct" [8, 32, 1] {WG: 8}, Tiled "low_rank_gradient_tiled" [8, 64, 1]], gradient_twin);
 
 /// t:[N, width], narrow values with the row length they have.
 #[derive(Clone, Copy, Debug)]
