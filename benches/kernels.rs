@@ -388,4 +388,13 @@ fn updates(b: &mut Bench) {
         let hyper = adamw::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         adamw::step(&mut b.plan, hyper, control, clip, &state);
     });
+    b.row("adamw_8bit", format!("{len}"), 15 * len, |b| {
+        let (control, clip) = (b.control(), b.floats(2));
+        let mut blocks = || b.words(vec![0; adamw_8bit::words(len)]);
+        let (m, v) = (blocks(), blocks());
+        let state = adamw::State { params: b.floats(len), grads: b.floats(len), m, v, len, rates: None };
+        let hyper = adamw::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let maps = b.floats(adamw_8bit::maps().len());
+        adamw_8bit::step(&mut b.plan, hyper, control, clip, &state, maps);
+    });
 }

@@ -192,6 +192,16 @@ impl Device {
         Ok(())
     }
 
+    /// Reads words, or floats as their bits, after everything submitted is done.
+    pub async fn read_words(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<u32>> {
+        clock::breathe().await;
+        match self {
+            Device::Gpu(g) => g.read(buf, offset, len).await,
+            Device::Cpu(c) => Ok(c.read_words(buf, offset, len)),
+            Device::Reference(c) => Ok(c.read_words(buf, offset, len)),
+        }
+    }
+
     /// Reads floats after everything submitted is done.
     pub async fn read(&mut self, buf: Buf, offset: usize, len: usize) -> Result<Vec<f32>> {
         clock::breathe().await;

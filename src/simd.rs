@@ -99,6 +99,13 @@ simd! {
 }
 
 simd! {
+    /// The largest magnitude in `x`.
+    pub fn largest<F: Float>(x: &[F]) -> F {
+        fold(x, F::ZERO, |x| x.max(-x), |a, b| a.max(b))
+    }
+}
+
+simd! {
     /// `Σ x`
     pub fn sum<F: Float>(x: &[F]) -> F {
         fold(x, F::ZERO, |x| x, |a, b| a + b)
@@ -210,6 +217,7 @@ mod tests {
             let plain: f64 = a.iter().zip(&b).map(|(a, b)| a * b * a).sum();
             assert!((dot3(&a, &b, &a) - plain).abs() < 1e-12);
             assert_eq!(max(&a), a.iter().copied().fold(f64::MIN, f64::max));
+            assert_eq!(largest(&a), a.iter().copied().map(f64::abs).fold(0.0, f64::max));
             let sum: f64 = a.iter().map(|a| (a - 0.5).exp()).sum();
             let mut e = a.clone();
             assert!((sum_exp(&a, 0.5) - sum).abs() < 1e-12 && (exp_and_sum(&mut e, 0.5) - sum).abs() < 1e-12);

@@ -200,9 +200,9 @@ fn an_adapter_of_any_method_can_be_trained_further() {
     let said = train(&data, &a, &["--steps", "1", "--method", "full"]);
     assert!(said.contains("trainable%: 100.0000"), "{said}");
     let more = ["--steps", "2", "--schedule", "constant", "--init-adapter", &a, "--log-json", &log, "--device", "cpu"];
-    nano(&["train", "--data", &data, "--out", &b], &more);
+    nano(&["train", "--data", &data, "--out", &b, "--optim", "adamw_8bit"], &more);
     let record: Value = serde_json::from_str(&std::fs::read_to_string(temp.0.join("b/run.json")).unwrap()).unwrap();
-    assert_eq!(record["options"]["method"], "full");
+    assert_eq!((&record["options"]["method"], &record["options"]["optim"]), (&"full".into(), &"adamw_8bit".into()));
     let step = json_lines(&std::fs::read_to_string(&log).unwrap()).into_iter().find(|line| line["step"] == 1).unwrap();
     assert_eq!(step["lr"].as_f64().unwrap() as f32, 1e-4);
     let both =

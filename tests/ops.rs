@@ -10,6 +10,8 @@ mod harness;
 mod activation;
 #[path = "ops/adamw.rs"]
 mod adamw;
+#[path = "ops/adamw_8bit.rs"]
+mod adamw_8bit;
 #[path = "ops/attention.rs"]
 mod attention;
 #[path = "ops/attention_cached.rs"]

@@ -3,10 +3,11 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use luthier::adapter::Kind;
 use luthier::data::{ReadOptions, Records, read};
 use luthier::device::DeviceChoice;
 use luthier::session::{Best, Session};
-use luthier::train::{Checkpoint, TrainOptions};
+use luthier::train::{Checkpoint, Optim, TrainOptions};
 use luthier::weights::ModelFiles;
 use luthier::{Error, Result};
 use pollster::block_on;
@@ -40,11 +41,6 @@ fn session(device: DeviceChoice) -> Session {
 
 fn start(session: &mut Session, checkpoint: Option<Vec<u8>>) -> Result<()> {
     start_with(session, &data(7), options(), checkpoint)
-}
-
-/// With so many workers, whose shares are computed in turn.
-fn start_among(session: &mut Session, workers: Option<usize>, checkpoint: Option<Vec<u8>>) -> Result<()> {
-    start_with(session, &data(7), TrainOptions { workers, ..options() }, checkpoint)
 }
 
 fn start_with(session: &mut Session, data: &Records, options: TrainOptions, bytes: Option<Vec<u8>>) -> Result<()> {
@@ -83,8 +79,8 @@ fn adapter(session: &mut Session) -> Vec<u8> {
     block_on(session.adapter_files()).unwrap().pop().unwrap().1
 }
 
-fn law(device: DeviceChoice, workers: Option<usize>) {
-    let start = |session: &mut Session, checkpoint| start_among(session, workers, checkpoint);
+fn law(device: DeviceChoice, options: TrainOptions) {
+    let start = |session: &mut Session, checkpoint| start_with(session, &data(7), options.clone(), checkpoint);
     let (mut whole, mut want) = (session(device), Trace::default());
     start(&mut whole, None).unwrap();
     advance(&mut whole, &mut want, 7);
@@ -112,18 +108,30 @@ fn law(device: DeviceChoice, workers: Option<usize>) {
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run() {
-    law(DeviceChoice::Cpu, None);
+    law(DeviceChoice::Cpu, options());
 }
 
 #[test]
 fn a_resumed_run_of_several_workers_is_the_uninterrupted_run() {
-    law(DeviceChoice::Cpu, Some(2));
+    law(DeviceChoice::Cpu, TrainOptions { workers: Some(2), ..options() });
 }
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_run_on_a_gpu() {
     if common::gpu().is_some() {
-        law(DeviceChoice::Gpu, None);
+        law(DeviceChoice::Gpu, options());
+    }
+}
+
+/// Its checkpoint holds the codes themselves.
+#[test]
+fn a_resumed_run_with_moments_of_8_bits_is_the_uninterrupted_run() {
+    let options = TrainOptions { optim: Optim::AdamW8bit, ..options() };
+    law(DeviceChoice::Cpu, TrainOptions { workers: Some(2), ..options.clone() });
+    // Blocks take turns, and resting ones begin anew.
+    law(DeviceChoice::Cpu, TrainOptions { method: Kind::Lisa, lisa_interval: 3, lr: Some(1e-3), ..options.clone() });
+    if common::gpu().is_some() {
+        law(DeviceChoice::Gpu, options);
     }
 }
 
@@ -170,6 +178,8 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
     refused(data(7), TrainOptions { lr: Some(1e-3), ..options() }, "--lr: 0.001, the checkpoint's is 0.005");
     refused(data(7), TrainOptions { rank: 4, ..options() }, "--rank: 4, the checkpoint's is 8");
     refused(data(7), TrainOptions { workers: Some(2), ..options() }, "--workers: 2, the checkpoint's is null");
+    let optim = "--optim: \"adamw_8bit\", the checkpoint's is \"adamw\"";
+    refused(data(7), TrainOptions { optim: Optim::AdamW8bit, ..options() }, optim);
     // Memory is no part of what is computed.
     start_with(&mut session, &data(7), TrainOptions { kept_blocks: Some(2), ..options() }, Some(bytes)).unwrap();
     assert_eq!(session.step_number(), 1);

@@ -1,8 +1,8 @@
 //! The seam behind which the methods stand. A method says which tensors are trained, what they are and how they start;
 //! all the rest (their place in the flat buffer, the model's patches, the optimizer, names in files) follows from that.
 //!
-//! All parts lie in one flat buffer, each at a multiple of 4 floats, in the order the method names them. Gradients and
-//! Adam's moments have the same layout.
+//! All parts lie in one flat buffer, each at a multiple of 4 floats, in the order the method names them. Gradients
+//! and AdamW's moments have the same layout; moments of 8 bits are cut into blocks across all parts.
 
 use super::linalg::Dense;
 use crate::error::Result;

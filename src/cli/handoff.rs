@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(validation) = &validation {
         write("eval.jsonl", handoff::lines(validation, chat).as_bytes())?;
     }
-    for (name, text) in handoff::SCRIPTS {
+    for (name, text) in handoff::scripts(&options) {
         write(name, text.as_bytes())?;
     }
     write("README.md", handoff::readme(&args.model.model).as_bytes())?;

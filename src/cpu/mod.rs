@@ -121,10 +121,11 @@ impl<F: Twin> Cpu<F> {
         }
     }
 
-    pub fn read_words(&self, buf: Buf, offset: usize, len: usize) -> &[u32] {
+    /// Words, or floats as the bits of f32.
+    pub fn read_words(&self, buf: Buf, offset: usize, len: usize) -> Vec<u32> {
         match self.store(buf) {
-            Store::W(v) => &v[offset..offset + len],
-            Store::F(_) => panic!("buffer {} holds floats", buf.0),
+            Store::F(v) => v[offset..offset + len].iter().map(|x| x.to32().to_bits()).collect(),
+            Store::W(v) => v[offset..offset + len].to_vec(),
         }
     }
 

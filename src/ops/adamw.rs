@@ -31,53 +31,82 @@ pub struct State {
     pub rates: Option<Buf>,
 }
 
+impl Params {
+    pub(super) fn of(a: AdamW, s: &State) -> Params {
+        Params {
+            len: s.len as u32,
+            beta1: a.beta1,
+            beta2: a.beta2,
+            eps: a.eps,
+            weight_decay: a.weight_decay,
+            rated: s.rates.is_some() as u32,
+            ..Default::default()
+        }
+    }
+}
+
 pub fn step(plan: &mut Plan, a: AdamW, control: Buf, clip: Buf, s: &State) {
-    let params = Params {
-        len: s.len as u32,
-        beta1: a.beta1,
-        beta2: a.beta2,
-        eps: a.eps,
-        weight_decay: a.weight_decay,
-        rated: s.rates.is_some() as u32,
-        ..Default::default()
-    };
     plan.push(
         &ADAMW,
-        params,
+        Params::of(a, s),
         &[control, clip, s.params, s.grads, s.m, s.v, s.rates.unwrap_or(clip)],
         [s.len as u32, 1, 1],
     );
 }
 
 fn twin<F: Float>(call: &mut Call<F>) {
-    let p: Params = call.params();
-    let (control, clip) = (call.w(0), call.f(1));
-    let at = |i: usize| F::of32(f32::from_bits(control[i]));
-    let (lr, bias1, bias2) = (at(LR), at(BIAS1), at(BIAS2));
-    let (params, grads, m, v) = (call.f_mut(2), call.f_mut(3), call.f_mut(4), call.f_mut(5));
-    let len = p.len as usize;
-    if clip[1] == F::ONE {
-        grads[..len].fill(F::ZERO);
-        return;
+    let (len, rule) = (call.params::<Params>().len as usize, Rule::of(call));
+    let [params, grads, m, v] = [2, 3, 4, 5].map(|i| &mut call.f_mut(i)[..len]);
+    match rule {
+        Some(rule) => rule.update(0, params, grads, m, v),
+        None => grads.fill(F::ZERO),
     }
-    let rates = |factor: F| Rates {
-        clip: clip[0],
-        beta1: F::of32(p.beta1),
-        beta2: F::of32(p.beta2),
-        bias2,
-        eps: F::of32(p.eps),
-        decay: F::ONE - factor * lr * F::of32(p.weight_decay),
-        lr: factor * lr / bias1,
-    };
-    if p.rated == 0 {
-        return update(&mut params[..len], &mut grads[..len], &mut m[..len], &mut v[..len], rates(F::ONE));
+}
+
+/// What a step does to each float.
+pub(super) struct Rule<'a, F> {
+    p: Params,
+    clip: F,
+    lr: F,
+    bias: [F; 2],
+    /// Of all floats, where they differ.
+    rates: Option<&'a [F]>,
+}
+
+impl<'a, F: Float> Rule<'a, F> {
+    /// None when the run is halted: then gradients are zeroed, and nothing else happens.
+    pub fn of(call: &Call<'a, F>) -> Option<Rule<'a, F>> {
+        let p: Params = call.params();
+        let (control, clip) = (call.w(0), call.f(1));
+        let at = |i: usize| F::of32(f32::from_bits(control[i]));
+        let rates = (p.rated == 1).then(|| call.f(6));
+        let rule = Rule { p, clip: clip[0], lr: at(LR), bias: [at(BIAS1), at(BIAS2)], rates };
+        (clip[1] != F::ONE).then_some(rule)
     }
-    let mut at = 0;
-    for run in call.f(6)[..len].chunk_by(|a, b| a == b) {
-        let next = at..at + run.len();
-        at = next.end;
-        let (params, grads) = (&mut params[next.clone()], &mut grads[next.clone()]);
-        update(params, grads, &mut m[next.clone()], &mut v[next], rates(run[0]));
+
+    /// Steps the floats from number `first` on.
+    pub fn update(&self, first: usize, params: &mut [F], grads: &mut [F], m: &mut [F], v: &mut [F]) {
+        let Some(rates) = self.rates else { return update(params, grads, m, v, self.rates_by(F::ONE)) };
+        let mut at = 0;
+        for run in rates[first..][..params.len()].chunk_by(|a, b| a == b) {
+            let next = at..at + run.len();
+            at = next.end;
+            let (params, grads) = (&mut params[next.clone()], &mut grads[next.clone()]);
+            update(params, grads, &mut m[next.clone()], &mut v[next], self.rates_by(run[0]));
+        }
+    }
+
+    fn rates_by(&self, factor: F) -> Rates<F> {
+        let (lr, [bias1, bias2]) = (factor * self.lr, self.bias);
+        Rates {
+            clip: self.clip,
+            beta1: F::of32(self.p.beta1),
+            beta2: F::of32(self.p.beta2),
+            bias2,
+            eps: F::of32(self.p.eps),
+            decay: F::ONE - lr * F::of32(self.p.weight_decay),
+            lr: lr / bias1,
+        }
     }
 }
 

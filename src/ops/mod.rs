@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
 pub mod attention_cached;
 pub mod column_sum;
@@ -120,6 +121,7 @@ pub static KERNELS: &[&Kernel] = &[
     &activation::BACKWARD,
     &activation::BACKWARD_PACKED,
     &adamw::ADAMW,
+    &adamw_8bit::ADAMW_8BIT,
     &attention::FORWARD,
     &attention::DELTA,
     &attention::BACKWARD,

@@ -4,12 +4,18 @@
 //! without any mark in the chat template. A conversation of several answers is as many lines.
 
 use crate::data::{Message, Record, Records};
-use crate::train::{Schedule, TrainOptions};
+use crate::train::{Optim, Schedule, TrainOptions};
 use serde_json::{Value, json};
 
-/// Files that do not depend on the run: (name, content).
-pub const SCRIPTS: [(&str, &str); 2] =
-    [("train.py", include_str!("handoff/train.py")), ("requirements.txt", include_str!("handoff/requirements.txt"))];
+/// `train.py` and `requirements.txt`: (name, content).
+pub fn scripts(options: &TrainOptions) -> [(&'static str, String); 2] {
+    let more = match options.optim {
+        Optim::AdamW => "",
+        Optim::AdamW8bit => "bitsandbytes>=0.46.1\n",
+    };
+    let requirements = include_str!("handoff/requirements.txt").to_string() + more;
+    [("train.py", include_str!("handoff/train.py").into()), ("requirements.txt", requirements)]
+}
 
 /// The lines of records; `chat` says whether the model has a chat template.
 pub fn lines(records: &Records, chat: bool) -> String {
@@ -46,13 +52,17 @@ pub fn config(model: &str, options: &TrainOptions) -> Value {
         Schedule::Linear => "linear",
         Schedule::Cosine => "cosine",
     };
+    let optim = match o.optim {
+        Optim::AdamW => "adamw_torch",
+        Optim::AdamW8bit => "adamw_8bit",
+    };
     let mut sft = json!({
         "learning_rate": o.peak_lr(), "lr_scheduler_type": schedule, "warmup_steps": o.warmup_steps,
         "weight_decay": o.weight_decay, "max_grad_norm": o.max_grad_norm,
         "per_device_train_batch_size": o.batch_size, "per_device_eval_batch_size": o.batch_size,
         "gradient_accumulation_steps": o.grad_accum, "max_length": o.seq_len, "packing": false,
         "seed": o.seed, "logging_steps": 10, "save_strategy": "epoch", "completion_only_loss": true,
-        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "optim": "adamw_torch",
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "optim": optim,
     });
     match o.steps {
         Some(steps) => sft["max_steps"] = json!(steps),
@@ -76,6 +86,17 @@ pub fn readme(model: &str) -> String {
 mod tests {
     use super::*;
     use crate::data::{ReadOptions, read};
+
+    #[test]
+    fn an_optimizer_brings_what_it_needs() {
+        let needs = |optim: Optim| {
+            let options = TrainOptions { optim, ..Default::default() };
+            let named = config("m", &options)["sft"]["optim"].clone();
+            (named, scripts(&options)[1].1.contains("bitsandbytes"))
+        };
+        assert_eq!(needs(Optim::AdamW), (json!("adamw_torch"), false));
+        assert_eq!(needs(Optim::AdamW8bit), (json!("adamw_8bit"), true));
+    }
 
     #[test]
     fn every_learned_answer_is_a_line() {

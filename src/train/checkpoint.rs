@@ -1,19 +1,24 @@
 //! A run between two steps as a file, so that it can go on later as if it had never stopped.
 //!
-//! The file is safetensors: `adapter`, `m`, `v` and, after a validation, `best`, each flat as the trainer has it. Its
-//! metadata say which run this is (the hashes of base, data and options: [`Identity`]) and where it stands. One of them
-//! is a SHA-256 over the whole file, its own digits taken as zeros: a torn or altered file is never gone on from.
+//! The file is safetensors: `adapter`, `m`, `v` and, after a validation, `best`, each flat as the trainer has it;
+//! moments of 8 bits are U32 [blocks, 65], packed as `shaders/adamw_8bit.wgsl` says. Its metadata say which run this is
+//! (the hashes of base, data and options: [`Identity`]) and where it stands. One of them is a SHA-256 over the whole
+//! file, its own digits taken as zeros: a torn or altered file is never gone on from.
 
+use super::optimizer::{Moments, Optim};
 use super::options::TrainOptions;
 use super::trainer::State;
 use crate::data::{Dataset, Records};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::weights::{Source, safetensors};
+use crate::ops::adamw_8bit::BLOCK_WORDS;
+use crate::weights::Source;
+use crate::weights::safetensors::{self, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 const VERSION: &str = "1";
+const MOMENTS: [&str; 2] = ["m", "v"];
 const SEAL: &[u8] = b"\"sha256\":\"";
 const UNSEALED: [u8; 64] = [b'0'; 64];
 
@@ -100,9 +105,12 @@ impl Identity {
 fn different_options(now: &str, then: &str) -> Vec<String> {
     let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (now, then) = (parse(now), parse(then));
+    // An option that is younger than the checkpoint had no other value than its default.
+    let defaults = serde_json::to_value(TrainOptions::default()).expect("plain data");
+    let then = |key: &str| then.get(key).unwrap_or(&defaults[key]).clone();
     let keys = now.as_object().into_iter().flatten().map(|(key, _)| key);
-    let differs = keys.filter(|key| now[*key] != then[*key]);
-    differs.map(|key| format!("--{}: {}, the checkpoint's is {}", key.replace('_', "-"), now[key], then[key])).collect()
+    let differs = keys.filter(|key| now[*key] != then(key));
+    differs.map(|key| format!("--{}: {}, the checkpoint's is {}", key.replace('_', "-"), now[key], then(key))).collect()
 }
 
 /// A checkpoint that was read and found whole.
@@ -116,20 +124,25 @@ pub struct Checkpoint {
 
 /// The bytes of a checkpoint.
 pub fn to_bytes(state: &State, identity: &Identity) -> Result<Vec<u8>> {
-    let flat = |name: &str, values: &[f32]| (name.to_string(), vec![values.len() as u64], values.to_vec());
-    let mut tensors = vec![flat("adapter", &state.adapter), flat("m", &state.m), flat("v", &state.v)];
+    let mut tensors = vec![Tensor::floats("adapter", &state.adapter)];
+    for (name, words) in MOMENTS.into_iter().zip(&state.moments.words) {
+        tensors.push(match state.moments.optim {
+            Optim::AdamW => Tensor::floats(name, bytemuck::cast_slice(words)),
+            Optim::AdamW8bit => Tensor::words(name, BLOCK_WORDS, words),
+        });
+    }
     let mut metadata = BTreeMap::from(identity.pairs().map(|(key, value)| (key, value.to_string())));
     metadata.insert("checkpoint", VERSION.into());
     metadata.insert("step", state.step.to_string());
     if let Some((loss, step, adapter)) = &state.best {
-        tensors.push(flat("best", adapter));
+        tensors.push(Tensor::floats("best", adapter));
         // Bits, since decimals have to come back exactly.
         metadata.insert("best_loss", format!("{:016x}", loss.to_bits()));
         metadata.insert("best_step", step.to_string());
     }
     metadata.insert("sha256", String::from_utf8_lossy(&UNSEALED).into_owned());
     let pairs: Vec<(&str, &str)> = metadata.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let mut bytes = safetensors::to_bytes(&tensors, &pairs)?;
+    let mut bytes = safetensors::write(&tensors, &pairs)?;
     let at = seal_at(&bytes).expect("the seal was just written");
     let seal = digest(&bytes, at);
     bytes[at..at + seal.len()].copy_from_slice(seal.as_bytes());
@@ -163,6 +176,7 @@ impl Checkpoint {
             let what = format!("its {} bytes have sha256 {found}, it was written with {written}", bytes.len());
             return Err(broken(file, what));
         }
+        let mut words = safetensors::words(&bytes)?;
         let parsed = safetensors::open(vec![Source::bytes(file, bytes)], None).await?;
         let field = |name: &str| parsed.metadata.get(name).ok_or_else(|| broken(file, format!("{name} is missing")));
         let number = |name: &str, radix: u32| {
@@ -188,8 +202,14 @@ impl Checkpoint {
             true => Some((f64::from_bits(number("best_loss", 16)?), number("best_step", 10)?, flat("best").await?)),
             false => None,
         };
-        let (adapter, m, v) = (flat("adapter").await?, flat("m").await?, flat("v").await?);
-        let state = State { step: number("step", 10)?, adapter, m, v, best };
+        let moments = match MOMENTS.map(|name| words.remove(name)) {
+            [Some(m), Some(v)] => Moments { optim: Optim::AdamW8bit, words: [m, v] },
+            _ => {
+                let words = [flat("m").await?, flat("v").await?].map(bytemuck::cast_vec);
+                Moments { optim: Optim::AdamW, words }
+            }
+        };
+        let state = State { step: number("step", 10)?, adapter: flat("adapter").await?, moments, best };
         Ok(Checkpoint { file: file.into(), identity, state })
     }
 }
@@ -200,5 +220,27 @@ fn broken(file: &str, what: impl Into<String>) -> Error {
         at: "checkpoint".into(),
         what: what.into(),
         hint: "it is torn or was altered: go on from the one before it".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that began before there was a choice of optimizer goes on with the one there was, and with no other.
+    #[test]
+    fn an_option_that_a_checkpoint_does_not_know_had_its_default() {
+        let run = |options: &TrainOptions| Identity::new("base", "adapter".into(), [None; 2], [None; 2], options);
+        let now = run(&TrainOptions::default());
+        let mut older = now.clone();
+        let mut options: Value = serde_json::from_str(&older.options).unwrap();
+        assert_eq!(options.as_object_mut().unwrap().remove("optim"), Some("adamw".into()));
+        older.options = options.to_string();
+        let state = State { step: 0, adapter: vec![], moments: Moments::zeros(Optim::AdamW, 0), best: None };
+        let checkpoint = Checkpoint { file: "c".into(), identity: older, state };
+        now.check(&checkpoint).unwrap();
+        let other = run(&TrainOptions { optim: Optim::AdamW8bit, ..Default::default() });
+        let error = other.check(&checkpoint).unwrap_err().to_string();
+        assert!(error.contains("--optim: \"adamw_8bit\", the checkpoint's is \"adamw\""), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! The options of a training run: one table for the command line (flags), JSON (snake_case keys) and the page's form.
 
+use super::optimizer::Optim;
 use super::schedule::Schedule;
 use crate::adapter::lora::{Pattern, Start};
 use crate::adapter::{Kind, LoraConfig, Settings};
@@ -76,6 +77,8 @@ options! {
     schedule: Schedule = Schedule::Linear, [value_name = "KIND", value_enum, hide_possible_values = true];
     /// Steps over which the learning rate rises.
     warmup_steps: u64 = 0, [value_name = "N"];
+    /// How AdamW keeps its moments: adamw (8 bytes a trained number) or adamw_8bit (2 bytes, rounded by blocks of 256).
+    optim: Optim = Optim::AdamW, [value_name = "KIND", value_enum, hide_possible_values = true];
     /// Decoupled weight decay of AdamW.
     weight_decay: f32 = 0.0, [value_name = "N"];
     /// Gradients are scaled down to this global norm; 0 turns it off.
@@ -154,6 +157,7 @@ pub fn option_table() -> Vec<OptionRow> {
             "Kind" => ("choice", &Kind::NAMES),
             "Schedule" => ("choice", &Schedule::NAMES),
             "Activations" => ("choice", &Activations::NAMES),
+            "Optim" => ("choice", &Optim::NAMES),
             _ => ("integer", &[]),
         };
         let flag = format!("--{}", name.replace('_', "-"));
@@ -322,6 +326,7 @@ mod tests {
         }
         let row = |name: &str| serde_json::to_value(rows.iter().find(|r| r.name == name).unwrap()).unwrap();
         assert_eq!(rows.len(), command.get_arguments().count());
+        assert_eq!(row("optim")["choices"], serde_json::json!(["adamw", "adamw_8bit"]));
         assert_eq!(row("schedule")["choices"], serde_json::json!(["constant", "linear", "cosine"]));
         assert_eq!((&row("steps")["default"], &row("steps")["type"]), (&serde_json::Value::Null, &"integer".into()));
         assert_eq!((&row("rank")["default"], row("rank").get("choices")), (&8.into(), None));

@@ -1,5 +1,6 @@
 //! A run as it was planned: its sequences, its memory, and how many blocks keep their activations.
 
+use super::optimizer::Optimizer;
 use super::options::{Activations, TrainOptions};
 use super::shares::Deal;
 use crate::adapter::Adapter;
@@ -7,14 +8,10 @@ use crate::data::Batches;
 use crate::error::{Error, Result};
 use crate::model::decoder::LossSequences;
 use crate::model::{Base, Inputs, Patches};
-use crate::ops::adamw::{self, AdamW};
 use crate::ops::sum_squares;
 use crate::plan::memory::Memory;
 use crate::plan::{Buf, Elem, Plan, SequenceId};
 use serde::Serialize;
-
-pub(super) const BETA1: f32 = 0.9;
-pub(super) const BETA2: f32 = 0.999;
 
 /// Bytes of a run on its device, known before anything is allocated.
 #[derive(Clone, Debug, Serialize)]
@@ -41,8 +38,7 @@ pub(super) struct Parts {
     pub patches: Patches,
     pub sequences: LossSequences,
     pub update: SequenceId,
-    /// AdamW's first and second moment.
-    pub moments: [Buf; 2],
+    pub optimizer: Optimizer,
     /// Factors of the learning rate, where they differ.
     pub rates: Option<Buf>,
     /// Run once, before all others.
@@ -61,16 +57,14 @@ fn build(base: &Base, adapter: &Adapter, options: &TrainOptions, kept_blocks: us
     let io = Inputs::declare(&mut plan, spec, Deal::of(options).rows * t, t);
     let patches = adapter.declare(&mut plan, true);
     let sequences = base.decoder.loss_sequences(&mut plan, &io, Some(&patches), Some(options.keep(kept_blocks)));
-    let [m, v] = ["first moment", "second moment"].map(|label| plan.persistent(label, Elem::Float, adapter.len));
+    let optimizer = Optimizer::declare(&mut plan, options.optim, adapter.len);
     let clip = plan.persistent("clip factor", Elem::Float, 4);
     let rates = adapter.rates().map(|r| plan.persistent("learning rates", Elem::Float, r.len()));
     let update = plan.begin("update");
     sum_squares::norm_and_clip(&mut plan, adapter.len, options.max_grad_norm, patches.grads, io.control, io.ring, clip);
-    let adamw = AdamW { beta1: BETA1, beta2: BETA2, eps: 1e-8, weight_decay: options.weight_decay };
-    let state = adamw::State { params: patches.params, grads: patches.grads, m, v, len: adapter.len, rates };
-    adamw::step(&mut plan, adamw, io.control, clip, &state);
+    optimizer.step(&mut plan, options, io.control, clip, &patches, rates);
     let prologue = adapter.prologue(&mut plan, &patches, &base.decoder);
-    Parts { plan, io, patches, sequences, update, moments: [m, v], rates, prologue }
+    Parts { plan, io, patches, sequences, update, optimizer, rates, prologue }
 }
 
 /// Steps of a run over these batches.
@@ -92,7 +86,7 @@ fn plan_keeping(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     layout.extend(&parts.plan);
     let weights = base.plan.persistent_bytes();
     let activations = layout.slots.iter().map(|s| s.len as u64 * 4).sum();
-    let adapter = 4 * adapter.len as u64 * 4;
+    let adapter = parts.optimizer.bytes();
     let each = layout.bytes(&parts.plan) + base.device.step_bytes(&parts.plan);
     let other = each - weights - adapter - activations;
     let (helpers, total, blocks) = ((holders - 1) * each, holders * each, base.spec().layers);

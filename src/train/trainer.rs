@@ -5,8 +5,9 @@
 //! slots that is read a few times a second, so that steps shorter than that do not wait for one another's numbers.
 
 use super::evaluation::{Evaluation, ExampleLoss, batch_sums, example_losses, write_batch};
+use super::optimizer::{BETA1, BETA2, Moments, Optimizer};
 use super::options::TrainOptions;
-use super::planned::{BETA1, BETA2, MemoryPlan, Planned, plan, row_len, total_steps};
+use super::planned::{MemoryPlan, Planned, plan, row_len, total_steps};
 use super::shares::{Deal, Gathered, SUMS, Work};
 use crate::adapter::Adapter;
 use crate::clock::Instant;
@@ -16,7 +17,7 @@ use crate::model::decoder::LossSequences;
 use crate::model::{Base, Inputs, Patches};
 use crate::ops::control::{Control, REPORT, RING_SLOTS};
 use crate::ops::dropout::hash;
-use crate::plan::{Buf, SequenceId};
+use crate::plan::SequenceId;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -39,8 +40,7 @@ pub struct StepReport {
 pub struct State {
     pub step: u64,
     pub adapter: Vec<f32>,
-    pub m: Vec<f32>,
-    pub v: Vec<f32>,
+    pub moments: Moments,
     /// Best validation loss so far, its step, and the adapter then.
     pub best: Option<(f64, u64, Vec<f32>)>,
 }
@@ -77,8 +77,7 @@ pub struct Trainer {
     update: SequenceId,
     /// "train" of the blocks that were drawn, where not all are trained at the same time.
     drawn: BTreeMap<Vec<usize>, SequenceId>,
-    /// AdamW's first and second moment.
-    moments: [Buf; 2],
+    optimizer: Optimizer,
     batches: Batches,
     deal: Deal,
     /// Of the step to come.
@@ -129,6 +128,7 @@ impl Trainer {
         if let (Some(buf), Some(rates)) = (parts.rates, adapter.rates()) {
             base.device.write_floats(buf, 0, &rates);
         }
+        parts.optimizer.write_tables(&mut base.device);
         if let Some(prologue) = parts.prologue {
             base.device.run(&base.plan, prologue, 0)?;
         }
@@ -144,7 +144,7 @@ impl Trainer {
             sequences: parts.sequences,
             update: parts.update,
             drawn: BTreeMap::new(),
-            moments: parts.moments,
+            optimizer: parts.optimizer,
             batches,
             deal,
             gathered: Gathered::default(),
@@ -334,8 +334,7 @@ impl Trainer {
         let all = self.sequences.train.expect("a trainer trains");
         let Some(interval) = self.adapter.method.interval() else { return Ok(all) };
         if self.step.is_multiple_of(interval) {
-            let zeros = vec![0.0; self.adapter.len];
-            self.moments.iter().for_each(|moment| base.device.write_floats(*moment, 0, &zeros));
+            self.optimizer.clear(&mut base.device);
         }
         let layers = self.adapter.method.drawn(self.options.seed, self.step / interval);
         if let Some(sequence) = self.drawn.get(&layers) {
@@ -465,23 +464,19 @@ impl Trainer {
         for p in &self.pending {
             p.outcome(&ring)?;
         }
-        let [m, v] = self.moments;
         Ok(State {
             step: self.step,
             adapter: self.values(base).await?,
-            m: base.device.read(m, 0, self.adapter.len).await?,
-            v: base.device.read(v, 0, self.adapter.len).await?,
+            moments: self.optimizer.read(&mut base.device).await?,
             best: self.best.clone(),
         })
     }
 
     /// Goes on from a state of the same run. Batches, dropout and learning rates follow from the step's number.
     pub fn restore(&mut self, base: &mut Base, state: State) {
-        let buffers = [(self.patches.params, &state.adapter), (self.moments[0], &state.m), (self.moments[1], &state.v)];
-        for (buf, values) in buffers {
-            assert_eq!(values.len(), self.adapter.len, "a state of another adapter");
-            base.device.write_floats(buf, 0, values);
-        }
+        assert_eq!(state.adapter.len(), self.adapter.len, "a state of another adapter");
+        base.device.write_floats(self.patches.params, 0, &state.adapter);
+        self.optimizer.write(&mut base.device, &state.moments);
         (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
@@ -489,8 +484,8 @@ impl Trainer {
     /// a new run of the same shapes.
     pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: (u64, u64)) {
         let (warmup, steps) = steps;
-        let zeros = || vec![0.0; self.adapter.len];
-        let state = State { step: 0, adapter: initial.clone(), m: zeros(), v: zeros(), best: None };
+        let moments = Moments::zeros(self.options.optim, self.adapter.len);
+        let state = State { step: 0, adapter: initial.clone(), moments, best: None };
         self.restore(base, state);
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         (self.options.lr, self.options.steps, self.options.warmup_steps) = (Some(lr), Some(steps), warmup);

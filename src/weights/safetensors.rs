@@ -223,13 +223,47 @@ pub type Named = (String, Vec<u64>, Vec<f32>);
 
 /// The bytes of a file of f32 tensors, with `{"format": "pt"}` and `metadata` in its header.
 pub fn to_bytes(tensors: &[Named], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let shape = |shape: &[u64]| shape.iter().map(|&extent| extent as usize).collect();
+    let tensor = |(name, extents, values): &Named| Tensor { shape: shape(extents), ..Tensor::floats(name, values) };
+    write(&tensors.iter().map(tensor).collect::<Vec<_>>(), metadata)
+}
+
+/// A tensor as it lies in a file: floats, or words that are no weight.
+pub struct Tensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub fn floats(name: &str, values: &[f32]) -> Tensor {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor { name: name.into(), dtype: Dtype::F32, shape: vec![values.len()], bytes }
+    }
+
+    /// Rows of `cols` words.
+    pub fn words(name: &str, cols: usize, words: &[u32]) -> Tensor {
+        let bytes = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        Tensor { name: name.into(), dtype: Dtype::U32, shape: vec![words.len() / cols, cols], bytes }
+    }
+}
+
+/// The tensors of words in a file, by name: [`open`] passes over them.
+pub fn words(file: &[u8]) -> Result<BTreeMap<String, Vec<u32>>> {
+    let file = ::safetensors::SafeTensors::deserialize(file)
+        .map_err(|e| malformed("safetensors", "reading", e.to_string()))?;
+    let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+    let words = file.iter().filter(|(_, tensor)| tensor.dtype() == Dtype::U32);
+    Ok(words.map(|(name, tensor)| (name.into(), tensor.data().chunks_exact(4).map(word).collect())).collect())
+}
+
+/// The bytes of a file, as [`to_bytes`] makes it.
+pub fn write(tensors: &[Tensor], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
     let failed = |e: ::safetensors::SafeTensorError| malformed("safetensors", "writing", e.to_string());
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let mut views = Vec::new();
-    for ((name, shape, _), bytes) in tensors.iter().zip(&bytes) {
-        let shape = shape.iter().map(|&extent| extent as usize).collect();
-        views.push((name, TensorView::new(Dtype::F32, shape, bytes).map_err(failed)?));
+    for Tensor { name, dtype, shape, bytes } in tensors {
+        views.push((name, TensorView::new(*dtype, shape.clone(), bytes).map_err(failed)?));
     }
     let pairs = [("format", "pt")].iter().chain(metadata).map(|(k, v)| (k.to_string(), v.to_string()));
     let mut file = ::safetensors::serialize(views, Some(pairs.collect::<HashMap<_, _>>())).map_err(failed)?;

@@ -8,6 +8,7 @@ use crate::common::tolerance::{DIFFERENCES, EXACT, HALF, STEP, Tolerance};
 use luthier::cpu::{Cpu, Twin};
 use luthier::format::{WeightFormat, pack};
 use luthier::gpu::Gpu;
+use luthier::ops::adamw_8bit::BLOCK_WORDS;
 use luthier::ops::matmul::{Matrix, Shard};
 use luthier::plan::{Buf, Elem, Plan, Shader};
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ const POISON: u32 = 0x7fff_7fff;
 enum Data {
     Floats(Vec<f64>),
     Words(Vec<u32>),
+    /// Blocks of an optimizer's moments.
+    Blocks(Vec<u32>),
 }
 
 struct Tensor {
@@ -57,7 +60,7 @@ impl Suite {
     fn add(&mut self, label: &str, data: Data, output: bool) -> Buf {
         let (elem, len) = match &data {
             Data::Floats(v) => (Elem::Float, v.len()),
-            Data::Words(v) => (Elem::Word, v.len()),
+            Data::Words(v) | Data::Blocks(v) => (Elem::Word, v.len()),
         };
         let buf = self.plan.persistent(label, elem, len + GUARD);
         let tensor = Tensor { label: label.into(), buf, data, output };
@@ -88,6 +91,11 @@ impl Suite {
         self.add(label, Data::Floats(values.to_vec()), true)
     }
 
+    /// Words that hold something before and are written: its blocks of [`BLOCK_WORDS`].
+    pub fn blocks(&mut self, label: &str, words: &[u32]) -> Buf {
+        self.add(label, Data::Blocks(words.to_vec()), true)
+    }
+
     /// An output that is added to `old` where there is one, else overwritten.
     pub fn onto(&mut self, label: &str, len: usize, old: Option<&[f64]>) -> Buf {
         match old {
@@ -109,6 +117,14 @@ impl Suite {
         words.extend(pack(format, &floats));
         let buf = self.words("W", &words);
         Matrix { format, rows, cols, shards: vec![Shard { buf, row0: 0, rows, offset }] }
+    }
+
+    /// Outputs of the first case, by each executor there is: the reference, the CPU in f32, the GPU.
+    pub fn everywhere(&self) -> Vec<Vec<Vec<f64>>> {
+        [Some(self.reference()), Some(self.run_cpu::<f32>().swap_remove(0)), self.on_gpu()]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Outputs of the first case, by the reference.
@@ -182,7 +198,10 @@ impl Suite {
             let mut outputs = Vec::new();
             for t in &case.tensors {
                 let words = gpu.read(t.buf, 0, t.start().len()).await?;
-                outputs.extend(t.finish(&case.label, &words, |w| t.value(w)));
+                outputs.extend(match t.data {
+                    Data::Floats(_) => t.finish(&case.label, &words, |w| f32::from_bits(w) as f64),
+                    _ => t.finish_words(&case.label, &words),
+                });
             }
             all.push(outputs);
         }
@@ -203,8 +222,12 @@ impl Suite {
                     case.label,
                     tensor.label
                 );
-                let tolerance = if tensor.is_words() { EXACT } else { tolerance };
-                tolerance.check(&format!("{device}: {}: {}", case.label, tensor.label), got, want);
+                let what = format!("{device}: {}: {}", case.label, tensor.label);
+                match tensor.data {
+                    Data::Floats(_) => tolerance.check(&what, got, want),
+                    Data::Words(_) => EXACT.check(&what, got, want),
+                    Data::Blocks(_) => check_blocks(tolerance, &what, got, want),
+                }
             }
         }
     }
@@ -214,7 +237,7 @@ impl Case {
     fn run_cpu<F: Twin>(&self, cpu: &mut Cpu<F>, plan: &Plan, sequence: usize) -> Vec<Vec<f64>> {
         for t in &self.tensors {
             match &t.data {
-                Data::Words(_) => cpu.write_words(t.buf, 0, &t.start()),
+                Data::Words(_) | Data::Blocks(_) => cpu.write_words(t.buf, 0, &t.start()),
                 Data::Floats(v) => cpu.write_floats(
                     t.buf,
                     0,
@@ -223,9 +246,9 @@ impl Case {
             }
         }
         cpu.run(plan, sequence, u32::MAX);
-        let finish = |t: &Tensor| match t.data {
-            Data::Words(_) => t.finish(&self.label, cpu.read_words(t.buf, 0, t.start().len()), |w| t.value(w)),
-            Data::Floats(_) => t.finish(&self.label, cpu.read(t.buf, 0, t.start().len()), |x| x.to64()),
+        let finish = |t: &Tensor| match (&t.data, t.start().len()) {
+            (Data::Floats(_), len) => t.finish(&self.label, cpu.read(t.buf, 0, len), |x| x.to64()),
+            (_, len) => t.finish_words(&self.label, &cpu.read_words(t.buf, 0, len)),
         };
         self.tensors.iter().filter_map(finish).collect()
     }
@@ -236,29 +259,28 @@ impl Tensor {
         if self.output { SENTINEL } else { f64::NAN }
     }
 
-    fn is_words(&self) -> bool {
-        matches!(self.data, Data::Words(_))
-    }
-
-    /// What a word of the buffer is compared as.
-    fn value(&self, word: u32) -> f64 {
-        if self.is_words() { word as f64 } else { f32::from_bits(word) as f64 }
-    }
-
     /// Data and guards as the words a GPU gets.
     fn start(&self) -> Vec<u32> {
         let guard = (self.guard() as f32).to_bits();
         let data: Vec<u32> = match &self.data {
             Data::Floats(v) => v.iter().map(|x| (*x as f32).to_bits()).collect(),
-            Data::Words(v) => v.clone(),
+            Data::Words(v) | Data::Blocks(v) => v.clone(),
         };
         data.into_iter().chain([guard; GUARD]).collect()
+    }
+
+    /// The words as numbers, if they are an output; checks that guards and inputs are what they were.
+    fn finish_words(&self, case: &str, after: &[u32]) -> Option<Vec<f64>> {
+        let before = self.start();
+        let kept = if self.output { before.len() - GUARD } else { 0 };
+        assert_eq!(after[kept..], before[kept..], "{case}: {}: words from {kept} on must not be written", self.label);
+        self.output.then(|| after[..kept].iter().map(|word| *word as f64).collect())
     }
 
     /// The output's values; checks that guards and inputs are what they were.
     fn finish<T: Copy>(&self, case: &str, after: &[T], value: impl Fn(T) -> f64) -> Option<Vec<f64>> {
         let values: Vec<f64> = after.iter().map(|x| value(*x)).collect();
-        let before: Vec<f64> = self.start().iter().map(|w| self.value(*w)).collect();
+        let before: Vec<f64> = self.start().iter().map(|w| f32::from_bits(*w) as f64).collect();
         let kept = if self.output { before.len() - GUARD } else { 0 };
         for i in kept..before.len() {
             let same = values[i] as f32 == before[i] as f32 || (values[i].is_nan() && before[i].is_nan());
@@ -266,6 +288,27 @@ impl Tensor {
         }
         self.output.then(|| values[..kept].to_vec())
     }
+}
+
+/// Blocks of moments: their largest magnitudes by `tolerance`. Rounding moves what lies between two codes to either of
+/// them, which is one value in thousands.
+fn check_blocks(tolerance: Tolerance, what: &str, got: &[f64], want: &[f64]) {
+    let largest = |words: &[f64]| -> Vec<f64> {
+        words.iter().skip(BLOCK_WORDS - 1).step_by(BLOCK_WORDS).map(|w| f32::from_bits(*w as u32) as f64).collect()
+    };
+    tolerance.check(&format!("{what}, largest"), &largest(got), &largest(want));
+    let codes = |words: &[f64]| -> Vec<u8> {
+        words
+            .chunks_exact(BLOCK_WORDS)
+            .flat_map(|b| &b[..BLOCK_WORDS - 1])
+            .flat_map(|w| (*w as u32).to_le_bytes())
+            .collect()
+    };
+    let (got, want) = (codes(got), codes(want));
+    let far = got.iter().zip(&want).position(|(g, w)| g.abs_diff(*w) > 1);
+    assert!(far.is_none(), "{what}: code {far:?} is another");
+    let moved = got.iter().zip(&want).filter(|(g, w)| g != w).count();
+    assert!(moved <= got.len() / 2000, "{what}: {moved} of {} codes are others", got.len());
 }
 
 /// Numbers like a standard normal's, each one an f32.

@@ -6,9 +6,11 @@ import { facadePage } from "./support/browser.mjs";
 import { data, losses, recipe, train } from "./support/larder.mjs";
 import { browser, server, setUp } from "./support/setup.mjs";
 
-/** Dropout and shuffling, so that resuming has to restore more than the weights. */
-const options = { ...recipe.options, steps: 16, batch_size: 2, seq_len: 64, dropout: 0.1, val_fraction: 0.05, eval_every: 5 };
-const small = { ...options, steps: 8, eval_every: 0, val_fraction: 0 };
+/** Dropout, shuffling and moments of 8 bits, so that resuming has to restore more than the weights. */
+const options = {
+  ...recipe.options, steps: 16, batch_size: 2, seq_len: 64, dropout: 0.1, val_fraction: 0.05, eval_every: 5, optim: "adamw_8bit",
+};
+const small = { ...options, steps: 8, eval_every: 0, val_fraction: 0, optim: "adamw" };
 
 /** Goes before the worker's script: what happens to users only by accident, on demand. */
 const FAULTS = `

@@ -209,6 +209,7 @@ export type TrainOptions = Partial<{
   lr: number | null;
   schedule: "constant" | "linear" | "cosine";
   warmup_steps: number;
+  optim: "adamw" | "adamw_8bit";
   weight_decay: number;
   max_grad_norm: number;
   epochs: number;

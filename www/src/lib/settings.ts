@@ -15,7 +15,7 @@ export const GROUPS: { title: string; names: (keyof TrainOptions)[] }[] = [
       "prompt_tuning_init_text",
     ],
   },
-  { title: "Schedule", names: ["epochs", "schedule", "warmup_steps", "weight_decay", "max_grad_norm", "grad_accum"] },
+  { title: "Schedule", names: ["epochs", "schedule", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "grad_accum"] },
   { title: "Data", names: ["val_fraction", "no_shuffle", "no_packing", "seed"] },
   { title: "Memory and cores", names: ["memory_gib", "kept_blocks", "activations", "workers"] },
 ];
@@ -25,7 +25,7 @@ export const TITLES: Partial<Record<keyof TrainOptions, string>> = {
   method: "Method", rank_pattern: "Other ranks", alpha_pattern: "Other alphas", loraplus_lr_ratio: "LoRA+ ratio",
   num_virtual_tokens: "Virtual tokens", prompt_tuning_init: "Prompt begins as", prompt_tuning_init_text: "Its first words", last_k: "Blocks", lisa_blocks: "Blocks at a time",
   lisa_interval: "Steps a turn", init_lora_weights: "Factors begin as",
-  steps: "Steps", epochs: "Epochs", lr: "Learning rate", schedule: "Schedule", warmup_steps: "Warm-up", rank: "Rank", alpha: "Alpha",
+  steps: "Steps", epochs: "Epochs", lr: "Learning rate", schedule: "Schedule", warmup_steps: "Warm-up", optim: "Optimizer", rank: "Rank", alpha: "Alpha",
   dropout: "Dropout", rslora: "Rank-stabilised", target_modules: "Adapted parts", batch_size: "Batch", seq_len: "Row length",
   grad_accum: "Micro-batches", weight_decay: "Weight decay", max_grad_norm: "Gradient clip", seed: "Seed", no_shuffle: "Keep the order",
   no_packing: "No packing", eval_every: "Evaluate every", val_fraction: "Held out", kept_blocks: "Kept blocks", activations: "Kept as", memory_gib: "Memory, GiB",
@@ -85,7 +85,7 @@ export function whatToLower(memory: MemoryPlan, options: TrainOptions): string {
     const lower = "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks";
     return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or keep activations as bf16.` : `${lower}.`;
   }
-  if (adapter > weights) return "Choose a method that learns fewer numbers, or lower rank.";
+  if (adapter > weights) return "Choose a method that learns fewer numbers, lower rank, or let optim be adamw_8bit.";
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
 
