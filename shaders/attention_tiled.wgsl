@@ -1,39 +1,11 @@
 // Causal attention over packed documents, staged through workgroup memory: tiles of 32 rows against tiles of 32
 // (Dao 2023, FlashAttention-2), for GPUs where its barriers are cheap.
-//
-// forward:   o[n,h] = Σ_j p_nj·v[j,g],  p_nj = exp(s_nj − lse[n,h]),  s_nj = cap(scale·q[n,h]·k[j,g])
-// delta:     facts[n,h] = (lse[n,h], δ[n,h], first, end),  δ[n,h] = o[n,h]·do[n,h]
-// backward:  dq[n,h] = scale·Σ_j ds_nj·k[j,g],  ds_nj = p_nj·(do[n,h]·v[j,g] − δ[n,h])·cap'
-//            dv[j,g] = Σ_h Σ_n p_nj·do[n,h],  dk[j,g] = scale·Σ_h Σ_n ds_nj·q[n,h]
-// over the j that n sees: n's document up to n, and of that the nearest `window` rows
-//
-// cap(s) = cap·tanh(s/cap), or s where cap is 0; cap' is its slope
-// qkv, dqkv:[N, H + 2G, D], the heads of q, then of k, then of v (qk: the first two; v: the last)
-// o, do:[N,H,D]  lse:[N,H]  facts:[N,H]  D a multiple of 4
-// spans:[N] of (first row, one past the last row) of n's document; documents are runs of rows, so neither ever falls.
 // Dispatch: x over tiles of 32 rows; y over heads, in backward over heads for dq and then kv heads for dk and dv; z over
-// slabs of 128 columns of what is written, each of which computes the scores anew. delta: one invocation a (row, head),
-// in strides. HEAD_DIM_4 = D/4 is prepended.
+// slabs of 128 columns of what is written, each of which computes the scores anew.
 // Tiles that no row of a workgroup's sees are not visited; every output is overwritten.
 
-struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, cap: f32, window: u32, pad: u32 }
-@group(1) @binding(0) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read> qk: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> lse_out: array<f32>;
+#include attention
 
-@group(0) @binding(1) var<storage, read> o_in: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> do_in: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> lse: array<f32>;
-@group(0) @binding(4) var<storage, read_write> facts_out: array<vec4<f32>>;
-
-@group(0) @binding(0) var<storage, read> facts: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> d_o: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> dqkv: array<vec4<f32>>;
-
-const LOWEST: f32 = -1e30;
 const TILE: u32 = 32u;
 // Invocation (x, y) of 8 × 8 has the rows y + 8r of the workgroup's own tile against the rows x + 8s of the other one, and
 // the columns x + 8c (in fours) of what it adds up.
@@ -48,15 +20,6 @@ var<workgroup> other: array<vec4<f32>, 256>;
 var<workgroup> weights: array<vec4<f32>, 256>;
 
 fn place(row: u32, four: u32) -> u32 { return row * 8u + (four ^ (row & 7u)); }
-
-// Where a head's q, k and v begin.
-fn q_at(n: u32, h: u32) -> u32 { return (n * (p.heads + 2u * p.kv_heads) + h) * HEAD_DIM_4; }
-fn k_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.heads + g) * HEAD_DIM_4; }
-fn v_at(j: u32, g: u32) -> u32 { return (j * (p.heads + 2u * p.kv_heads) + p.heads + p.kv_heads + g) * HEAD_DIM_4; }
-
-// The first row that row n sees, and one past the last row that sees row j.
-fn first(n: u32) -> u32 { return max(spans[n].x, n + 1u - min(n + 1u, p.window)); }
-fn end(j: u32) -> u32 { return j + min(spans[j].y - j, p.window); }
 
 // Staging: an invocation carries four fours of 256, row by row. Rows and columns beyond the edge are zero.
 fn query(n: u32, h: u32, c: u32) -> vec4<f32> {
@@ -215,17 +178,6 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             let at = group.z * SLAB + c * 8u + x;
             if (at < HEAD_DIM_4) { o[row * HEAD_DIM_4 + at] = acc[c][r] / sum[r]; }
         }
-    }
-}
-
-@compute @workgroup_size(64)
-fn delta(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let d4 = p.d / 4u;
-    for (var i = id.x; i < p.n * p.heads; i += groups.x * 64u) {
-        var s = 0.0;
-        for (var c = 0u; c < d4; c += 1u) { s += dot(o_in[i * d4 + c], do_in[i * d4 + c]); }
-        let n = i / p.heads;
-        facts_out[i] = vec4<f32>(lse[i], s, f32(first(n)), f32(end(n)));
     }
 }
 

@@ -1,35 +1,14 @@
 // The gradients of the factors F:[rank, width] of low-rank terms, added into the flat buffer; 8 × 4 values an invocation.
-//
-// gradient:  grads[off + r·width + i] += scale·Σ_n t[n, t+r]·x[n, col+i]  for the factors `first` with t0 and x0, and for
-//            the factors `second` with t1 and x1
-//
-// t:[N,t_ld]  x:[N,x_ld]; x_ld, col and width are multiples of 4
 // Dispatch: x over blocks of 8 ranks, y over blocks of 4·WG columns (4 an invocation) of all factors, one after another.
 
-struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
-struct Params {
-    n: u32, t0_ld: u32, x0_ld: u32, t1_ld: u32, x1_ld: u32, pad0: u32, pad1: u32, pad2: u32,
-    first: array<Factor, 3>, second: array<Factor, 3>,
-}
-@group(1) @binding(0) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> t0: array<f32>;
-@group(0) @binding(1) var<storage, read> x0: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> t1: array<f32>;
-@group(0) @binding(3) var<storage, read> x1: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> grads: array<f32>;
+#include low_rank_gradient
 
 @compute @workgroup_size(WG)
 fn gradient(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    // The factor whose block this is: the 6 are counted through.
-    var block = group.y;
-    var f = p.first[0];
-    var k = 0u;
-    for (; k < 6u; k += 1u) {
-        if (k < 3u) { f = p.first[k]; } else { f = p.second[k - 3u]; }
-        let blocks = select((f.width + 4u * WG - 1u) / (4u * WG), 0u, f.rank == 0u);
-        if (block < blocks) { break; }
-        block -= blocks;
-    }
+    let found = find(group.y, 4u * WG);
+    let k = found.x;
+    let block = found.y;
+    let f = factor(k);
     let r0 = group.x * 8u;
     let w0 = (block * WG + id.x) * 4u;
     if (k == 6u || r0 >= f.rank || w0 >= f.width) { return; }

@@ -1,24 +1,8 @@
 // x projected by the factors F:[rank, width] of low-rank terms, staged through workgroup memory: 32 × 32 values of t a
 // workgroup, 2 × 2 an invocation, 16 columns of x at a time.
-//
-// project:  t[n, c] = Σ_F scale·Σ_i x[n, col+i]·F[c−t, i]  over the factors that have column c: t ≤ c < t + rank
-//
-// x:[N,ld]  t:[N,t_ld]  F at float `off` of flat; ld, col, width and off are multiples of 4
 // Dispatch: x over blocks of 32 rows, y over blocks of 32 columns of t.
-// The columns of factors are overwritten.
 
-struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
-struct Params { n: u32, ld: u32, t_ld: u32, pad: u32, factors: array<Factor, 3> }
-@group(1) @binding(0) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> flat: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> t: array<f32>;
-
-// The factor of column c of t: 0 where it is not this one's.
-fn share(f: Factor, c: u32) -> f32 { return select(0.0, f.scale, c >= f.t && c < f.t + f.rank); }
-
-// Where the row of the factor for column c begins; beyond the edge its last or first, whose share is 0.
-fn row(f: Factor, c: u32) -> u32 { return (f.off + min(max(c, f.t) - f.t, f.rank - 1u) * f.width) / 4u; }
+#include low_rank_project
 
 const TILE: u32 = 32u;
 const K4: u32 = 4u; // vec4s of a row that are staged

@@ -1,31 +1,12 @@
 // Products with a frozen matrix W:[O,I], barrier-free: each invocation computes TALL × WIDE outputs in registers.
-//
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
-// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
-//
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
-// I, ld, every col and width and (in backward) O are multiples of 4.
 // Dispatch: x over blocks of TALL rows, y over blocks of WIDE outputs. WG_X × WG_Y and load_w are prepended.
-// flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 //
 // With LANES > 1 that many invocations, a subgroup, share their outputs and differ in their rows: each loads one part of
 // W and hands it to the others. Software drivers load lane by lane, so that what all lanes need costs most.
 
-struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
-struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
-    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
-}
-@group(1) @binding(0) var<uniform> p: Params;
+#include matmul
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
-@group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> res: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
+const STRIDE: u32 = 1u; // from four outputs to the next of an invocation, in fours
 
 // The block of rows and of outputs of an invocation. Software drivers run x in vector lanes and y in a loop, so the
 // workgroup is a line, folded here.
@@ -79,28 +60,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     c{m}_{j} *= p.scale;
 #end
 #end
-    // The low-rank terms, all outputs of an invocation at a time.
-    for (var k = 0u; k < 3u; k += 1u) {
-        let f = p.factors[k];
-        let first = p.col + col0;
-        if (first + WIDE <= f.col || first >= f.col + f.width) { continue; }
-#for j in WIDE by 4
-        let in{j} = first + {j}u >= f.col && first + {j}u < f.col + f.width;
-        let scale{j} = select(0.0, f.scale, in{j});
-        let at{j} = f.off + select(0u, first + {j}u - f.col, in{j});
-#end
-        for (var r = 0u; r < f.rank; r += 1u) {
-#for j in WIDE by 4
-            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u];
-#end
-#for m in TALL
-            let t{m} = t[n{m} * p.t_ld + f.t + r];
-#for j in WIDE by 4
-            c{m}_{j} += t{m} * f{j};
-#end
-#end
-        }
-    }
+    let first = p.col + col0;
+#include low_rank_term
     var c = array<vec4<f32>, TALL * WIDE / 4>(
 #for m in TALL
 #for j in WIDE by 4
@@ -166,27 +127,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 #end
 #end
     }
-    for (var k = 0u; k < 3u; k += 1u) {
-        let f = p.factors[k];
-        let first = col0;
-        if (first + WIDE <= f.col || first >= f.col + f.width) { continue; }
-#for j in WIDE by 4
-        let in{j} = first + {j}u >= f.col && first + {j}u < f.col + f.width;
-        let scale{j} = select(0.0, f.scale, in{j});
-        let at{j} = f.off + select(0u, first + {j}u - f.col, in{j});
-#end
-        for (var r = 0u; r < f.rank; r += 1u) {
-#for j in WIDE by 4
-            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u];
-#end
-#for m in TALL
-            let t{m} = t[n{m} * p.t_ld + f.t + r];
-#for j in WIDE by 4
-            c{m}_{j} += t{m} * f{j};
-#end
-#end
-        }
-    }
+    let first = col0;
+#include low_rank_term
     var c = array<vec4<f32>, TALL * WIDE / 4>(
 #for m in TALL
 #for j in WIDE by 4

@@ -1,27 +1,8 @@
 // Products with a frozen matrix W:[O,I] that have few outputs and a long inner index: 64 invocations share TALL × WIDE
 // outputs, each taking every 64th vector of the inner index, and add up what they have in a fixed order.
-//
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
-// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y, for each factor F:[rank, width] that has the column
-//
-// x:[N,I]  y, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
-// I is a multiple of 4, as are every col and width.
 // Dispatch: x over blocks of TALL rows, y over blocks of WIDE outputs. load_w is prepended.
-// flags: 1 adds bias, 2 adds res, 4 adds to what y holds; else it is overwritten.
 
-struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
-struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
-    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
-}
-@group(1) @binding(0) var<uniform> p: Params;
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> res: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+#include matmul
 
 const LENGTH: u32 = 64u;
 var<workgroup> sums: array<vec4<f32>, LENGTH * TALL * WIDE / 4u>; // [TALL · WIDE / 4][LENGTH]

@@ -1,14 +1,6 @@
 // Products with a frozen matrix W:[O,I], staged through workgroup memory: TY·TALL × TX·WIDE outputs a workgroup of
 // TX × TY invocations, TALL × WIDE an invocation in registers, 16 of the inner index at a time.
-//
-// forward:   y[n, col+o] = scale·Σ_i x[n,i]·W[o,i] + low + bias[bias_off+o] + res[n, col+o] (+ y)
-// backward:  dx[n, i]    = Σ_o dy[n, col+o]·W[o,i] + low (+ dx)
-// low:       s·Σ_r t[n, t+r]·F[r, c−col] at column c of y or dx, for each factor F:[rank, width] that has the column
-//
-// x, dx:[N,I]  y, dy, res:[N,ld]  t:[N,t_ld]  F at float `off` of flat
-// I, ld, every col and width and (in backward) O are multiples of 4.
 // Dispatch: x over tiles of rows, y over tiles of outputs. load_w is prepended.
-// flags: 1 adds bias, 2 adds res, 4 adds to what y (dx) holds; else it is overwritten.
 //
 // TX and TY are multiples of 8, TALL, WIDE and the staged vectors an invocation (TALL·4 / TX, WIDE·4 / TY) whole.
 // Rows and columns beyond the edge repeat the last one; their results are not stored. Beyond the end of the inner index
@@ -17,23 +9,11 @@
 // HALF stages both operands as f16, which keeps 11 bits of each and no more than 65504, in half the workgroup memory; sums
 // and whatever is added to them stay f32.
 
-struct Factor { off: u32, rank: u32, t: u32, col: u32, width: u32, scale: f32, pad0: u32, pad1: u32 }
-struct Params {
-    n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
-    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
-}
-@group(1) @binding(0) var<uniform> p: Params;
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>; // x forward, dy backward
-@group(0) @binding(2) var<storage, read> t: array<f32>;
-@group(0) @binding(3) var<storage, read> flat: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read> res: array<f32>;
-@group(0) @binding(6) var<storage, read_write> y: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
+#include matmul
 
 const K: u32 = 16u;
 const THREADS: u32 = TX * TY;
+const STRIDE: u32 = TX; // from four outputs to the next of an invocation, in fours
 const W4: u32 = WIDE * TX / 4u;
 #if HALF
 alias Staged = vec4<f16>;
@@ -199,26 +179,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 #for m in TALL
     let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
 #end
-    for (var k = 0u; k < 3u; k += 1u) {
-        let f = p.factors[k];
-        let first = col0 + 4u * tx;
-#for j in WIDE by 4
-        let in{j} = first + {j}u * TX >= f.col && first + {j}u * TX < f.col + f.width;
-        let scale{j} = select(0.0, f.scale, in{j});
-        let at{j} = f.off + select(0u, first + {j}u * TX - f.col, in{j});
-#end
-        for (var r = 0u; r < f.rank; r += 1u) {
-#for j in WIDE by 4
-            let f{j} = scale{j} * flat[(at{j} + r * f.width) / 4u];
-#end
-#for m in TALL
-            let t{m} = t[n{m} * p.t_ld + f.t + r];
-#for j in WIDE by 4
-            c{m}_{j} += t{m} * f{j};
-#end
-#end
-        }
-    }
+    let first = col0 + 4u * tx;
+#include low_rank_term
     var c = array<vec4<f32>, TALL * WIDE / 4>(
 #for m in TALL
 #for j in WIDE by 4

@@ -188,8 +188,29 @@ fn every_shader_has_an_op_a_test_and_a_bench_row() {
             assert!(file.is_file(), "{} is missing", file.display());
         }
         assert!(benches.contains(&format!("{}::", kernel.name)), "{} has no row in benches/kernels.rs", kernel.name);
-        let header = source.split("struct Params").next().unwrap();
+        let header = source.split("@compute").next().unwrap();
         assert!(header.starts_with("//") && header.contains("Dispatch:"), "{}: no contract", path.display());
+    }
+}
+
+/// A part is for several shaders; what one has to itself stands in it.
+#[test]
+fn parts_are_shared() {
+    let shaders = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let parts = shaders.join("parts");
+    let files = |folder: &Path| -> Vec<_> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_file()).collect()
+    };
+    let includes = |path: &Path, name: &str| -> usize {
+        let source = std::fs::read_to_string(path).unwrap();
+        source.lines().filter(|line| line.strip_prefix("#include ") == Some(name)).count()
+    };
+    for part in files(&parts) {
+        let name = part.file_stem().unwrap().to_str().unwrap();
+        let users = [files(&shaders), files(&parts)].concat();
+        let times: usize = users.iter().map(|path| includes(path, name)).sum();
+        assert!(times > 1, "{} is included {times} times", part.display());
     }
 }
 

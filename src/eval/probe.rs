@@ -13,6 +13,14 @@ use serde::Serialize;
 /// Losses of the held-out items: (summed, tokens).
 pub type Losses = Vec<(f64, f64)>;
 
+/// Which held-out answers are exactly right: by the tuned model, by the control, and by the answer that is given most often.
+#[derive(Clone, Debug)]
+pub struct Right {
+    pub tuned: Vec<bool>,
+    pub control: Vec<bool>,
+    pub constant: Vec<bool>,
+}
+
 /// What the probe's runs gave.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -23,6 +31,8 @@ pub struct Seen {
     /// The run on the largest part, and the control of that size, each at its best moment.
     pub tuned: Losses,
     pub control: Losses,
+    /// None of texts, which answer nothing.
+    pub right: Option<Right>,
     /// Mean held-out loss of the run on the largest part as it went on: (step, loss).
     pub moments: Vec<(u64, f64)>,
     /// Where a full pass over the data ends, in steps.
@@ -53,6 +63,9 @@ pub struct Verdict {
     pub learned: Estimate,
     /// How much of the base's loss, in percent.
     pub gained: Estimate,
+    /// How many more of the held-out answers the tuned model has exactly right than the control or a constant answer,
+    /// whichever has more, in points of percent; None of texts.
+    pub more_right: Option<Estimate>,
     /// (examples, held-out loss, percent of the answers exactly right) at the end of the runs.
     pub curve: Vec<(usize, f64, f64)>,
     pub law: [f64; 3],
@@ -72,7 +85,7 @@ pub struct Verdict {
 const MATTERS: f64 = 3.0;
 /// A law never promises less than nothing, so that a gain that is as good as certain is at least so much.
 const SURELY: f64 = 1.0;
-/// A gain that anyone would notice.
+/// A gain that anyone would notice, in percent of the loss or in points of exact answers.
 const CLEAR: f64 = 15.0;
 
 /// Percent of `theirs` that `ours` is without, over the same items.
@@ -85,13 +98,24 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
-/// How far apart runs on as much data as the largest are, as a share of the loss: 95 % of one run's chance, by Student's
-/// t, from the pairs of runs on parts of one size. 0 where there are none.
-fn chance(parts: &[Point], largest: usize) -> f64 {
+/// Points of percent by which `ours` has more right than the better of the others, over the same items.
+fn more_right(right: &Right, seed: u64) -> Estimate {
+    let count = |hits: &[bool]| hits.iter().filter(|hit| **hit).count();
+    let others = if count(&right.control) > count(&right.constant) { &right.control } else { &right.constant };
+    let counts =
+        |hits: &[bool]| -> Vec<Counts> { hits.iter().map(|hit| vec![(0, *hit as u8 as f64), (1, 1.0)]).collect() };
+    let figure = [Figure { name: "exact", rule: Rule::Share(0, 1) }];
+    let [ours, theirs] = [&right.tuned, others].map(|hits| score::measure(&figure, 2, &counts(hits), seed).remove(0));
+    score::difference(&ours, &theirs)
+}
+
+/// How far apart runs on as much data as the largest are: 95 % of one run's chance, by Student's t, from the pairs of runs
+/// on parts of one size, as `apart` tells it. 0 where there are none.
+fn chance(parts: &[Point], largest: usize, apart: impl Fn(&Point, &Point) -> f64) -> f64 {
     const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
     let twin = |(i, p): (usize, &Point)| {
         let other = parts[..i].iter().find(|q| q.size == p.size)?;
-        Some(weight(p.size as f64, largest as f64) * (p.loss() / other.loss()).ln().powi(2) / 2.0)
+        Some(weight(p.size as f64, largest as f64) * apart(p, other).powi(2) / 2.0)
     };
     let apart: Vec<f64> = parts.iter().enumerate().filter_map(twin).collect();
     let variance = apart.iter().sum::<f64>() / apart.len().max(1) as f64;
@@ -107,15 +131,20 @@ fn widened(e: Estimate, chance: f64) -> Estimate {
 pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     let all = |losses: &Losses| mean(losses, 0..losses.len());
     let full = seen.parts.iter().max_by_key(|p| p.size).expect("a run on all data");
-    let chance = 100.0 * chance(&seen.parts, full.size) * all(&seen.tuned);
+    let of_loss = 100.0 * chance(&seen.parts, full.size, |p, q| (p.loss() / q.loss()).ln()) * all(&seen.tuned);
+    let of_right = 100.0 * chance(&seen.parts, full.size, |p, q| p.exact - q.exact);
     // Two runs are compared with each other, one run with none.
-    let learned = widened(saved(&seen.tuned, &seen.control, seed), chance * 2f64.sqrt() / all(&seen.control));
-    let gained = widened(saved(&seen.tuned, &seen.base, seed), chance / all(&seen.base));
+    let learned = widened(saved(&seen.tuned, &seen.control, seed), of_loss * 2f64.sqrt() / all(&seen.control));
+    let gained = widened(saved(&seen.tuned, &seen.base, seed), of_loss / all(&seen.base));
+    let right = seen.right.as_ref().map(|right| widened(more_right(right, seed), of_right * 2f64.sqrt()));
     let sizes: Vec<(f64, f64)> = seen.parts.iter().map(|p| (p.size as f64, p.loss())).collect();
     let (curve, n) = (Curve::new(&sizes, seed), seen.full_size as f64);
     let (Law { a, b, c }, twice) = (curve.best, curve.gain(n, 2.0));
-    let potential = match (learned, gained) {
-        (l, g) if l.low <= 0.0 || l.value < MATTERS || g.low <= 0.0 || g.value < MATTERS => Potential::None,
+    let shown = |e: &Estimate| e.low > 0.0 && e.value >= MATTERS;
+    // A few answers that the model is surely wrong about can hide in the loss what it has right.
+    let best = right.filter(|right| shown(right) && !(shown(&learned) && learned.value >= CLEAR)).unwrap_or(learned);
+    let potential = match (best, gained) {
+        (l, g) if !shown(&l) || !shown(&g) => Potential::None,
         (l, g) if l.value >= CLEAR && g.value >= CLEAR => Potential::Clear,
         _ => Potential::Some,
     };
@@ -126,6 +155,7 @@ pub fn judge(seen: &Seen, seed: u64) -> Verdict {
         control: all(&seen.control),
         learned,
         gained,
+        more_right: right,
         curve: seen.parts.iter().map(|p| (p.size, p.loss(), 100.0 * p.exact)).collect(),
         law: [a, b, c],
         foreseen: seen.in_small.then(|| foresee(&seen.parts, &curve, n, seen.answers)),
@@ -155,17 +185,18 @@ fn turning_point(moments: &[(u64, f64)]) -> Option<u64> {
 fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
     let held = seen.base.len();
     let range = |e: &Estimate| format!("{:.0} % (95 %: {:.0} to {:.0})", e.value, e.low, e.high);
+    let learnable = if v.potential == Potential::Clear { "Learnable" } else { "Learnable in part" };
     let mut words = Vec::new();
     words.push(match v.potential {
-        Potential::Clear => format!(
-            "Learnable: on {held} held-out items the tuned model is without {} of the loss that the form of the answers \
+        Potential::Clear | Potential::Some if v.learned.low > 0.0 && v.learned.value >= MATTERS => format!(
+            "{learnable}: on {held} held-out items the tuned model is without {} of the loss that the form of the answers \
              alone would leave.",
             range(&v.learned)
         ),
-        Potential::Some => format!(
-            "Learnable in part: on {held} held-out items the tuned model is without {} of the loss that the form of the \
-             answers alone would leave.",
-            range(&v.learned)
+        Potential::Clear | Potential::Some => format!(
+            "{learnable}: of {held} held-out answers the tuned model has more exactly right than the form of the answers \
+             alone would give, by {} of them; the loss does not show it yet.",
+            range(&v.more_right.expect("shown by it"))
         ),
         Potential::None if v.learned.low > 0.0 && v.learned.value >= MATTERS => format!(
             "No potential shown: the untuned model does as well on the {held} held-out items; tuning saves {} of its loss.",
@@ -231,6 +262,7 @@ mod tests {
             parts: [(200, 1.0), (25, 1.0), (50, 1.0), (100, 1.0)].into_iter().chain(twins).map(part).collect(),
             tuned: losses(tuned, 1),
             control: losses(control, 1),
+            right: None,
             moments: vec![(10, 2.0), (20, 1.5), (40, 1.49)],
             steps_an_epoch: 10.0,
             full_size: 800,
@@ -251,6 +283,16 @@ mod tests {
         let further = |p: &mut Point| p.losses.iter_mut().for_each(|(loss, _)| *loss *= 1.1);
         scattered.parts[4..].iter_mut().for_each(further);
         assert_eq!(judge(&scattered, 0).potential, Potential::None);
+        // Answers that are right where the control's are wrong count, whatever the loss says.
+        let hits = |share: usize| (0..80).map(|i| i * 7 % 80 < share).collect::<Vec<bool>>();
+        let mut right = seen(2.0, 2.0, 3.0);
+        right.right = Some(Right { tuned: hits(60), control: hits(20), constant: hits(36) });
+        let verdict = judge(&right, 0);
+        assert_eq!(verdict.potential, Potential::Clear, "{verdict:?}");
+        assert_eq!(verdict.more_right.unwrap().value, 30.0, "against the better of the two");
+        assert!(verdict.words[0].starts_with("Learnable: of 80 held-out answers"), "{}", verdict.words[0]);
+        right.right = Some(Right { tuned: hits(38), control: hits(20), constant: hits(36) });
+        assert_eq!(judge(&right, 0).potential, Potential::None);
         let mut late = seen(1.0, 2.0, 3.0);
         late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];
         assert_eq!(judge(&late, 0).stop_at, Some(20));

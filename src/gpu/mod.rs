@@ -12,6 +12,7 @@ mod subgroups;
 mod tune;
 
 pub use adapters::{AdapterFacts, list, open};
+use shader::mentions;
 pub use shader::{assemble, defaults};
 
 use crate::clock::{Instant, Profile};
@@ -462,7 +463,7 @@ fn groups(step: &Step, shader: &Shader) -> [u32; 3] {
     let grow = if shader.style == Style::Direct { workgroup(step, shader) } else { [1, 1] };
     let tile = [shader.tile[0] * grow[0], shader.tile[1] * grow[1], shader.tile[2]];
     let groups: [u32; 3] = std::array::from_fn(|d| step.grid[d].div_ceil(tile[d]).max(1));
-    let strides = shader.source.contains("num_workgroups") && groups[1..] == [1, 1];
+    let strides = mentions(shader, "num_workgroups") && groups[1..] == [1, 1];
     assert!(strides || groups.iter().all(|g| *g <= MAX_GROUPS), "{:?} {}: {groups:?} groups", step.kernel, step.label);
     groups.map(|g| g.min(MAX_GROUPS))
 }

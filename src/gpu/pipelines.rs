@@ -3,7 +3,7 @@
 //!
 //! What goes wrong ahead of time is forgotten: the pipeline is made again where it is wanted, and there the error counts.
 
-use super::shader::assemble;
+use super::shader::{assemble, mentions};
 use super::{entry, workgroup};
 use crate::format::WeightFormat;
 use crate::plan::{Access, Kernel, Shader, Step};
@@ -22,7 +22,7 @@ pub(super) struct Recipe {
 
 impl Recipe {
     pub fn new(step: &Step, shader: &'static Shader) -> Recipe {
-        let workgroup = if shader.source.contains("WG_X") { workgroup(step, shader) } else { [1, 1] };
+        let workgroup = if mentions(shader, "WG_X") { workgroup(step, shader) } else { [1, 1] };
         Recipe { kernel: step.kernel, shader, format: step.format, consts: step.consts.clone(), workgroup }
     }
 

@@ -8,6 +8,7 @@
 //! #for m in TALL          repeats what follows for m = 0 .. TALL, with {m} replaced; `by N` steps by more
 //! #if NAME                keeps what follows where the constant is not 0
 //! #end
+//! #include NAME           puts in shaders/parts/NAME.wgsl, which shaders of one contract share
 //! ```
 //!
 //! `{m+j}` is the sum. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
@@ -30,6 +31,33 @@ fn load_w(format: WeightFormat) -> &'static str {
     }
 }
 
+fn part(name: &str) -> &'static str {
+    match name {
+        "attention" => include_str!("../../shaders/parts/attention.wgsl"),
+        "factor" => include_str!("../../shaders/parts/factor.wgsl"),
+        "low_rank_gradient" => include_str!("../../shaders/parts/low_rank_gradient.wgsl"),
+        "low_rank_project" => include_str!("../../shaders/parts/low_rank_project.wgsl"),
+        "low_rank_term" => include_str!("../../shaders/parts/low_rank_term.wgsl"),
+        "matmul" => include_str!("../../shaders/parts/matmul.wgsl"),
+        "rmsnorm" => include_str!("../../shaders/parts/rmsnorm.wgsl"),
+        _ => panic!("no part {name}"),
+    }
+}
+
+/// The lines of a file, with its parts.
+fn lines(source: &'static str) -> Vec<&'static str> {
+    let with_parts = |line: &'static str| match line.strip_prefix("#include ") {
+        Some(name) => lines(part(name)),
+        None => vec![line],
+    };
+    source.lines().flat_map(with_parts).collect()
+}
+
+/// Whether the word stands in a shader's file or in its parts.
+pub fn mentions(shader: &Shader, word: &str) -> bool {
+    lines(shader.source).iter().any(|line| line.contains(word))
+}
+
 /// `consts` are the step's own, beside the shader's.
 pub fn assemble(
     shader: &Shader,
@@ -44,7 +72,7 @@ pub fn assemble(
     source += if cfg!(target_arch = "wasm32") && lanes > 1 { "enable subgroups;\n" } else { "" };
     source += PRELUDE;
     let mut known: Vec<_> = consts.iter().chain(shader.consts).copied().collect();
-    if shader.source.contains("WG_X") {
+    if mentions(shader, "WG_X") {
         known.extend([("WG_X", workgroup[0]), ("WG_Y", workgroup[1])]);
     }
     for (name, value) in &known {
@@ -55,8 +83,7 @@ pub fn assemble(
     }
     known.extend([("SHARED", (lanes > 1) as u32), ("SINGLE", (lanes <= 1) as u32)]);
     known.extend([("HALF", half), ("WHOLE", (half == 0) as u32)]);
-    let lines: Vec<&str> = shader.source.lines().collect();
-    unroll(&lines, &known, &mut Vec::new(), &mut source);
+    unroll(&lines(shader.source), &known, &mut Vec::new(), &mut source);
     source
 }
 
@@ -121,7 +148,7 @@ fn substitute(line: &str, vars: &[(&str, u32)]) -> String {
 
 /// Format and constants that make any shader of the tree complete, for the static tests.
 pub fn defaults(shader: &Shader) -> (Option<WeightFormat>, Vec<(&'static str, u32)>) {
-    let format = shader.source.contains("load_w").then_some(WeightFormat::BF16);
-    let consts = if shader.source.contains("HEAD_DIM_4") { vec![("HEAD_DIM_4", 16), ("PER", 2)] } else { vec![] };
+    let format = mentions(shader, "load_w").then_some(WeightFormat::BF16);
+    let consts = if mentions(shader, "HEAD_DIM_4") { vec![("HEAD_DIM_4", 16), ("PER", 2)] } else { vec![] };
     (format, consts)
 }

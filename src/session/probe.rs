@@ -3,14 +3,15 @@
 use super::{Session, Summary};
 use crate::adapter::Kind;
 use crate::clock::Instant;
-use crate::data::{Batches, Dataset, PackOptions, Record, Records};
+use crate::data::{Batches, Dataset, Example, PackOptions, Record, Records};
 use crate::error::{Error, Result};
 use crate::eval::findings::{self, Finding};
-use crate::eval::probe::{self, Losses, Seen, Verdict};
+use crate::eval::probe::{self, Losses, Right, Seen, Verdict};
 use crate::eval::{Item, curve, curve::Point, near, with_answer};
 use crate::num::uniform;
 use crate::train::{ExampleLoss, TrainOptions};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
@@ -101,16 +102,22 @@ struct Ran {
     moments: Vec<(u64, f64)>,
 }
 
-/// The held-out items at some moment: their losses, and the share whose answers are exactly right.
+/// The held-out items at some moment: their losses, and whose answers are exactly right.
 #[derive(Clone, Default)]
 struct Held {
     losses: Losses,
-    exact: f64,
+    right: Vec<bool>,
 }
 
 impl Held {
     fn mean(&self) -> f64 {
         curve::mean(&self.losses, 0..self.losses.len())
+    }
+
+    /// At the end of a run on so many examples.
+    fn point(self, size: usize) -> Point {
+        let exact = self.right.iter().filter(|right| **right).count() as f64 / self.right.len().max(1) as f64;
+        Point { size, losses: self.losses, exact }
     }
 }
 
@@ -184,13 +191,12 @@ impl Session {
     fn encoding_findings(&self, records: &Records, seq_len: usize) -> Result<Vec<Finding>> {
         let data = self.encode(records, seq_len)?;
         let stops = self.tokenizer.eos_ids();
-        let ends = |e: &crate::data::Example| {
+        let ends = |e: &Example| {
             let last = e.supervised.iter().rposition(|learned| *learned);
             last.is_none_or(|last| stops.contains(&e.ids[last]))
         };
-        let lines = |of: &dyn Fn(&crate::data::Example) -> bool| {
-            data.examples.iter().filter(|e| of(e)).map(|e| e.line).collect::<Vec<_>>()
-        };
+        let lines =
+            |of: &dyn Fn(&Example) -> bool| data.examples.iter().filter(|e| of(e)).map(|e| e.line).collect::<Vec<_>>();
         let text = records.records.iter().all(|(_, r)| matches!(r, Record::Text { .. }));
         Ok(findings::encoding(
             lines(&|e| e.full_supervised == 0),
@@ -409,8 +415,8 @@ impl<'a> Bench<'a> {
         let items = trainer.example_losses(base, &self.held_batches, self.held.examples.len()).await?;
         self.measuring = (clock.elapsed_ms() / 1e3).max(1e-4);
         let items = || items.iter().filter(|l| l.tokens > 0);
-        let exact = items().filter(|l| l.hits == l.tokens).count() as f64 / items().count().max(1) as f64;
-        Ok(Held { losses: items().map(|l| (l.loss, l.tokens as f64)).collect(), exact })
+        let losses = items().map(|l| (l.loss, l.tokens as f64)).collect();
+        Ok(Held { losses, right: items().map(|l| l.hits == l.tokens).collect() })
     }
 
     /// A short run on some data, looked at so many times, at moments that are the same for all runs of its length.
@@ -459,7 +465,7 @@ impl<'a> Bench<'a> {
         let train_losses = self.train_losses(&largest).await?;
         say("control", 1, total);
         let mixed = self.control(control, &orders[0][..size.examples], size.steps).await?;
-        let mut parts = vec![Point { size: size.examples, losses: main.last.losses, exact: main.last.exact }];
+        let mut parts = vec![main.last.point(size.examples)];
         for (done, (share, drawing)) in PARTS.into_iter().enumerate() {
             let (examples, steps) = (size.examples / share, (size.steps / share as u64).max(1));
             let cost = steps as f64 * self.step + self.measuring;
@@ -469,26 +475,32 @@ impl<'a> Bench<'a> {
             say(&format!("tuning on {examples} of {}", all.examples.len()), 2 + done as u64, total);
             // A part may have nothing to learn.
             let part = all.subset(&orders[drawing as usize][..examples]);
-            if let Ok(Ran { last: Held { losses, exact }, .. }) = self.run(&part, steps, &[1.0]).await {
-                parts.push(Point { size: examples, losses, exact });
+            if let Ok(Ran { last, .. }) = self.run(&part, steps, &[1.0]).await {
+                parts.push(last.point(examples));
             }
         }
         let steps_an_epoch = Batches::new(&largest, packing(&self.options))?.batches_per_epoch() as f64;
         let answers = control.records.iter().any(|(_, r)| !matches!(r, Record::Text { .. }));
-        let (tuned, moments, in_small) = (main.best.losses, main.moments, size.in_small && parts.len() >= 3);
+        let (moments, in_small) = (main.moments, size.in_small && parts.len() >= 3);
+        let right = answers.then(|| Right {
+            tuned: main.best.right,
+            control: mixed.right,
+            constant: constant_answer(&largest, &self.held),
+        });
+        let (tuned, control) = (main.best.losses, mixed.losses);
         Ok((
-            Seen { base, parts, tuned, control: mixed, moments, steps_an_epoch, full_size, in_small, answers },
+            Seen { base, parts, tuned, control, right, moments, steps_an_epoch, full_size, in_small, answers },
             train_losses,
         ))
     }
 
     /// The run on the control's records of the same places.
-    async fn control(&mut self, records: &Records, keep: &[usize], steps: u64) -> Result<Losses> {
+    async fn control(&mut self, records: &Records, keep: &[usize], steps: u64) -> Result<Held> {
         let before = self.session.virtual_ids();
         let text_len = self.options.seq_len - before.len();
         let data = self.session.encode(records, text_len)?.prefixed(&before);
         let keep: Vec<usize> = keep.iter().copied().filter(|i| *i < data.examples.len()).collect();
-        Ok(self.run(&data.subset(&keep), steps, &MOMENTS).await?.best.losses)
+        Ok(self.run(&data.subset(&keep), steps, &MOMENTS).await?.best)
     }
 
     async fn train_losses(&mut self, data: &Dataset) -> Result<Vec<(u64, f64)>> {
@@ -498,6 +510,19 @@ impl<'a> Bench<'a> {
         let of = data.examples.iter().zip(&losses).filter(|(_, l)| l.tokens > 0);
         Ok(of.map(|(e, l): (_, &ExampleLoss)| (e.line, l.mean())).collect())
     }
+}
+
+/// Which of the held-out answers are the one that `train` has most often.
+fn constant_answer(train: &Dataset, held: &Dataset) -> Vec<bool> {
+    let answer = |e: &Example| -> Vec<u32> {
+        e.ids.iter().zip(&e.supervised).filter(|(_, learned)| **learned).map(|(id, _)| *id).collect()
+    };
+    let mut times: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
+    for example in train.examples.iter() {
+        *times.entry(answer(example)).or_default() += 1;
+    }
+    let common = times.into_iter().max_by_key(|(_, times)| *times).map(|(answer, _)| answer).unwrap_or_default();
+    held.examples.iter().map(answer).filter(|answer| !answer.is_empty()).map(|answer| answer == common).collect()
 }
 
 fn packing(options: &TrainOptions) -> PackOptions {

@@ -295,6 +295,8 @@ export interface DataProbe {
     /** Percent of the control's loss, and of the base's, that the tuned model is without. */
     learned: Estimate;
     gained: Estimate;
+    /** Points of percent by which more held-out answers are exactly right than by the control or a constant answer; null of texts. */
+    more_right: Estimate | null;
     /** (examples, held-out loss, percent of the answers exactly right) at the end of each short run. */
     curve: [examples: number, loss: number, exact: number][];
     /** a, b, c of the law a + b·n^-c through them. */
