@@ -396,9 +396,11 @@ fn exports_are_checked_against_the_live_model() {
         assert!(agreement.kl > last, "{dtype:?} is coarser than the one before: {agreement:?}");
         last = agreement.kl;
     }
-    let base = merged(Dtype::F32, &vec![0.0; flat.len()]);
-    let error = block_on(session.check_merged(&base, Dtype::F32)).unwrap_err();
-    assert!(error.to_string().contains("is another model"), "{error}");
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Q8_0] {
+        let base = merged(dtype, &vec![0.0; flat.len()]);
+        let error = block_on(session.check_merged(&base, dtype)).unwrap_err();
+        assert!(error.to_string().contains("is another model"), "{dtype:?}: {error}");
+    }
 }
 
 /// Adapters are put on, taken off and put on again, and each time the model is the very one it was.

@@ -262,6 +262,11 @@ fn a_config_that_we_write_is_the_one_we_read() {
     let mistral = family::from_config(&config("tiny_mistral"), "mistral").unwrap();
     let written = family::to_config(&mistral, "mistral").unwrap();
     assert_eq!(family::from_config(&written, "mistral").unwrap(), mistral, "{written}");
+    // GGUF's "llama" has no window: what it names the context is as far as the model is the same.
+    let window = mistral.local.as_ref().expect("a window").window;
+    assert!(window < mistral.context);
+    let keys = family::to_gguf(&mistral, "mistral").unwrap();
+    assert_eq!(keys["llama.context_length"], (window as u32).into());
 }
 
 /// Published GPT-2 files leave out `transformer.` and hold the causal masks.

@@ -123,7 +123,9 @@ const LIKE_LLAMA: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 /// The model's keys in a GGUF file, for a model that came without.
 pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<BTreeMap<String, gguf::Value>> {
     if LIKE_LLAMA.contains(&spec.family.name) {
-        return Ok(llama::gguf_keys(spec));
+        // Under these names nobody reads a sliding window: the model is the same up to its length.
+        let context = spec.local.as_ref().map_or(spec.context, |local| local.window.min(spec.context));
+        return Ok(llama::gguf_keys(&ModelSpec { context, ..spec.clone() }));
     }
     let what = format!("the GGUF metadata of {} are not written from a Hugging Face folder", spec.family);
     let hint = "tune the model's GGUF file instead, or write a Hugging Face folder (--format hf) and convert that with llama.cpp";
