@@ -1,7 +1,8 @@
 // AdamW whose moments are kept in 8 bits, by blocks of 256 floats.
 //
 // forward:  m, v ← M[code], V[code] times the block's largest;  m, v, θ, g as in adamw
-//           largest ← max |m|, max |v| of the block;  code ← that of the value nearest to m / largest, v / largest
+//           largest ← max |m|, max |v| of the block;  code ← that of the value nearest to m / largest, v / largest,
+//           but of v nothing above 0 is rounded to 0
 //
 // θ, g, rates:[len], and control, clip and rates as in adamw. maps:[2·256]: the values M, then V, ascending.
 // m, v: 65 words a block: 64 of four codes, the first in the lowest byte, then the bits of the largest magnitude.
@@ -42,11 +43,15 @@ fn code(x: f32, map: u32) -> u32 {
     return at;
 }
 
-fn pack(x: vec4<f32>, largest: f32, map: u32) -> u32 {
+fn pack(codes: vec4<u32>) -> u32 {
+    return codes.x | (codes.y << 8u) | (codes.z << 16u) | (codes.w << 24u);
+}
+
+fn encode(x: vec4<f32>, largest: f32, map: u32) -> vec4<u32> {
     var scale = 0.0;
     if (largest >= SMALLEST) { scale = 1.0 / largest; }
     let y = x * scale;
-    return code(y.x, map) | (code(y.y, map) << 8u) | (code(y.z, map) << 16u) | (code(y.w, map) << 24u);
+    return vec4<u32>(code(y.x, map), code(y.y, map), code(y.z, map), code(y.w, map));
 }
 
 fn highest(x: vec4<f32>) -> f32 { return max(max(abs(x.x), abs(x.y)), max(abs(x.z), abs(x.w))); }
@@ -103,8 +108,8 @@ fn forward(
         move_params(first, m_new, v_new);
         // After its barriers every lane has read the old magnitudes.
         let most = largest(lane, m_new, v_new);
-        m[at] = pack(m_new, most.x, 0u);
-        v[at] = pack(v_new, most.y, CODES);
+        m[at] = pack(encode(m_new, most.x, 0u));
+        v[at] = pack(max(encode(v_new, most.y, CODES), vec4<u32>(v_new > vec4<f32>())));
         if (lane == 0u) {
             m[top] = bitcast<u32>(most.x);
             v[top] = bitcast<u32>(most.y);

@@ -13,12 +13,12 @@ use serde::Serialize;
 /// Losses of the held-out items: (summed, tokens).
 pub type Losses = Vec<(f64, f64)>;
 
-/// Which held-out answers are exactly right: by the tuned model, by the control, and by the answer that is given most often.
+/// Which held-out answers are exactly right: by the tuned model at the end of its run, and by each of what it has to beat:
+/// the untuned model, the control at its end, and the answer that is given most often.
 #[derive(Clone, Debug)]
 pub struct Right {
     pub tuned: Vec<bool>,
-    pub control: Vec<bool>,
-    pub constant: Vec<bool>,
+    pub others: [Vec<bool>; 3],
 }
 
 /// What the probe's runs gave.
@@ -63,8 +63,8 @@ pub struct Verdict {
     pub learned: Estimate,
     /// How much of the base's loss, in percent.
     pub gained: Estimate,
-    /// How many more of the held-out answers the tuned model has exactly right than the control or a constant answer,
-    /// whichever has more, in points of percent; None of texts.
+    /// How many more of the held-out answers the tuned model has exactly right than the untuned one, the control or a
+    /// constant answer, whichever has most, in points of percent; None of texts.
     pub more_right: Option<Estimate>,
     /// (examples, held-out loss, percent of the answers exactly right) at the end of the runs.
     pub curve: Vec<(usize, f64, f64)>,
@@ -88,6 +88,13 @@ const SURELY: f64 = 1.0;
 /// A gain that anyone would notice, in percent of the loss or in points of exact answers.
 const CLEAR: f64 = 15.0;
 
+impl Estimate {
+    /// It is there, and it matters.
+    fn shows(&self) -> bool {
+        self.low > 0.0 && self.value >= MATTERS
+    }
+}
+
 /// Percent of `theirs` that `ours` is without, over the same items.
 fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     let counts = |l: &Losses| -> Vec<Counts> { l.iter().map(|(loss, n)| vec![(0, *loss), (1, *n)]).collect() };
@@ -98,15 +105,21 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
-/// Points of percent by which `ours` has more right than the better of the others, over the same items.
-fn more_right(right: &Right, seed: u64) -> Estimate {
-    let count = |hits: &[bool]| hits.iter().filter(|hit| **hit).count();
-    let others = if count(&right.control) > count(&right.constant) { &right.control } else { &right.constant };
-    let counts =
-        |hits: &[bool]| -> Vec<Counts> { hits.iter().map(|hit| vec![(0, *hit as u8 as f64), (1, 1.0)]).collect() };
+/// Points of percent by which the tuned model has more right than the best of the others, over the same items; `chance` is
+/// that of one run.
+fn more_right(right: &Right, chance: f64, seed: u64) -> Estimate {
+    let share = |hits: &[bool]| hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64;
+    let best = right.others.iter().max_by(|a, b| share(a).total_cmp(&share(b))).expect("some to beat");
+    let counts = |hits: &[bool]| -> Vec<Counts> {
+        hits.iter().map(|hit| vec![(0, f64::from(u8::from(*hit))), (1, 1.0)]).collect()
+    };
     let figure = [Figure { name: "exact", rule: Rule::Share(0, 1) }];
-    let [ours, theirs] = [&right.tuned, others].map(|hits| score::measure(&figure, 2, &counts(hits), seed).remove(0));
-    score::difference(&ours, &theirs)
+    let [ours, theirs] = [&right.tuned, best].map(|hits| score::measure(&figure, 2, &counts(hits), seed).remove(0));
+    // Small parts have nothing right where a task is hard, and then tell nothing of chance: it counts as no less than that
+    // of drawing the items.
+    let p = share(&right.tuned);
+    let least = 196.0 * (p * (1.0 - p) / right.tuned.len().max(1) as f64).sqrt();
+    widened(score::difference(&ours, &theirs), chance.max(least) * 2f64.sqrt())
 }
 
 /// How far apart runs on as much data as the largest are: 95 % of one run's chance, by Student's t, from the pairs of runs
@@ -136,17 +149,18 @@ pub fn judge(seen: &Seen, seed: u64) -> Verdict {
     // Two runs are compared with each other, one run with none.
     let learned = widened(saved(&seen.tuned, &seen.control, seed), of_loss * 2f64.sqrt() / all(&seen.control));
     let gained = widened(saved(&seen.tuned, &seen.base, seed), of_loss / all(&seen.base));
-    let right = seen.right.as_ref().map(|right| widened(more_right(right, seed), of_right * 2f64.sqrt()));
+    let right = seen.right.as_ref().map(|right| more_right(right, of_right, seed));
     let sizes: Vec<(f64, f64)> = seen.parts.iter().map(|p| (p.size as f64, p.loss())).collect();
     let (curve, n) = (Curve::new(&sizes, seed), seen.full_size as f64);
     let (Law { a, b, c }, twice) = (curve.best, curve.gain(n, 2.0));
-    let shown = |e: &Estimate| e.low > 0.0 && e.value >= MATTERS;
+    let loss_shows = learned.shows() && gained.shows();
     // A few answers that the model is surely wrong about can hide in the loss what it has right.
-    let best = right.filter(|right| shown(right) && !(shown(&learned) && learned.value >= CLEAR)).unwrap_or(learned);
-    let potential = match (best, gained) {
-        (l, g) if !shown(&l) || !shown(&g) => Potential::None,
-        (l, g) if l.value >= CLEAR && g.value >= CLEAR => Potential::Clear,
-        _ => Potential::Some,
+    let potential = match right.filter(Estimate::shows) {
+        Some(right) if right.value >= CLEAR => Potential::Clear,
+        _ if loss_shows && learned.value >= CLEAR && gained.value >= CLEAR => Potential::Clear,
+        Some(_) => Potential::Some,
+        None if loss_shows => Potential::Some,
+        None => Potential::None,
     };
     let mut verdict = Verdict {
         potential,
@@ -186,19 +200,10 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
     let held = seen.base.len();
     let range = |e: &Estimate| format!("{:.0} % (95 %: {:.0} to {:.0})", e.value, e.low, e.high);
     let learnable = if v.potential == Potential::Clear { "Learnable" } else { "Learnable in part" };
+    let right = v.more_right.filter(|right| right.shows());
     let mut words = Vec::new();
     words.push(match v.potential {
-        Potential::Clear | Potential::Some if v.learned.low > 0.0 && v.learned.value >= MATTERS => format!(
-            "{learnable}: on {held} held-out items the tuned model is without {} of the loss that the form of the answers \
-             alone would leave.",
-            range(&v.learned)
-        ),
-        Potential::Clear | Potential::Some => format!(
-            "{learnable}: of {held} held-out answers the tuned model has more exactly right than the form of the answers \
-             alone would give, by {} of them; the loss does not show it yet.",
-            range(&v.more_right.expect("shown by it"))
-        ),
-        Potential::None if v.learned.low > 0.0 && v.learned.value >= MATTERS => format!(
+        Potential::None if v.learned.shows() => format!(
             "No potential shown: the untuned model does as well on the {held} held-out items; tuning saves {} of its loss.",
             range(&v.gained)
         ),
@@ -207,11 +212,24 @@ fn words(v: &Verdict, seen: &Seen, size: usize) -> Vec<String> {
              the wrong places ({} less loss). What there is to learn does not follow from the prompts, or not for this model.",
             range(&v.learned)
         ),
+        _ if v.learned.shows() && v.gained.shows() => format!(
+            "{learnable}: on {held} held-out items the tuned model is without {} of the loss that the form of the answers \
+             alone would leave.",
+            range(&v.learned)
+        ),
+        _ => format!("{learnable}: the loss on {held} held-out items does not show it yet, the answers do."),
     });
+    words.extend(right.map(|right| {
+        format!(
+            "Exactly right are {} more of the answers than untuned, with mixed-up answers or a constant one.",
+            range(&right)
+        )
+    }));
     words
         .push(format!("Loss a token: {:.3} before, {:.3} tuned on {size}, {:.3} control.", v.base, v.tuned, v.control));
     if v.potential == Potential::None {
-        words.push(match v.learned.high >= CLEAR && v.gained.high >= CLEAR {
+        let right = v.more_right.is_some_and(|right| right.high >= CLEAR);
+        words.push(match right || (v.learned.high >= CLEAR && v.gained.high >= CLEAR) {
             true => "The ranges are wide: a longer probe (--minutes) may show something yet.".into(),
             false => "More data of this kind or more training cannot be expected to help. Check the answers, or try a \
                       larger model."
@@ -283,15 +301,20 @@ mod tests {
         let further = |p: &mut Point| p.losses.iter_mut().for_each(|(loss, _)| *loss *= 1.1);
         scattered.parts[4..].iter_mut().for_each(further);
         assert_eq!(judge(&scattered, 0).potential, Potential::None);
-        // Answers that are right where the control's are wrong count, whatever the loss says.
+        // Answers that are right where the others' are wrong count, whatever the loss says.
         let hits = |share: usize| (0..80).map(|i| i * 7 % 80 < share).collect::<Vec<bool>>();
-        let mut right = seen(2.0, 2.0, 3.0);
-        right.right = Some(Right { tuned: hits(60), control: hits(20), constant: hits(36) });
+        let mut right = seen(2.1, 2.0, 2.0);
+        right.right = Some(Right { tuned: hits(66), others: [hits(3), hits(20), hits(36)] });
         let verdict = judge(&right, 0);
         assert_eq!(verdict.potential, Potential::Clear, "{verdict:?}");
-        assert_eq!(verdict.more_right.unwrap().value, 30.0, "against the better of the two");
-        assert!(verdict.words[0].starts_with("Learnable: of 80 held-out answers"), "{}", verdict.words[0]);
-        right.right = Some(Right { tuned: hits(38), control: hits(20), constant: hits(36) });
+        assert_eq!(verdict.more_right.unwrap().value, 37.5, "against the best of the others");
+        assert!(
+            verdict.words[0].contains("the answers do") && verdict.words[1].contains("38 %"),
+            "{:?}",
+            verdict.words
+        );
+        // Four answers of eighty where nothing else has any may be chance.
+        right.right = Some(Right { tuned: hits(4), others: [hits(0), hits(0), hits(0)] });
         assert_eq!(judge(&right, 0).potential, Potential::None);
         let mut late = seen(1.0, 2.0, 3.0);
         late.moments = vec![(10, 2.0), (20, 1.5), (40, 1.8)];

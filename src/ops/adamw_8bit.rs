@@ -2,8 +2,10 @@
 //! via Block-wise Quantization"), with the blocks and the values of bitsandbytes. Contract: `shaders/adamw_8bit.wgsl`.
 //!
 //! A moment takes 65 words for 256 floats: codes, and the largest magnitude. The step itself is `adamw`'s, on moments
-//! that are unpacked for it alone. Blocks run over the whole flat buffer; bitsandbytes begins anew in each tensor, and
-//! leaves those below 4096 numbers in f32.
+//! that are unpacked for it alone. Two things differ from bitsandbytes: blocks run over the whole flat buffer, where it
+//! begins anew in each tensor and leaves those below 4096 numbers, and embeddings, in f32; and a second moment above 0 never
+//! becomes 0, as it does there below 1.6e-7 of its block's largest. It would live in a block with larger ones here, and a
+//! step by a first moment that is left over a second one that is not would be enormous.
 
 use super::adamw::{AdamW, Params, Rule, State};
 use super::{kernel, par};
@@ -82,8 +84,8 @@ fn twin<F: Float>(call: &mut Call<F>) {
                 let (mut m_values, mut v_values) = (unpack(m, m_map), unpack(v, v_map));
                 let first = (task * TOGETHER + i) * BLOCK;
                 rule.update(first, params, grads, &mut m_values, &mut v_values);
-                pack(&m_values, m, &m_nearest);
-                pack(&v_values, v, &v_nearest);
+                pack(&m_values, m, |_, scaled| m_nearest.code(scaled));
+                pack(&v_values, v, |x, scaled| v_nearest.code(scaled).max(u32::from(x > F::ZERO)));
             }
         }
     });
@@ -95,12 +97,12 @@ fn unpack<F: Float>(words: &[u32], map: &[F; CODES]) -> [F; BLOCK] {
     std::array::from_fn(|i| map[(words[i / 4] >> (8 * (i % 4))) as usize % CODES] * largest)
 }
 
-/// A block of these values, each by the nearest that has a code.
-fn pack<F: Float>(values: &[F; BLOCK], words: &mut [u32], nearest: &Nearest<F>) {
+/// A block of these values; `code` gets each, and as a part of the largest.
+fn pack<F: Float>(values: &[F; BLOCK], words: &mut [u32], code: impl Fn(F, F) -> u32) {
     let largest = simd::largest(values).to32();
     let scale = if largest < SMALLEST { F::ZERO } else { F::ONE / F::of32(largest) };
     for (word, values) in words.iter_mut().zip(values.chunks_exact(4)) {
-        *word = values.iter().rev().fold(0, |word, x| word << 8 | nearest.code(*x * scale));
+        *word = values.iter().rev().fold(0, |word, x| word << 8 | code(*x, *x * scale));
     }
     words[BLOCK / 4] = largest.to_bits();
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub fn scripts(options: &TrainOptions) -> [(&'static str, String); 2] {
     let more = match options.optim {
         Optim::AdamW => "",
-        Optim::AdamW8bit => "bitsandbytes>=0.46.1\n",
+        Optim::AdamW8bit => "bitsandbytes>=0.50\n",
     };
     let requirements = include_str!("handoff/requirements.txt").to_string() + more;
     [("train.py", include_str!("handoff/train.py").into()), ("requirements.txt", requirements)]

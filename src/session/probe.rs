@@ -455,7 +455,7 @@ impl<'a> Bench<'a> {
         let orders = [order(0), order(1)];
         let largest = all.subset(&orders[0][..size.examples]);
         self.restart(&largest, size.steps).await?;
-        let base = self.held_out().await?.losses;
+        let untuned = self.held_out().await?;
         say(&format!("tuning on {} of {}", size.examples, all.examples.len()), 0, total);
         let main = self.run(&largest, size.steps, &MOMENTS).await?;
         if main.last.losses.is_empty() {
@@ -465,6 +465,7 @@ impl<'a> Bench<'a> {
         let train_losses = self.train_losses(&largest).await?;
         say("control", 1, total);
         let mixed = self.control(control, &orders[0][..size.examples], size.steps).await?;
+        let right = main.last.right.clone();
         let mut parts = vec![main.last.point(size.examples)];
         for (done, (share, drawing)) in PARTS.into_iter().enumerate() {
             let (examples, steps) = (size.examples / share, (size.steps / share as u64).max(1));
@@ -483,11 +484,10 @@ impl<'a> Bench<'a> {
         let answers = control.records.iter().any(|(_, r)| !matches!(r, Record::Text { .. }));
         let (moments, in_small) = (main.moments, size.in_small && parts.len() >= 3);
         let right = answers.then(|| Right {
-            tuned: main.best.right,
-            control: mixed.right,
-            constant: constant_answer(&largest, &self.held),
+            tuned: right,
+            others: [untuned.right, mixed.last.right, constant_answer(&largest, &self.held)],
         });
-        let (tuned, control) = (main.best.losses, mixed.losses);
+        let (base, tuned, control) = (untuned.losses, main.best.losses, mixed.best.losses);
         Ok((
             Seen { base, parts, tuned, control, right, moments, steps_an_epoch, full_size, in_small, answers },
             train_losses,
@@ -495,12 +495,12 @@ impl<'a> Bench<'a> {
     }
 
     /// The run on the control's records of the same places.
-    async fn control(&mut self, records: &Records, keep: &[usize], steps: u64) -> Result<Held> {
+    async fn control(&mut self, records: &Records, keep: &[usize], steps: u64) -> Result<Ran> {
         let before = self.session.virtual_ids();
         let text_len = self.options.seq_len - before.len();
         let data = self.session.encode(records, text_len)?.prefixed(&before);
         let keep: Vec<usize> = keep.iter().copied().filter(|i| *i < data.examples.len()).collect();
-        Ok(self.run(&data.subset(&keep), steps, &MOMENTS).await?.best)
+        self.run(&data.subset(&keep), steps, &MOMENTS).await
     }
 
     async fn train_losses(&mut self, data: &Dataset) -> Result<Vec<(u64, f64)>> {

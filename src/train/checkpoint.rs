@@ -15,7 +15,7 @@ use crate::ops::adamw_8bit::BLOCK_WORDS;
 use crate::weights::Source;
 use crate::weights::safetensors::{self, Tensor};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const VERSION: &str = "1";
 const MOMENTS: [&str; 2] = ["m", "v"];
@@ -105,12 +105,16 @@ impl Identity {
 fn different_options(now: &str, then: &str) -> Vec<String> {
     let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
     let (now, then) = (parse(now), parse(then));
-    // An option that is younger than the checkpoint had no other value than its default.
+    // An option that one side does not know had no other value there than its default: null, where it is unknown here.
     let defaults = serde_json::to_value(TrainOptions::default()).expect("plain data");
-    let then = |key: &str| then.get(key).unwrap_or(&defaults[key]).clone();
-    let keys = now.as_object().into_iter().flatten().map(|(key, _)| key);
-    let differs = keys.filter(|key| now[*key] != then(key));
-    differs.map(|key| format!("--{}: {}, the checkpoint's is {}", key.replace('_', "-"), now[key], then(key))).collect()
+    let value = |of: &Value, key: &str| of.get(key).unwrap_or(&defaults[key]).clone();
+    let keys: BTreeSet<&String> =
+        [&now, &then].into_iter().filter_map(Value::as_object).flat_map(|o| o.keys()).collect();
+    let differs = keys.into_iter().map(|key| (key, value(&now, key), value(&then, key))).filter(|(_, a, b)| a != b);
+    let said = |(key, now, then): (&String, Value, Value)| {
+        format!("--{}: {now}, the checkpoint's is {then}", key.replace('_', "-"))
+    };
+    differs.map(said).collect()
 }
 
 /// A checkpoint that was read and found whole.
@@ -242,5 +246,9 @@ mod tests {
         let other = run(&TrainOptions { optim: Optim::AdamW8bit, ..Default::default() });
         let error = other.check(&checkpoint).unwrap_err().to_string();
         assert!(error.contains("--optim: \"adamw_8bit\", the checkpoint's is \"adamw\""), "{error}");
+        let mut newer = checkpoint;
+        newer.identity.options = newer.identity.options.replacen('{', "{\"yet_unknown\":7,", 1);
+        let error = now.check(&newer).unwrap_err().to_string();
+        assert!(error.contains("--yet-unknown: null, the checkpoint's is 7"), "{error}");
     }
 }

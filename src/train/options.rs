@@ -105,8 +105,8 @@ options! {
     val_fraction: f64 = 0.1, [value_name = "N"];
     /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
     kept_blocks: Option<usize>, [value_name = "N"];
-    /// How the widest activations are kept between forward and backward: f32, or bf16, in half the memory, at a relative
-    /// error of 2^-9 in gradients.
+    /// How the widest activations are kept between forward and backward: f32, or bf16, rounded to 8 bits of precision in half
+    /// the memory.
     activations: Activations = Activations::F32, [value_name = "TYPE", value_enum, hide_possible_values = true];
     /// GiB the run may use; decides --kept-blocks.
     memory_gib: f64 = 4.0, [value_name = "N"];

@@ -10,6 +10,7 @@
 bitsandbytes has several quantisers for one definition, the nearest value. Its kernel for CPUs is off by up to 2^-15 of the
 largest (it looks 16 bits up), so its portable kernel is taken, also inside of the optimizer. Rounding of f32 could turn a
 code over that lies between two values: the seed is one where none comes nearer to the middle than MARGIN of itself.
+One thing is ours: a second moment above 0 is never rounded to 0 (why: src/ops/adamw_8bit.rs).
 """
 
 import importlib
@@ -53,6 +54,8 @@ def quantize(x, code):
     theirs, same = torch.ops.bitsandbytes.quantize_blockwise(x, code, BLOCK)
     further = (code[theirs.int()] - parts).abs() - (code[codes.int()] - parts).abs()
     assert (same == largest).all() and (further[parts != 0] <= 2**-15).all()
+    if code is MAPS["unsigned"]:
+        codes = torch.maximum(codes, (x > 0).to(codes.dtype))
     return codes, largest
 
 

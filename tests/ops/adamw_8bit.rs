@@ -282,3 +282,20 @@ fn steps_are_those_of_bitsandbytes() {
         (m, v) = (to_words(&all[0][2]), to_words(&all[0][3]));
     }
 }
+
+/// A number with a small gradient beside large ones, which then has none: its second moment is far below the lowest value of
+/// a code above 0, and its steps must be none the larger for that.
+#[test]
+fn small_moments_beside_large_ones_take_no_large_steps() {
+    let mut theta = vec![0.0; 8];
+    let [mut m, mut v] = [0, 1].map(|_| vec![0; words(8)]);
+    for t in 0..40 {
+        let small = if t < 30 { 1e-4 } else { 0.0 };
+        let grads = [2.0, small, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
+        let got = Case::new(5000 + t).run(&theta, &grads, [&m, &v]).remove(0);
+        let moved = (got[0][1] - theta[1]).abs();
+        // A first gradient without a correction of its bias moves by 0.1 / √0.001 of the rate, and no other further.
+        assert!(moved <= 3.2 * LR as f64, "step {t}: {moved:e} at a learning rate of {LR}");
+        (theta, m, v) = (got[0].clone(), to_words(&got[2]), to_words(&got[3]));
+    }
+}

@@ -85,7 +85,10 @@ export function whatToLower(memory: MemoryPlan, options: TrainOptions): string {
     const lower = "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks";
     return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or keep activations as bf16.` : `${lower}.`;
   }
-  if (adapter > weights) return "Choose a method that learns fewer numbers, lower rank, or let optim be adamw_8bit.";
+  if (adapter > weights) {
+    const fewer = "Choose a method that learns fewer numbers, or lower rank";
+    return options.optim === "adamw_8bit" ? `${fewer}.` : `${fewer}, or let optim be adamw_8bit.`;
+  }
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
 
