@@ -29,7 +29,7 @@ use tiny::{Rig, T, Tensors, golden};
 
 const VARIABLE: &str = "LUTHIER_PYTHON";
 
-/// A Python with these packages. Their versions are asked for, which is quick; that they work is for the test to find out.
+/// A Python with these packages. Their versions are asked for, which is quick; that they work is for the test to tell.
 fn python(packages: &[&str]) -> Option<String> {
     let named = std::env::var(VARIABLE);
     let program = named.clone().unwrap_or_else(|_| "python3".into());
@@ -453,7 +453,10 @@ const LR: f64 = 5e-3;
 fn trl_goes_on_from_a_handoff() {
     let Some(python) = python(&["trl", "peft", "transformers", "accelerate", "datasets", "torch"]) else { return };
     let temp = Temp::new("trl");
-    let record = |i: usize| json!({ "prompt": format!("Put {i} apples on shelf {}", i % 7), "completion": format!("larder put apples {i}") });
+    let record = |i: usize| {
+        let prompt = format!("Put {i} apples on shelf {}", i % 7);
+        json!({ "prompt": prompt, "completion": format!("larder put apples {i}") })
+    };
     let records: String = (0..12).map(|i| format!("{}\n", record(i))).collect();
     let (data, first, folder) =
         (temp.write("data.jsonl", records.as_bytes()), temp.path("first"), temp.path("handoff"));

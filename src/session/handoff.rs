@@ -76,11 +76,11 @@ pub fn config(model: &str, options: &TrainOptions) -> Value {
 pub fn readme(model: &str) -> String {
     format!(
         "# Go on in PyTorch\n\n`python train.py` goes on from `adapter/` (tuned by Luthier on {model}) with TRL, PEFT and \
-         Accelerate; see the top of the file. The options in `config.json` are those of the run, with three differences: a \
-         row holds one example (Luthier packs several, so a batch of as many rows holds fewer examples), the learning \
-         rate's schedule begins anew, and TRL also learns what a chat template puts behind the end of an answer, such as a \
-         line break, so its losses are means over more tokens. `train.jsonl` holds every answer with what comes before \
-         it; `eval.jsonl`, where there is one, the validation data.\n"
+         Accelerate; see the top of the file. The options in `config.json` are those of the run, with three \
+         differences: a row holds one example (Luthier packs several, so a batch of as many rows holds fewer examples), \
+         the learning rate's schedule begins anew, and TRL also learns what a chat template puts behind the end of an \
+         answer, such as a line break, so its losses are means over more tokens. `train.jsonl` holds every answer with \
+         what comes before it; `eval.jsonl`, where there is one, the validation data.\n"
     )
 }
 
