@@ -8,7 +8,7 @@ mod tiny;
 
 use luthier::Error;
 use luthier::adapter::combine::{Combination, Combined, combine};
-use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge};
+use luthier::adapter::merge::{Dtype, ModelFormat, Target};
 use luthier::adapter::{self, Adapter, Files, Format, Lora, LoraConfig, Names, Role, peft};
 use luthier::device::{Device, DeviceChoice};
 use luthier::digest::sha256;
@@ -19,7 +19,7 @@ use luthier::weights::{Gguf, ModelFiles, Source, TokenizerFiles, gguf_vocabulary
 use pollster::block_on;
 use serde_json::json;
 use std::collections::BTreeMap;
-use tiny::{Rig, Tensors, golden};
+use tiny::{Rig, Tensors, golden, merged, with_tokenizer};
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano");
 
@@ -153,42 +153,6 @@ fn what_is_no_adapter_for_this_model_is_refused() {
     refused("tiny", changed(b"blk.0.ffn_down.weight.lora_a", b"blk.0.ffn_dawn.weight.lora_a"), "lora_a' is missing");
     let missing = read("tiny", vec![("adapter_config.json".into(), b"{}".to_vec())]).unwrap_err();
     assert!(missing.to_string().contains("adapter_model.safetensors is missing"), "{missing}");
-}
-
-/// The files of a merged model.
-fn merged(files: &ModelFiles, (lora, flat): &Tuned, target: &Target) -> luthier::Result<BTreeMap<String, Vec<u8>>> {
-    let mut out: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let sink = async |name: &str, bytes: &[u8]| {
-        out.entry(name.into()).or_default().extend_from_slice(bytes);
-        Ok(())
-    };
-    block_on(merge(files, lora, flat, target, sink)).map(|()| out)
-}
-
-/// A golden model with a tokenizer of its 96 tokens: two that are special, and a letter each.
-fn with_tokenizer(model: &str) -> ModelFiles {
-    let letters = ('!'..='~').enumerate().map(|(i, letter)| (letter.to_string(), json!(i + 2)));
-    let special = [("<s>".to_string(), json!(0)), ("</s>".to_string(), json!(1))];
-    let vocab: serde_json::Map<_, _> = special.clone().into_iter().chain(letters).collect();
-    let added = special.map(|(content, id)| json!({ "id": id, "content": content, "special": true }));
-    let document = json!({
-        "added_tokens": added,
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    });
-    let tokenizer = TokenizerFiles {
-        tokenizer_json: document.to_string(),
-        bos: Some(0),
-        eos: vec![1],
-        vocab: Some(96),
-        ..Default::default()
-    };
-    match tiny::files(model) {
-        ModelFiles::Hf { config, checkpoint, companions, .. } => {
-            ModelFiles::Hf { config, checkpoint, companions, tokenizer }
-        }
-        other => other,
-    }
 }
 
 #[test]

@@ -23,7 +23,9 @@ pub enum Tensors {
 pub struct OfTheBase {
     pub which: Tensors,
     /// Whose names the files use.
-    pub family: &'static Family,
+    family: &'static Family,
+    /// Whether heads have norms too.
+    qk_norm: bool,
 }
 
 impl Tensors {
@@ -87,11 +89,16 @@ impl Method for OfTheBase {
 }
 
 impl OfTheBase {
-    /// The last names of the family's norms, as `target_modules` has them.
+    pub fn new(which: Tensors, spec: &ModelSpec) -> OfTheBase {
+        OfTheBase { which, family: spec.family, qk_norm: spec.qk_norm }
+    }
+
+    /// The last names of the model's norms, as `target_modules` has them.
     fn norms(&self) -> Vec<&'static str> {
         let names = &self.family.hf;
         let of_a_layer = [NormAt::Attention(0), NormAt::PostAttention(0), NormAt::Mlp(0), NormAt::PostMlp(0)];
         let of_heads = [NormAt::Q(0), NormAt::K(0)];
+        let of_heads = of_heads.into_iter().filter(|_| self.qk_norm);
         let all = of_a_layer.into_iter().chain(of_heads).chain([NormAt::Final]);
         let last = |name: &'static str| name.rsplit_once('.').map_or(name, |(_, last)| last);
         all.map(|at| last(names.norm_name(at))).filter(|name| !name.is_empty()).collect()

@@ -170,7 +170,7 @@ impl Kind {
 }
 
 fn of_the_base(spec: &ModelSpec, which: Tensors) -> Result<Adapter> {
-    let adapter = Adapter::new(spec, OfTheBase { which, family: spec.family });
+    let adapter = Adapter::new(spec, OfTheBase::new(which, spec));
     if adapter.parts.is_empty() {
         let what = format!("is {}, and a {} model has none", which.name(), spec.family);
         return Err(Error::setting("method", what, "norm or ia3 train as little"));
@@ -187,7 +187,7 @@ fn lisa(settings: &Settings, spec: &ModelSpec) -> Result<Lisa> {
     if interval == 0 {
         return Err(Error::setting("lisa-interval", "is 0, expected at least 1", "20 is a good start"));
     }
-    Ok(Lisa { all: OfTheBase { which: Tensors::All, family: spec.family }, blocks, interval, layers })
+    Ok(Lisa { all: OfTheBase::new(Tensors::All, spec), blocks, interval, layers })
 }
 
 fn virtual_tokens(settings: &Settings) -> Result<usize> {

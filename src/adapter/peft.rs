@@ -244,7 +244,7 @@ fn laid_out(
         }
         Config::Prompt { tokens } => Adapter::new(spec, Prompt::new(spec, *tokens, Start::Random)),
         Config::Prefix { tokens } => Adapter::new(spec, Prefix::new(spec, *tokens)),
-        Config::Base(which) => Adapter::new(spec, OfTheBase { which: *which, family: spec.family }),
+        Config::Base(which) => Adapter::new(spec, OfTheBase::new(*which, spec)),
     })
 }
 

@@ -1,7 +1,8 @@
 //! A run handed over to PyTorch: the data as TRL reads them, and what `train.py` needs to go on from the adapter.
 //!
 //! Every answer that Luthier learns becomes a line with a prompt and a completion, so that TRL learns the same tokens
-//! without any mark in the chat template. A conversation of several answers is as many lines.
+//! without any mark in the chat template; to it what the template puts behind an answer's end belongs to the answer.
+//! A conversation of several answers is as many lines.
 
 use crate::data::{Message, Record, Records};
 use crate::train::{Optim, Schedule, TrainOptions};
@@ -75,10 +76,11 @@ pub fn config(model: &str, options: &TrainOptions) -> Value {
 pub fn readme(model: &str) -> String {
     format!(
         "# Go on in PyTorch\n\n`python train.py` goes on from `adapter/` (tuned by Luthier on {model}) with TRL, PEFT and \
-         Accelerate; see the top of the file. The options in `config.json` are those of the run, with two differences: a \
-         row holds one example (Luthier packs several, so a batch of as many rows holds fewer examples), and the learning \
-         rate's schedule begins anew. `train.jsonl` holds every answer with what comes before it; `eval.jsonl`, where \
-         there is one, the validation data.\n"
+         Accelerate; see the top of the file. The options in `config.json` are those of the run, with three \
+         differences: a row holds one example (Luthier packs several, so a batch of as many rows holds fewer examples), \
+         the learning rate's schedule begins anew, and TRL also learns what a chat template puts behind the end of an \
+         answer, such as a line break, so its losses are means over more tokens. `train.jsonl` holds every answer with \
+         what comes before it; `eval.jsonl`, where there is one, the validation data.\n"
     )
 }
 

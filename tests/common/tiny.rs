@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use ::safetensors::SafeTensors;
+use luthier::adapter::merge::{Target, merge};
 use luthier::adapter::{Adapter, Lora, LoraConfig, Role, peft};
 use luthier::data::{Batch, Batches, Dataset, Example, IGNORE, PackOptions, Stats};
 use luthier::device::Device;
@@ -14,6 +15,7 @@ use luthier::train::evaluation::write_batch;
 use luthier::train::{Schedule, TrainOptions, Trainer};
 use luthier::weights::{ModelFiles, Source, TokenizerFiles, safetensors};
 use pollster::block_on;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +34,46 @@ pub fn files(model: &str) -> ModelFiles {
     let weights = Source::file(golden(model).join("model.safetensors")).unwrap();
     let checkpoint = block_on(safetensors::open(vec![weights], None)).unwrap();
     ModelFiles::Hf { config, checkpoint, tokenizer: TokenizerFiles::default(), companions: Vec::new() }
+}
+
+/// The files of a merged model.
+pub fn merged(
+    files: &ModelFiles,
+    (lora, flat): &(Adapter, Vec<f32>),
+    target: &Target,
+) -> luthier::Result<BTreeMap<String, Vec<u8>>> {
+    let mut out: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let sink = async |name: &str, bytes: &[u8]| {
+        out.entry(name.into()).or_default().extend_from_slice(bytes);
+        Ok(())
+    };
+    block_on(merge(files, lora, flat, target, sink)).map(|()| out)
+}
+
+/// A golden model with a tokenizer of its 96 tokens: two that are special, and a letter each.
+pub fn with_tokenizer(model: &str) -> ModelFiles {
+    let letters = ('!'..='~').enumerate().map(|(i, letter)| (letter.to_string(), json!(i + 2)));
+    let special = [("<s>".to_string(), json!(0)), ("</s>".to_string(), json!(1))];
+    let vocab: serde_json::Map<_, _> = special.clone().into_iter().chain(letters).collect();
+    let added = special.map(|(content, id)| json!({ "id": id, "content": content, "special": true }));
+    let document = json!({
+        "added_tokens": added,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    let tokenizer = TokenizerFiles {
+        tokenizer_json: document.to_string(),
+        bos: Some(0),
+        eos: vec![1],
+        vocab: Some(96),
+        ..Default::default()
+    };
+    match files(model) {
+        ModelFiles::Hf { config, checkpoint, companions, .. } => {
+            ModelFiles::Hf { config, checkpoint, companions, tokenizer }
+        }
+        other => other,
+    }
 }
 
 pub fn base(model: &str, device: Device) -> Base {
