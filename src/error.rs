@@ -114,7 +114,7 @@ impl Error {
     /// `bytes` are what was asked for; `what` says where and, if the system says so, why.
     pub fn out_of_memory(what: &str, bytes: u64) -> Error {
         let what = format!("there is no room for {:.2} GiB {what}", bytes as f64 / (1u64 << 30) as f64);
-        let hint = "lower --batch-size, --seq-len or --kept-blocks, take --activations bf16, or a smaller model";
+        let hint = "lower --batch-size, --seq-len or --kept-blocks, set --activations to bf16, or take a smaller model";
         Error::OutOfMemory { what, hint: hint.into() }
     }
 

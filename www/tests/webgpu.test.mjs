@@ -75,7 +75,7 @@ test("a GPU without room for the run is said to be so, with what to lower, in th
   await phase(page, "failed");
   const alert = page.locator('[data-error="out_of_memory"]');
   await alert.getByText(/no room for 0\.\d\d GiB on the GPU: .*Out of Memory/i).waitFor();
-  await alert.getByText("lower “Batch”, “Row length” or “Kept blocks”, or take a smaller model").waitFor();
+  await alert.getByText("lower “Batch”, “Row length” or “Kept blocks”, set “Kept as” to bf16, or take a smaller model").waitFor();
   await page.locator("#train-again").click();
   await page.getByRole("heading", { name: "Settings" }).waitFor();
   await page.context().close();
