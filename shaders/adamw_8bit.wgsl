@@ -9,15 +9,9 @@
 // Behind the last float a block goes on with zeros. Words of 0 are moments of 0. Of two values as near: the lower.
 // Dispatch: x over floats, one workgroup of 64 a block, in strides. When halted, only g is zeroed.
 
-struct Params { len: u32, beta1: f32, beta2: f32, eps: f32, weight_decay: f32, rated: u32, pad0: u32, pad1: u32 }
-@group(1) @binding(0) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> control: array<u32>;
-@group(0) @binding(1) var<storage, read> clip: array<f32>;
-@group(0) @binding(2) var<storage, read_write> theta: array<f32>;
-@group(0) @binding(3) var<storage, read_write> grads: array<f32>;
+#include adamw
 @group(0) @binding(4) var<storage, read_write> m: array<u32>;
 @group(0) @binding(5) var<storage, read_write> v: array<u32>;
-@group(0) @binding(6) var<storage, read> rates: array<f32>;
 @group(0) @binding(7) var<storage, read> maps: array<f32>;
 
 const LANES: u32 = 64u;
@@ -78,17 +72,6 @@ fn take(first: u32) -> vec4<f32> {
     return g;
 }
 
-fn move_params(first: u32, m_new: vec4<f32>, v_new: vec4<f32>) {
-    let bias1 = bitcast<f32>(control[BIAS1]);
-    let bias2 = bitcast<f32>(control[BIAS2]);
-    for (var k = 0u; k < 4u && first + k < p.len; k += 1u) {
-        let i = first + k;
-        var lr = bitcast<f32>(control[LR]);
-        if (p.rated == 1u) { lr *= rates[i]; }
-        theta[i] = theta[i] * (1.0 - lr * p.weight_decay) - lr / bias1 * m_new[k] / (sqrt(v_new[k] / bias2) + p.eps);
-    }
-}
-
 @compute @workgroup_size(64)
 fn forward(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -96,6 +79,7 @@ fn forward(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = id.x;
+    let step = now();
     let halted = clip[1] == 1.0;
     for (var block = group.x; block * BLOCK < p.len; block += groups.x) {
         let first = block * BLOCK + lane * 4u;
@@ -105,7 +89,7 @@ fn forward(
         let top = block * BLOCK_WORDS + LANES;
         let m_new = p.beta1 * (unpack(m[at], 0u) * bitcast<f32>(m[top])) + (1.0 - p.beta1) * g;
         let v_new = p.beta2 * (unpack(v[at], CODES) * bitcast<f32>(v[top])) + (1.0 - p.beta2) * g * g;
-        move_params(first, m_new, v_new);
+        for (var k = 0u; k < 4u && first + k < p.len; k += 1u) { move_by(first + k, step, m_new[k], v_new[k]); }
         // After its barriers every lane has read the old magnitudes.
         let most = largest(lane, m_new, v_new);
         m[at] = pack(encode(m_new, most.x, 0u));

@@ -1,24 +1,10 @@
 // Attention over a KV cache, for generation: an invocation a row and head.
-//
-// append:   K[sequence(n), position(n), :] = k[n,:],  V[sequence(n), position(n), :] = v[n,:]
-// forward:  o[n,h] = softmax_j(cap(scale·q[n,h]·K[sequence, j, g]))·V[sequence, j, g],  g = h·G/H,  over the nearest `window`
-//           positions j ≤ position(n); cap as in attention_tiled.wgsl
-//
-// slots:[N] of (sequence or NONE, position)  qkv:[N, H + 2G, D] as in attention_tiled.wgsl  o:[N,H,D]  caches:[sequences, capacity, G, D]
 // Dispatch: append x over groups of 4 floats, forward x over (row, head); 64 a workgroup, in strides.
-// Idle rows (NONE) append nothing and get zeros.
 
-struct Params { n: u32, heads: u32, kv_heads: u32, d: u32, scale: f32, capacity: u32, cap: f32, window: u32 }
-@group(1) @binding(0) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> slots: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read> qk: array<vec4<f32>>;
+#include attention_cached
 @group(0) @binding(2) var<storage, read> v_in: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> keys: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> values: array<vec4<f32>>;
-
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
 
 @compute @workgroup_size(64)
 fn append(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {

@@ -105,10 +105,14 @@ fn saved(ours: &Losses, theirs: &Losses, seed: u64) -> Estimate {
     Estimate { value: percent(difference.value), low: percent(difference.low), high: percent(difference.high) }
 }
 
+/// The share of answers that are right.
+pub fn share(hits: &[bool]) -> f64 {
+    hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64
+}
+
 /// Points of percent by which the tuned model has more right than the best of the others, over the same items; `chance` is
 /// that of one run.
 fn more_right(right: &Right, chance: f64, seed: u64) -> Estimate {
-    let share = |hits: &[bool]| hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64;
     let best = right.others.iter().max_by(|a, b| share(a).total_cmp(&share(b))).expect("some to beat");
     let counts = |hits: &[bool]| -> Vec<Counts> {
         hits.iter().map(|hit| vec![(0, f64::from(u8::from(*hit))), (1, 1.0)]).collect()

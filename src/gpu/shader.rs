@@ -33,7 +33,9 @@ fn load_w(format: WeightFormat) -> &'static str {
 
 fn part(name: &str) -> &'static str {
     match name {
+        "adamw" => include_str!("../../shaders/parts/adamw.wgsl"),
         "attention" => include_str!("../../shaders/parts/attention.wgsl"),
+        "attention_cached" => include_str!("../../shaders/parts/attention_cached.wgsl"),
         "factor" => include_str!("../../shaders/parts/factor.wgsl"),
         "low_rank_gradient" => include_str!("../../shaders/parts/low_rank_gradient.wgsl"),
         "low_rank_project" => include_str!("../../shaders/parts/low_rank_project.wgsl"),

@@ -1,5 +1,5 @@
 //! AdamW with decoupled weight decay (Loshchilov & Hutter 2019), as `torch.optim.AdamW`, over one flat buffer.
-//! Contract: `shaders/adamw.wgsl`. Gradients are consumed: they are zero afterwards, ready for the next window.
+//! Contract: `shaders/parts/adamw.wgsl`. Gradients are consumed: they are zero afterwards, ready for the next window.
 
 use super::control::{BIAS1, BIAS2, LR};
 use super::{kernel, params};

@@ -1,5 +1,4 @@
-//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/attention_tiled.wgsl`;
-//! `attention_direct.wgsl` keeps the same one.
+//! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/parts/attention.wgsl`.
 //!
 //! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest `window`
 //! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the

@@ -1,4 +1,4 @@
-//! Attention over a KV cache, for generation. Contract: `shaders/attention_cached.wgsl`;
+//! Attention over a KV cache, for generation. Contract: `shaders/parts/attention_cached.wgsl`;
 //! `attention_cached_tiled.wgsl` shares the positions of a row and head out over a workgroup, so that a GPU has work for
 //! its lanes also where one sequence is decoded.
 //!

@@ -1,5 +1,5 @@
 //! The low-rank terms of linears that share an input, `s·(x·Aᵀ)·Bᵀ`, several at a time.
-//! Contracts: `shaders/low_rank_project_direct.wgsl`, `low_rank_gradient_direct.wgsl`; the tiled ones keep the same.
+//! Contracts: `shaders/parts/low_rank_project.wgsl`, `low_rank_gradient.wgsl`.
 //!
 //! The factors are stored so that both have rows along the wide side: A as [R, I], B transposed as Bᵀ [R, O]. A [`Factor`]
 //! says where one lies, which columns of the wide side it works on and which of the narrow side, t. There are three things

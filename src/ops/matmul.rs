@@ -1,5 +1,5 @@
 //! Products with a frozen matrix: `y = x·Wᵀ` and `dx = dy·W`, with the LoRA term, bias, residual and accumulation
-//! in the epilogue. See `shaders/matmul_direct.wgsl` for the contract; `matmul_tiled.wgsl` keeps the same one.
+//! in the epilogue. Contract: `shaders/parts/matmul.wgsl`.
 //!
 //! Matrices that share an input can be stacked ([`Matrix::stack`]): one product, whose outputs lie side by side.
 

@@ -1,7 +1,8 @@
 //! Kernels: one file a family, with its `Params`, the wrappers that append steps to a plan, and the CPU twins.
 //!
 //! A twin is written once, generic over the float: in f64 it is the reference of the tests, in f32 it is the CPU back
-//! end. The contract of each kernel (math, shapes, what is overwritten) is the header of `shaders/NAME.wgsl`.
+//! end. The contract of each kernel (math, shapes, what is overwritten) is the header of `shaders/NAME.wgsl`,
+//! or of the part in `shaders/parts` that several share.
 //!
 //! Letters: B batch, T time, N rows (= B·T), C channels, H query heads, G kv heads, D head dim, F feed-forward,
 //! V vocab, L layers, R rank, I/O a linear's width in and out, M supervised rows. `d` before a name: its gradient.

@@ -1,5 +1,4 @@
-//! RMSNorm (Zhang & Sennrich 2019) with a frozen weight. Contract: `shaders/rmsnorm_direct.wgsl`; `rmsnorm_tiled.wgsl`
-//! keeps the same one.
+//! RMSNorm (Zhang & Sennrich 2019) with a frozen weight. Contract: `shaders/parts/rmsnorm.wgsl`.
 
 use super::{Heads, kernel, par, params};
 use crate::num::Float;
