@@ -37,3 +37,11 @@ export async function drop(page, label, name, content) {
   }, [name, bytes]);
 }
 
+/** Judges what was held out, on the Compare step: shares right of each set before and after, in percent. */
+export async function scored(page) {
+  await goTo(page, "compare");
+  await page.locator("#score:enabled").click();
+  await page.locator("[data-scores]").waitFor({ timeout: 240_000 });
+  const texts = await page.locator("[data-scores] > li").allTextContents();
+  return texts.map((text) => text.match(/: (\d+) % right before, (\d+) % after/)).map(([, before, after]) => ({ before: Number(before), after: Number(after) }));
+}
