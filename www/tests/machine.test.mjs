@@ -92,8 +92,10 @@ test("a device that was asked for and is not there is said, and the CPU offered"
   await page.locator("[data-error]").filter({ hasText: /no GPU adapter was found.*use “Device” cpu, or a browser that has WebGPU/s }).waitFor({ timeout: 10_000 }).catch(async () => {
     assert.fail(await page.locator("main").innerText());
   });
+  await goTo(page, "model");
   await page.locator("#device").selectOption("cpu");
   await page.locator("#start-nano").click();
+  await goTo(page, "model");
   await page.locator('[aria-labelledby="device-title"]').getByText(/Computes on .*CPU/).waitFor();
   await page.context().close();
 });

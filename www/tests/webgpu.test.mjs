@@ -14,7 +14,7 @@ const TOO_LATE_MS = 6000;
 
 /** Half of what the settings would take, and the share of held-out answers, in percent, that must be right after it. */
 const LEARNT_STEPS = 60;
-const LEARNT = 50;
+const LEARNT = 30;
 
 /** Goes before the worker: a device that has no more than this, where its own memory would be found too large to fill. */
 const ROOM = 12 << 20;
