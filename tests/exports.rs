@@ -19,7 +19,7 @@ use luthier::weights::{Gguf, ModelFiles, Source, TokenizerFiles, gguf_vocabulary
 use pollster::block_on;
 use serde_json::json;
 use std::collections::BTreeMap;
-use tiny::{Rig, Tensors, golden, merged, with_tokenizer};
+use tiny::{FAMILIES, Rig, Tensors, golden, merged, spelt, with_tokenizer};
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano");
 
@@ -180,16 +180,19 @@ fn merged_gguf_files_are_as_llama_cpps_converter_writes_them() {
     }
 }
 
-/// The logits of a merged GGUF file, relative to the live model's largest logit.
-fn apart(model: &str, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
-    let want = Rig::new(tiny::base(model, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
-    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    let target = Target::new(ModelFormat::Gguf, dtype, "merged");
-    let files = merged(&with_tokenizer(model), adapter, &target)?;
+/// A merged GGUF file, read back.
+fn merged_gguf(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<ModelFiles> {
+    let files = merged(files, adapter, &Target::new(ModelFormat::Gguf, dtype, "merged"))?;
     let source = Source::bytes("merged.gguf", files["merged.gguf"].as_slice());
-    let again = block_on(ModelFiles::from_sources("merged", vec![source])).unwrap();
-    let base = block_on(Base::load(&again, Device::cpu(), |_, _| {})).unwrap();
-    let logits = Rig::new(base, adapter.clone(), 2).plain_logits(&tiny::batch());
+    block_on(ModelFiles::from_sources("merged", vec![source]))
+}
+
+/// The logits of a merged GGUF file, relative to the live model's largest logit.
+fn apart(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
+    let again = merged_gguf(files, adapter, dtype)?;
+    let want = Rig::new(tiny::base_of(files, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
+    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let logits = Rig::new(tiny::base_of(&again, Device::cpu()), adapter.clone(), 2).plain_logits(&tiny::batch());
     Ok(want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest)
 }
 
@@ -198,13 +201,46 @@ fn merged_gguf_files_are_the_adapted_model() {
     for (model, name) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
         let adapter = open_golden(model, name);
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 5e-2), (Dtype::Q8_0, 0.1)] {
-            let off = apart(model, &adapter, dtype).unwrap();
+            let off = apart(&with_tokenizer(model), &adapter, dtype).unwrap();
             assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
         }
     }
-    for model in ["tiny_qwen2", "tiny_qwen3"] {
-        let off = apart(model, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
+    for model in FAMILIES {
+        let files = spelt(tiny::in_gguf(model));
+        let off = apart(&files, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{model}: {off:.1e} apart");
+    }
+}
+
+/// Also where q, k and v are one tensor there, or gate and up: every matrix is rounded to the type, and nothing else.
+#[test]
+fn merged_gguf_files_of_every_family_are_quantised() {
+    for model in FAMILIES {
+        let files = spelt(tiny::wide(model));
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let written = |dtype| match merged_gguf(&files, &adapter, dtype).unwrap() {
+            ModelFiles::Gguf { gguf, .. } => tensors(&gguf),
+            other => panic!("{other:?}"),
+        };
+        let whole = written(Dtype::F32);
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Q8_0, 0.05), (Dtype::Q4_1, 0.5)] {
+            let off = apart(&files, &adapter, dtype).unwrap();
+            assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
+            for (name, (kind, shape, values)) in written(dtype) {
+                let eight = ["token_embd.weight", "output.weight"].contains(&name.as_str()) && dtype == Dtype::Q4_1;
+                let want = match shape.len() {
+                    2 if name == "position_embd.weight" => "F32",
+                    2 if eight => "Q8_0",
+                    2 => dtype.stored().name(),
+                    _ => "F32",
+                };
+                assert_eq!(kind, want, "{model}: {name}");
+                for (want, got) in whole[&name].2.chunks(32).zip(values.chunks(32)) {
+                    let off = want.iter().zip(got).fold(0.0, |m: f64, (a, b)| m.max((*a as f64 - *b as f64).abs()));
+                    assert!(off <= tiny::rounding(kind, want), "{model} as {dtype:?}: {name} is {off:.2e} off");
+                }
+            }
+        }
     }
 }
 
@@ -212,24 +248,16 @@ fn merged_gguf_files_are_the_adapted_model() {
 #[test]
 fn every_foldable_method_goes_into_gguf() {
     for name in ["tiny_dora", "tiny_ia3", "tiny_norm", "tiny_patterns"] {
-        let off = apart("tiny", &open_golden("tiny", name), Dtype::F32).unwrap();
+        let off = apart(&with_tokenizer("tiny"), &open_golden("tiny", name), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{name}: {off:.1e} apart");
     }
-    let error = apart("tiny", &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
+    let error = apart(&with_tokenizer("tiny"), &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
     assert!(error.hint().contains("beside the model"), "{error}");
 }
 
-/// Where a family's metadata are not known well enough to be written, or its matrices are stacked in other files.
+/// Where a family's matrices are stacked in other files.
 #[test]
-fn what_other_families_cannot_have_is_refused() {
-    for model in ["tiny_gemma2", "tiny_gemma3", "tiny_phi3", "tiny_gpt2"] {
-        let adapter = open_golden(model, &format!("{model}_lora"));
-        let error = apart(model, &adapter, Dtype::F32).unwrap_err();
-        assert!(
-            error.to_string().contains("GGUF metadata") && error.hint().contains("--format hf"),
-            "{model}: {error}"
-        );
-    }
+fn adapters_of_stacked_matrices_are_refused() {
     let (adapter, flat) = open_golden("tiny_phi3", "tiny_phi3_lora");
     let spec = tiny::base("tiny_phi3", Device::cpu()).spec().clone();
     let names = Names { base: "tiny".into(), tuned: "tuned" };
@@ -249,7 +277,7 @@ fn a_vocabulary_is_as_gguf_py_has_it() {
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(golden("nano_vocabulary.json")).unwrap()).unwrap();
     let nano = ModelFiles::open(NANO).unwrap();
-    let found = gguf_vocabulary::metadata(nano.tokenizer(), golden["rows"].as_u64().unwrap() as usize).unwrap();
+    let found = gguf_vocabulary::metadata(nano.tokenizer(), golden["rows"].as_u64().unwrap() as usize, "nano").unwrap();
     let strings = |key: &str| match &found[key] {
         Value::Strings(all) => lines_sha256(all),
         other => panic!("{key}: {other:?}"),
@@ -277,7 +305,7 @@ fn a_tokenizer_that_llama_cpp_has_no_name_for_is_refused() {
         let mut document: serde_json::Value = serde_json::from_str(&nano.tokenizer_json).unwrap();
         change(&mut document);
         let files = TokenizerFiles { tokenizer_json: document.to_string(), ..nano.clone() };
-        gguf_vocabulary::metadata(&files, 2048)
+        gguf_vocabulary::metadata(&files, 2048, "nano")
     };
     let refused = |part: &str, change: &dyn Fn(&mut serde_json::Value)| match changed(change) {
         Err(Error::Unsupported { what, hint, .. }) => {

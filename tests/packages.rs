@@ -339,22 +339,6 @@ fn gguf_model(what: &str, files: &ModelFiles, tuned: &(Adapter, Vec<f32>), dtype
     }
 }
 
-/// How far rounding to a type may move a number of a block. A block's scale is itself rounded to f16.
-fn rounding(kind: &str, block: &[f32]) -> f64 {
-    let most = block.iter().fold(0.0, |m: f64, x| m.max(x.abs() as f64));
-    let (low, high) = block.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x as f64), h.max(*x as f64)));
-    match kind {
-        "F32" => 0.0,
-        "F16" => most / 2048.0,
-        "BF16" => most / 256.0,
-        "Q8_0" => most / 254.0 + most / 2048.0,
-        // From -8 to 7 steps: the far end of the other sign is a whole step off.
-        "Q4_0" => most / 8.0 + most / 2048.0,
-        "Q4_1" => (high - low) / 30.0 + (high - low + most) / 2048.0,
-        other => panic!("{other} was not asked for"),
-    }
-}
-
 fn check_gguf(written: &Written, found: &Value) {
     let (what, ours) = (&written.what, opened(&written.bytes));
     let exact = |value: &Value| if value.is_f64() { json!(single(value)) } else { value.clone() };
@@ -373,7 +357,7 @@ fn check_gguf(written: &Written, found: &Value) {
         assert!(theirs.iter().copied().eq(same.into_iter().map(f64::from)), "{what}: {name} is read in two ways");
         for (want, got) in written.values[name].chunks(32).zip(theirs.chunks(32)) {
             let off = want.iter().zip(got).fold(0.0, |m: f64, (a, b)| m.max((*a as f64 - b).abs()));
-            let allowed = rounding(info.stored.name(), want);
+            let allowed = tiny::rounding(info.stored.name(), want);
             assert!(off <= allowed, "{what}: {name} is {off:.2e} off, allowed are {allowed:.2e}");
         }
     }
