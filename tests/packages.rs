@@ -127,19 +127,8 @@ fn case(name: &str, model: &'static str, kind: Kind, settings: &Settings) -> Cas
 
 /// Every method that PEFT has on a model of each family, and what LoRA can differ in on one.
 fn cases() -> Vec<Case> {
-    const MODELS: [&str; 9] = [
-        "tiny",
-        "tiny_llama3",
-        "tiny_qwen2",
-        "tiny_qwen3",
-        "tiny_mistral",
-        "tiny_gemma2",
-        "tiny_gemma3",
-        "tiny_gpt2",
-        "tiny_phi3",
-    ];
     let kinds = || Kind::ALL.into_iter().filter(|kind| kind.in_peft());
-    let each = MODELS.iter().flat_map(|model| kinds().map(|kind| case(kind.name(), model, kind, &settings())));
+    let each = tiny::FAMILIES.iter().flat_map(|model| kinds().map(|kind| case(kind.name(), model, kind, &settings())));
     let lora = |name: &str, change: fn(&mut LoraConfig)| {
         let mut settings = settings();
         change(&mut settings.lora);
@@ -377,6 +366,11 @@ fn gguf_py_reads_what_we_wrote() {
             opened(&written.bytes).checkpoint.tensors.values().map(|info| info.stored.name()).collect::<Vec<_>>();
         assert!(kinds.contains(&dtype.stored().name()), "{}: {kinds:?}", written.what);
         all.push(written);
+    }
+    for model in tiny::FAMILIES {
+        let files = tiny::spelt(tiny::wide(model));
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        all.extend([Dtype::F32, Dtype::Q8_0].map(|dtype| gguf_model(model, &files, &adapter, dtype)));
     }
     let temp = Temp::new("gguf");
     let name = |i: usize| format!("{i}.gguf");

@@ -106,7 +106,10 @@ fn strips(document: &Json, rows: usize) -> Result<bool> {
         let text = token["content"].as_str().unwrap_or_default();
         let told = [("rstrip", strips && reader::is_stripping(text)), ("lstrip", false), ("single_word", false)];
         if let Some((key, told)) = told.into_iter().find(|(key, told)| token[key].as_bool().unwrap_or(false) != *told) {
-            return Err(refused(format!("\"{key}\" of token '{text}' is {}, and llama.cpp takes it for {told}", !told)));
+            return Err(refused(format!(
+                "\"{key}\" of token '{text}' is {}, and llama.cpp takes it for {told}",
+                !told
+            )));
         }
     }
     Ok(strips)
@@ -150,7 +153,8 @@ fn plain(rule: &Json) -> Json {
             if let Some([only]) = parts.map(Vec::as_slice) {
                 return plain(only);
             }
-            let is_default = |key: &str, value: &Json| key == "use_regex" && *value == true && rule["type"] == "ByteLevel";
+            let is_default =
+                |key: &str, value: &Json| key == "use_regex" && *value == true && rule["type"] == "ByteLevel";
             let kept = map.iter().filter(|(key, value)| *key != "trim_offsets" && !is_default(key, value));
             let mut kept: Vec<_> = kept.map(|(key, value)| (key.clone(), plain(value))).collect();
             kept.sort_by(|a, b| a.0.cmp(&b.0));

@@ -65,12 +65,16 @@ pub const FAMILIES: [&str; 9] = [
     "tiny_phi3",
 ];
 
-/// The golden model as far as a GGUF file can tell it, which takes `query_pre_attn_scalar` for the width of heads.
+/// The golden model as far as a GGUF file can tell it: that has no `query_pre_attn_scalar`, and knows Mistral as Llama,
+/// which has no window.
 pub fn in_gguf(model: &str) -> ModelFiles {
     let mut files = files(model);
     let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
     if !config["query_pre_attn_scalar"].is_null() {
         config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    }
+    if config["model_type"] == "mistral" {
+        config["sliding_window"] = json!(null);
     }
     files
 }
@@ -78,7 +82,7 @@ pub fn in_gguf(model: &str) -> ModelFiles {
 /// A model of a golden model's family whose rows are whole blocks of 32, with random weights.
 pub fn wide(model: &str) -> ModelFiles {
     let mut files = in_gguf(model);
-    let ModelFiles::Hf { config, checkpoint, .. } = &mut files else { panic!("a folder") };
+    let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
     for (key, width) in [
         ("hidden_size", 32),
         ("n_embd", 32),
@@ -91,7 +95,13 @@ pub fn wide(model: &str) -> ModelFiles {
             config[key] = width.into();
         }
     }
-    let spec = family::from_config(config, model).unwrap();
+    random(files)
+}
+
+/// The model with random weights.
+pub fn random(mut files: ModelFiles) -> ModelFiles {
+    let ModelFiles::Hf { config, checkpoint, .. } = &mut files else { panic!("a folder") };
+    let spec = family::from_config(config, "random").unwrap();
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = spec.file_tensors(&spec.family.hf).iter().map(noise).collect();
     let view = |(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
         let bytes: &'static [u8] = bytes.clone().leak();
@@ -107,7 +117,7 @@ fn noise(file: &FileTensor) -> (String, Vec<usize>, Vec<u8>) {
     let seed = file.name.bytes().fold(7u64, |seed, b| seed.wrapping_mul(31).wrapping_add(b as u64));
     let (middle, spread) = match file.parts[0] {
         Tensor::Norm(_) => (1.0, 0.1),
-        Tensor::Weight(_) => (0.0, 0.2),
+        Tensor::Weight(_) => (0.0, 0.1),
         _ => (0.0, 0.5),
     };
     let value = |i: u64| (middle + spread * luthier::num::normal(seed, 0, i)) as f32;

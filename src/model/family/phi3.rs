@@ -49,11 +49,11 @@ pub static FAMILY: Family = Family {
         config["sliding_window"] = spec.local.as_ref().map(|local| local.window).into();
         Ok(config)
     },
-    // None is said as 0: some llama.cpp take a window for granted where the key is missing. Others see everything
-    // whatever it says, and say so.
+    // llama.cpp has switched this window off, whatever it is: the model is the same up to its length. No window is said
+    // as 0, for versions that took one for granted.
     to_gguf: |spec| {
         let window = spec.local.as_ref().map_or(0, |local| local.window);
-        let mut keys = gguf_keys(spec);
+        let mut keys = gguf_keys(&spec.within_windows());
         keys.extend(under(spec.family.arch, [(WINDOW, Some(size(window)))]));
         keys
     },
