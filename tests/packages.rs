@@ -1,4 +1,4 @@
-//! What we write, read by the packages it is for: PEFT, gguf-py and TRL.
+//! What we write, read by the packages it is for: PEFT, gguf-py, llama.cpp and TRL.
 //!
 //! `LUTHIER_PYTHON` names a Python that has them, else `python3` is asked; a test whose package it lacks says SKIPPED.
 
@@ -16,6 +16,7 @@ use luthier::device::Device;
 use luthier::model::load::Opened;
 use luthier::model::seam::virtual_ids;
 use luthier::model::{Base, Module};
+use luthier::ops::activation::Activation;
 use luthier::train::{StepReport, TrainOptions, Trainer};
 use luthier::weights::gguf::{self, Value as Metadata};
 use luthier::weights::{Gguf, ModelFiles, Source};
@@ -151,20 +152,24 @@ fn cases() -> Vec<Case> {
 /// More than the windows of the models that have them, and so few that the last still sees a prompt through two blocks.
 const IDS: [u32; 7] = [58, 80, 3, 92, 60, 7, 41];
 
-/// [`IDS`] behind an adapter's virtual tokens, in a row that ends in padding.
-fn batch(adapter: &Adapter) -> Batch {
-    let supervised = (0..IDS.len()).map(|i| i > 0).collect();
+/// Ids behind an adapter's virtual tokens, in a row that ends in padding.
+fn batch(adapter: &Adapter, ids: &[u32]) -> Batch {
+    let supervised = (0..ids.len()).map(|i| i > 0).collect();
     let before = virtual_ids(adapter.method.virtual_tokens());
-    let data = tiny::dataset(&[(IDS.to_vec(), supervised)]).prefixed(&before);
+    let data = tiny::dataset(&[(ids.to_vec(), supervised)]).prefixed(&before);
     let options = PackOptions { b: 1, t: T, packing: true, shuffle: false, seed: 0 };
     Batches::new(&data, options).unwrap().batch(0)
 }
 
-/// Logits of the last id, with the adapter and without.
 fn logits(case: &Case) -> [Vec<f64>; 2] {
-    let batch = batch(&case.adapter);
-    let mut rig = Rig::new(tiny::base(case.model, Device::cpu()), (case.adapter.clone(), case.flat.clone()), 1);
-    let (last, vocab) = (case.adapter.method.virtual_tokens() + IDS.len() - 1, rig.base.spec().vocab);
+    logits_behind(&tiny::files(case.model), &case.adapter, &case.flat, &IDS)
+}
+
+/// Logits of the last id, with the adapter and without.
+fn logits_behind(files: &ModelFiles, adapter: &Adapter, flat: &[f32], ids: &[u32]) -> [Vec<f64>; 2] {
+    let batch = batch(adapter, ids);
+    let mut rig = Rig::new(tiny::base_of(files, Device::cpu()), (adapter.clone(), flat.to_vec()), 1);
+    let (last, vocab) = (adapter.method.virtual_tokens() + ids.len() - 1, rig.base.spec().vocab);
     let of_last = |all: Vec<f64>| all[last * vocab..][..vocab].to_vec();
     [of_last(rig.logits(&batch)), of_last(rig.plain_logits(&batch))]
 }
@@ -381,6 +386,80 @@ fn gguf_py_reads_what_we_wrote() {
     for model in &found[3..] {
         assert_eq!(model["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 96);
     }
+}
+
+/// Models of every family in a golden model's shape and in whole blocks, and with what config.json may say besides.
+fn merged_models() -> Vec<(String, ModelFiles)> {
+    let both =
+        |model: &&str| [(format!("{model}"), tiny::in_gguf(model)), (format!("{model}, wide"), tiny::wide(model))];
+    let linear = json!({ "rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0 });
+    let local = json!({ "full_attention": { "rope_theta": 7e5 }, "sliding_attention": { "rope_theta": 5e3 } });
+    let layers = |count: usize, pattern: usize| -> Value {
+        (1..=count).map(|l| if l % pattern == 0 { "full_attention" } else { "sliding_attention" }).collect()
+    };
+    let changed = [
+        ("tiny", json!({ "attention_bias": true, "mlp_bias": true, "rope_parameters": linear })),
+        ("tiny_qwen2", json!({ "tie_word_embeddings": false, "rope_parameters": linear })),
+        ("tiny_qwen3", json!({ "tie_word_embeddings": true, "rope_parameters": linear })),
+        (
+            "tiny_gemma2",
+            json!({ "rope_parameters": linear, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 9.0 }),
+        ),
+        ("tiny_gemma2", json!({ "num_hidden_layers": 46, "layer_types": layers(46, 2), "query_pre_attn_scalar": 8 })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 8, "layer_types": layers(8, 6), "rope_parameters": local })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 7, "layer_types": layers(7, 3), "final_logit_softcapping": 9.0 })),
+        ("tiny_gemma3", json!({ "tie_word_embeddings": false, "layer_types": layers(2, 9) })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 62, "layer_types": layers(62, 6), "query_pre_attn_scalar": 8 })),
+        ("tiny_gpt2", json!({ "tie_word_embeddings": false, "n_inner": null })),
+        ("tiny_phi3", json!({ "tie_word_embeddings": true, "sliding_window": null, "rope_parameters": linear })),
+        ("tiny_mistral", json!({ "num_key_value_heads": 4, "sliding_window": 6 })),
+    ];
+    let change = |(model, more): (&str, Value)| {
+        let mut files = tiny::wide(model);
+        let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
+        more.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+        let what = more.as_object().unwrap().iter().filter(|(key, _)| *key != "layer_types");
+        (format!("{model} with {:?}", what.collect::<Vec<_>>()), tiny::random(files))
+    };
+    tiny::FAMILIES.iter().flat_map(both).chain(changed.into_iter().map(change)).collect()
+}
+
+/// Passed with xllamacpp 2026.10.11549.
+#[test]
+fn llama_cpp_computes_what_we_do() {
+    /// In f32 on both sides.
+    const ALLOWED: f64 = 2e-5;
+    /// Of each layer, where llama.cpp looks GELU up in a table of f16.
+    const TABLE: f64 = 2e-4;
+    let Some(python) = python(&["xllamacpp"]) else { return };
+    let temp = Temp::new("llama-cpp");
+    let (mut args, mut wanted) = (Vec::new(), Vec::new());
+    for (what, files) in merged_models() {
+        let files = tiny::spelt(files);
+        let spec = block_on(Opened::new(&files)).unwrap().spec;
+        let (adapter, flat) = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let written = gguf_model(&what, &files, &(adapter.clone(), flat.clone()), Dtype::F32);
+        // It sees no further than where the model is the same; and it looks one token ahead.
+        let ids = &IDS[..IDS.len().min(spec.within_windows().context - 1)];
+        args.extend([temp.write(&format!("{}.gguf", wanted.len()), &written.bytes), json!(ids).to_string()]);
+        let [adapted, plain] = logits_behind(&files, &adapter, &flat, ids).map(log_softmax);
+        let table = if spec.activation == Activation::GeluTanh { TABLE * spec.layers as f64 } else { 0.0 };
+        wanted.push((what, adapted, plain, ALLOWED + table));
+    }
+    let found = lines(&python, "check_with_llama_cpp.py", &args);
+    assert_eq!(found.len(), wanted.len());
+    for (found, (what, adapted, plain, allowed)) in found.iter().zip(&wanted) {
+        let theirs = floats(&found["logprobs"]);
+        let (off, moved) = (apart(adapted, &theirs), apart(plain, &theirs));
+        println!("{what}: {off:.1e} apart, the adapter moves them by {moved:.1e}");
+        assert!(off <= *allowed && moved > 0.02, "{what}: {off:.1e} apart, the base {moved:.1e}");
+    }
+}
+
+fn log_softmax(logits: Vec<f64>) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f64::MIN, f64::max);
+    let sum = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
+    logits.into_iter().map(|x| x - sum).collect()
 }
 
 /// The program, on the CPU with the model that comes with the sources.

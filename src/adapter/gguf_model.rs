@@ -71,8 +71,8 @@ impl File {
     }
 }
 
-/// As llama.cpp's quantiser decides: vectors and learned positions are f32, rows that are no whole blocks f16, and the embedding and the head of
-/// a 4-bit model, which are looked at most closely, have 8 bits.
+/// As llama.cpp's quantiser decides: vectors and learned positions are f32, rows that are no whole blocks f16, and the
+/// embedding and the head of a 4-bit model, which are looked at most closely, have 8 bits.
 fn stored(tensor: Tensor, shape: &[u64], dtype: Dtype) -> StoredType {
     let wanted = match (dtype, tensor) {
         (Dtype::Q4_0 | Dtype::Q4_1, Tensor::Embed | Tensor::Head) => StoredType::Q8_0,
