@@ -5,6 +5,8 @@
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
+#[path = "common/vocabularies.rs"]
+mod vocabularies;
 
 use luthier::Error;
 use luthier::adapter::combine::{Combination, Combined, combine};
@@ -20,6 +22,7 @@ use pollster::block_on;
 use serde_json::json;
 use std::collections::BTreeMap;
 use tiny::{FAMILIES, Rig, Tensors, golden, merged, spelt, with_tokenizer};
+use vocabularies::PROBES;
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano");
 
@@ -325,91 +328,34 @@ fn a_tokenizer_that_llama_cpp_has_no_name_for_is_refused() {
     changed(&|d| d["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = json!(false)).unwrap();
 }
 
-/// SentencePiece's tokenizer as transformers' converters write it: control tokens, bytes, then pieces. Runs of line
-/// breaks and of spaces tie, so that their merges lie between one another's. Gemma 2's tab stands where its byte was.
-fn sentencepiece(normalizer: serde_json::Value, added: &[(&str, bool, bool)]) -> serde_json::Value {
-    let bytes = (0..=255).map(|b| if b == 9 { "\t".into() } else { format!("<0x{b:02X}>") });
-    let pieces = ["\n", "▁", "\n\n", "▁▁", "\n\n\n", "▁▁▁", "a", "b", "ab", "▁a", "▁ab"];
-    let control = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "\u{1f642}"];
-    let all = control.iter().map(|t| t.to_string()).chain(bytes).chain(pieces.iter().map(|t| t.to_string()));
-    let vocab: serde_json::Map<_, _> = all.enumerate().map(|(id, token)| (token, json!(id))).collect();
-    let token = |(content, special, rstrip): &(&str, bool, bool)| {
-        json!({
-            "id": vocab[*content], "content": content, "special": special, "rstrip": rstrip, "lstrip": false,
-            "single_word": false, "normalized": false,
-        })
-    };
-    let merges = [
-        ["\n\n", "\n"],
-        ["▁▁", "▁"],
-        ["\n", "\n\n"],
-        ["▁", "▁▁"],
-        ["\n", "\n"],
-        ["▁", "▁"],
-        ["a", "b"],
-        ["▁", "a"],
-        ["▁a", "b"],
-        ["▁", "ab"],
-    ];
-    json!({
-        "added_tokens": added.iter().map(token).collect::<Vec<_>>(),
-        "normalizer": normalizer,
-        "pre_tokenizer": null,
-        "decoder": null,
-        "model": {
-            "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": merges,
-        },
-    })
-}
-
 /// The document as a GGUF file has it: its metadata, and the tokenizer that is read from them.
 fn through_gguf(document: &serde_json::Value, name: &str) -> luthier::Result<(Metadata, [TokenizerFiles; 2])> {
     let rows = document["model"]["vocab"].as_object().unwrap().len();
-    let files = TokenizerFiles {
-        tokenizer_json: document.to_string(),
-        bos: Some(1),
-        eos: vec![2, 3, 4],
-        vocab: Some(rows),
-        ..Default::default()
-    };
+    let files = vocabularies::files(document);
     let metadata = gguf_vocabulary::metadata(&files, rows, name)?;
     let again =
         gguf_tokenizer::tokenizer_files(&Gguf { metadata: metadata.clone(), checkpoint: Checkpoint::default() })?;
     Ok((metadata, [files, again]))
 }
 
-fn same_ids([files, again]: [TokenizerFiles; 2], probes: &[&str]) {
+fn same_ids([files, again]: [TokenizerFiles; 2]) {
     assert_eq!((files.bos, &files.eos, files.add_bos), (again.bos, &again.eos, again.add_bos));
     let [old, new] = [files, again].map(|files| luthier::data::Tokenizer::new(files).unwrap());
-    for probe in probes {
+    for probe in PROBES {
         assert_eq!(old.encode(probe, true).unwrap(), new.encode(probe, true).unwrap(), "{probe:?}");
     }
 }
 
-const PROBES: [&str; 7] = [
-    "ab a  b",
-    "   ab    ab",
-    "a\n\n\n\nb\n ab",
-    "\tab\t\tc",
-    "é \u{1f642} \u{1f643}",
-    "",
-    "<|user|>\n ab<|end|>  ab</s> a",
-];
-
 /// Gemma's: no space before the text, and a cut at spaces, of which its normalizer leaves none.
 #[test]
 fn gemmas_vocabulary_survives_gguf() {
-    let normalizer = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
-    let added = [("<unk>", true, false), ("<s>", true, false), ("</s>", true, false), ("\n\n", false, false)];
-    let mut document = sentencepiece(normalizer, &added);
-    document["pre_tokenizer"] =
-        json!({ "type": "Split", "pattern": { "String": " " }, "behavior": "MergedWithPrevious", "invert": false });
+    let mut document = vocabularies::gemma();
     let (metadata, files) = through_gguf(&document, "my-Phi3").unwrap();
     assert_eq!(metadata["tokenizer.ggml.model"], "llama".into());
     assert_eq!(metadata["tokenizer.ggml.add_space_prefix"], false.into());
     // llama.cpp would have special tokens swallow white space.
     assert_eq!(metadata["general.name"], "my-phi 3".into());
-    same_ids(files, &PROBES);
+    same_ids(files);
     // Scores cannot say that "ab" comes between two ways to make "▁▁▁".
     document["model"]["merges"].as_array_mut().unwrap().swap(3, 6);
     let error = through_gguf(&document, "x").unwrap_err();
@@ -419,22 +365,11 @@ fn gemmas_vocabulary_survives_gguf() {
 /// Phi-3's special tokens swallow the white space behind them, which llama.cpp knows by the model's name.
 #[test]
 fn phi3s_vocabulary_survives_gguf() {
-    let normalizer = json!({ "type": "Sequence", "normalizers": [
-        { "type": "Prepend", "prepend": "▁" },
-        { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
-    ] });
-    let added = [
-        ("<unk>", true, false),
-        ("<s>", true, false),
-        ("</s>", false, true),
-        ("<|user|>", true, true),
-        ("<|end|>", true, true),
-    ];
-    let document = sentencepiece(normalizer.clone(), &added);
+    let document = vocabularies::phi3();
     let (metadata, files) = through_gguf(&document, "tuned").unwrap();
     assert_eq!(metadata["tokenizer.ggml.add_space_prefix"], true.into());
     assert_eq!(metadata["general.name"], "Phi-3 tuned".into());
-    same_ids(files, &PROBES);
+    same_ids(files);
     assert_eq!(through_gguf(&document, "Phi-3-tuned").unwrap().0["general.name"], "Phi-3-tuned".into());
 
     for (key, of, words) in [
@@ -452,12 +387,9 @@ fn phi3s_vocabulary_survives_gguf() {
 /// GPT-2's tokenizer.json is older than the setting that it cuts words as GPT-2 does.
 #[test]
 fn gpt2s_vocabulary_survives_gguf() {
-    let nano = ModelFiles::open(NANO).unwrap();
-    let mut document: serde_json::Value = serde_json::from_str(&nano.tokenizer().tokenizer_json).unwrap();
-    document["pre_tokenizer"] = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true });
-    let (metadata, files) = through_gguf(&document, "tuned").unwrap();
+    let (metadata, files) = through_gguf(&vocabularies::gpt2(), "tuned").unwrap();
     assert_eq!(metadata["tokenizer.ggml.pre"], "gpt-2".into());
-    same_ids(files, &["Put 123 apples on shelf 2, it's  late!\n\n", "é \u{1f642}", "<|im_start|>user\nHi<|im_end|>\n"]);
+    same_ids(files);
 }
 
 /// A SentencePiece tokenizer without its scores gets scores that join the same pieces.

@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
+#[path = "common/vocabularies.rs"]
+mod vocabularies;
 
 use luthier::adapter::lora::{Pattern, Start};
 use luthier::adapter::merge::{Dtype, ModelFormat, Target};
@@ -391,7 +393,7 @@ fn gguf_py_reads_what_we_wrote() {
 /// Models of every family in a golden model's shape and in whole blocks, and with what config.json may say besides.
 fn merged_models() -> Vec<(String, ModelFiles)> {
     let both =
-        |model: &&str| [(format!("{model}"), tiny::in_gguf(model)), (format!("{model}, wide"), tiny::wide(model))];
+        |model: &&str| [(model.to_string(), tiny::in_gguf(model)), (format!("{model}, wide"), tiny::wide(model))];
     let linear = json!({ "rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0 });
     let local = json!({ "full_attention": { "rope_theta": 7e5 }, "sliding_attention": { "rope_theta": 5e3 } });
     let layers = |count: usize, pattern: usize| -> Value {
@@ -453,6 +455,37 @@ fn llama_cpp_computes_what_we_do() {
         let (off, moved) = (apart(adapted, &theirs), apart(plain, &theirs));
         println!("{what}: {off:.1e} apart, the adapter moves them by {moved:.1e}");
         assert!(off <= *allowed && moved > 0.02, "{what}: {off:.1e} apart, the base {moved:.1e}");
+    }
+}
+
+/// Passed with xllamacpp 2026.10.11549.
+#[test]
+fn llama_cpp_cuts_text_as_we_do() {
+    let Some(python) = python(&["xllamacpp"]) else { return };
+    let temp = Temp::new("llama-cpp-text");
+    let (mut args, mut wanted) = (Vec::new(), Vec::new());
+    let all = [
+        ("tiny_gemma3", vocabularies::gemma()),
+        ("tiny_phi3", vocabularies::phi3()),
+        ("tiny_gpt2", vocabularies::gpt2()),
+    ];
+    for (model, document) in all {
+        let ModelFiles::Hf { mut config, checkpoint, companions, .. } = tiny::wide(model) else { panic!("a folder") };
+        let tokenizer = vocabularies::files(&document);
+        config["vocab_size"] = tokenizer.vocab.into();
+        let ours = Tokenizer::new(tokenizer.clone()).unwrap();
+        wanted.push(vocabularies::PROBES.map(|text| json!(ours.encode(text, true).unwrap())));
+        let files = tiny::random(ModelFiles::Hf { config, checkpoint, companions, tokenizer });
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let bytes = gguf_model(model, &files, &adapter, Dtype::F16).bytes;
+        args.extend([temp.write(&format!("{model}.gguf"), &bytes), json!(vocabularies::PROBES).to_string()]);
+    }
+    let found = lines(&python, "check_with_llama_cpp.py", &args);
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(&wanted) {
+        for ((text, theirs), ours) in vocabularies::PROBES.iter().zip(found["ids"].as_array().unwrap()).zip(wanted) {
+            assert_eq!(theirs, ours, "{}: {text:?}", found["file"]);
+        }
     }
 }
 

@@ -1,17 +1,19 @@
-"""What llama.cpp computes with GGUF files that someone else wrote: one JSON object a line.
+"""What llama.cpp makes of GGUF files that someone else wrote: one JSON object a line.
 
-python check_with_llama_cpp.py FILE IDS_JSON [FILE IDS_JSON ...]
+python check_with_llama_cpp.py FILE IDS_OR_TEXTS_JSON [FILE IDS_OR_TEXTS_JSON ...]
 
-`logprobs` are those of all tokens behind the ids, with keys and values cached in f32.
+`logprobs` are those of all tokens behind a list of ids, with keys and values cached in f32; `ids` are the tokens of each
+of a list of texts, special ones among them.
 """
 
 import json
 import sys
+from urllib.request import ProxyHandler, Request, build_opener
 
 import xllamacpp
 
 
-def server(path):
+def open_model(path):
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
@@ -21,20 +23,33 @@ def server(path):
     return xllamacpp.Server(params)
 
 
-def logprobs(path, ids):
+def logprobs(server, ids):
     asked = {"prompt": ids, "n_predict": 1, "n_probs": 1 << 20, "temperature": 0.0, "cache_prompt": False}
-    said = server(path).handle_completions(asked)
+    said = server.handle_completions(asked)
     if "choices" not in said:
-        sys.exit(f"{path}: {said}")
+        sys.exit(str(said))
     tokens = said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     return [token["logprob"] for token in sorted(tokens, key=lambda token: token["id"])]
+
+
+def tokens(server, text):
+    # It listens on loopback, whatever proxy the environment names.
+    asked = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+    request = Request(f"{server.listening_address}/tokenize", asked, {"Content-Type": "application/json"})
+    with build_opener(ProxyHandler({})).open(request) as said:
+        return json.load(said)["tokens"]
 
 
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    for path, ids in zip(sys.argv[1::2], sys.argv[2::2]):
-        print(json.dumps({"file": path, "logprobs": logprobs(path, json.loads(ids))}), flush=True)
+    for path, asked in zip(sys.argv[1::2], sys.argv[2::2]):
+        server, asked = open_model(path), json.loads(asked)
+        if isinstance(asked[0], str):
+            said = {"ids": [tokens(server, text) for text in asked]}
+        else:
+            said = {"logprobs": logprobs(server, asked)}
+        print(json.dumps({"file": path, **said}), flush=True)
 
 
 if __name__ == "__main__":
