@@ -29,6 +29,10 @@ pub(super) const ENDS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_i
 /// others of its kind by `general.name` alone.
 const STRIPPING_NAMES: [&str; 2] = ["phi-3", "phi3"];
 
+/// Tokens that such a model must have, or llama.cpp does not open it; the first does what its special tokens do, the
+/// others do not.
+pub(super) const OF_STRIPPING: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+
 fn strips(name: &str) -> bool {
     let name = name.to_lowercase();
     STRIPPING_NAMES.iter().any(|part| name.contains(part))
@@ -36,7 +40,7 @@ fn strips(name: &str) -> bool {
 
 /// Whether a special token of such a model does.
 pub(super) fn is_stripping(token: &str) -> bool {
-    !["<unk>", "<s>", "<|endoftext|>"].contains(&token)
+    !OF_STRIPPING[1..].contains(&token)
 }
 
 /// `general.name` for a model whose special tokens swallow white space, or do not.

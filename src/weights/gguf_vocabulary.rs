@@ -102,6 +102,14 @@ fn strips(document: &Json, rows: usize) -> Result<bool> {
     let of_model = |token: &&Json| token["id"].as_u64().is_some_and(|id| id < rows as u64);
     let added: Vec<&Json> = document["added_tokens"].as_array().into_iter().flatten().filter(of_model).collect();
     let strips = added.iter().any(|token| token["rstrip"] == true);
+    let is_token = |text: &&str| {
+        !document["model"]["vocab"][*text].is_null() || added.iter().any(|token| token["content"] == **text)
+    };
+    if let Some(text) = reader::OF_STRIPPING.iter().find(|text| strips && !is_token(text)) {
+        let what =
+            format!("its tokens swallow white space, which llama.cpp knows of Phi-3's alone, and '{text}' is none");
+        return Err(refused(what));
+    }
     for token in added {
         let text = token["content"].as_str().unwrap_or_default();
         let told = [("rstrip", strips && reader::is_stripping(text)), ("lstrip", false), ("single_word", false)];

@@ -27,7 +27,7 @@ pub fn files(document: &Value) -> TokenizerFiles {
 
 /// No space before the text, and a cut at spaces, of which the normalizer leaves none.
 pub fn gemma() -> Value {
-    let special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"].map(|token| (token, true, false));
+    let special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "<|endoftext|>"].map(|token| (token, true, false));
     let added = [&special[..], &[("\n\n", false, false)]].concat();
     let mut document =
         sentencepiece(json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" }), &added);
@@ -48,6 +48,7 @@ pub fn phi3() -> Value {
         ("</s>", false, true),
         ("<|user|>", true, true),
         ("<|end|>", true, true),
+        ("<|endoftext|>", true, false),
     ];
     sentencepiece(normalizer, &added)
 }
@@ -66,7 +67,7 @@ pub fn gpt2() -> Value {
 fn sentencepiece(normalizer: Value, added: &[(&str, bool, bool)]) -> Value {
     let bytes = (0..=255).map(|b| if b == 9 { "\t".into() } else { format!("<0x{b:02X}>") });
     let pieces = ["\n", "▁", "\n\n", "▁▁", "\n\n\n", "▁▁▁", "a", "b", "ab", "▁a", "▁ab"];
-    let control = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "\u{1f642}"];
+    let control = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "<|endoftext|>", "\u{1f642}"];
     let all = control.iter().map(|t| t.to_string()).chain(bytes).chain(pieces.iter().map(|t| t.to_string()));
     let vocab: Map<_, _> = all.enumerate().map(|(id, token)| (token, json!(id))).collect();
     let token = |(content, special, rstrip): &(&str, bool, bool)| {
