@@ -426,6 +426,24 @@ fn merged_models() -> Vec<(String, ModelFiles)> {
     tiny::FAMILIES.iter().flat_map(both).chain(changed.into_iter().map(change)).collect()
 }
 
+/// The adapted model's files: merged, and beside its base where the adapter's factors fit the file's matrices.
+fn for_llama_cpp(
+    temp: &Temp,
+    i: usize,
+    files: &ModelFiles,
+    tuned: &(Adapter, Vec<f32>),
+) -> Vec<(&'static str, String)> {
+    let write = |name: &str, tuned: &(Adapter, Vec<f32>)| {
+        temp.write(&format!("{i}-{name}.gguf"), &gguf_model(name, files, tuned, Dtype::F32).bytes)
+    };
+    let (adapter, flat) = tuned;
+    let (spec, names) = (block_on(Opened::new(files)).unwrap().spec, Names { base: "tiny".into(), tuned: "tuned" });
+    let merged = ("merged", write("merged", tuned));
+    let Ok(lora) = adapter::files(Format::Gguf, adapter, flat, &spec, names) else { return vec![merged] };
+    let base = write("base", &(adapter.clone(), vec![0.0; flat.len()]));
+    vec![merged, ("beside its base", format!("{base},{}", temp.write(&format!("{i}-lora.gguf"), &lora[0].1)))]
+}
+
 /// Passed with xllamacpp 2026.10.11549.
 #[test]
 fn llama_cpp_computes_what_we_do() {
@@ -436,17 +454,18 @@ fn llama_cpp_computes_what_we_do() {
     let Some(python) = python(&["xllamacpp"]) else { return };
     let temp = Temp::new("llama-cpp");
     let (mut args, mut wanted) = (Vec::new(), Vec::new());
-    for (what, files) in merged_models() {
+    for (i, (what, files)) in merged_models().into_iter().enumerate() {
         let files = tiny::spelt(files);
         let spec = block_on(Opened::new(&files)).unwrap().spec;
         let (adapter, flat) = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
-        let written = gguf_model(&what, &files, &(adapter.clone(), flat.clone()), Dtype::F32);
         // It sees no further than where the model is the same; and it looks one token ahead.
         let ids = &IDS[..IDS.len().min(spec.within_windows().context - 1)];
-        args.extend([temp.write(&format!("{}.gguf", wanted.len()), &written.bytes), json!(ids).to_string()]);
         let [adapted, plain] = logits_behind(&files, &adapter, &flat, ids).map(log_softmax);
         let table = if spec.activation == Activation::GeluTanh { TABLE * spec.layers as f64 } else { 0.0 };
-        wanted.push((what, adapted, plain, ALLOWED + table));
+        for (form, paths) in for_llama_cpp(&temp, i, &files, &(adapter, flat)) {
+            args.extend([paths, json!(ids).to_string()]);
+            wanted.push((format!("{what}, {form}"), adapted.clone(), plain.clone(), ALLOWED + table));
+        }
     }
     let found = lines(&python, "check_with_llama_cpp.py", &args);
     assert_eq!(found.len(), wanted.len());

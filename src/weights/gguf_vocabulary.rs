@@ -25,7 +25,7 @@ pub fn metadata(files: &TokenizerFiles, rows: usize, name: &str) -> Result<Metad
     let sentencepiece = document["model"]["byte_fallback"] == true;
     let (tokens, types) = tokens(&document, rows, sentencepiece)?;
     let merges = merges(&document)?;
-    let mut pairs = special_ids(files, &document);
+    let mut pairs = special_ids(files, &document, rows);
     pairs.insert("general.name".into(), reader::named(name, strips(&document, rows)?).into());
     let mut set = |key: &str, value: Value| drop(pairs.insert(format!("tokenizer.ggml.{key}"), value));
     if sentencepiece {
@@ -50,7 +50,7 @@ fn refused(what: String) -> crate::Error {
     unsupported(FILE, what, WAY_OUT)
 }
 
-fn special_ids(files: &TokenizerFiles, document: &Json) -> Metadata {
+fn special_ids(files: &TokenizerFiles, document: &Json, rows: usize) -> Metadata {
     let unknown = document["model"]["unk_token"].as_str().and_then(|text| document["model"]["vocab"][text].as_u64());
     let ids = [
         ("bos_token_id", files.bos),
@@ -60,7 +60,9 @@ fn special_ids(files: &TokenizerFiles, document: &Json) -> Metadata {
         ("padding_token_id", files.pad),
         ("unknown_token_id", unknown.map(|id| id as u32)),
     ];
-    let known = ids.into_iter().filter_map(|(key, id)| Some((format!("tokenizer.ggml.{key}"), id?.into())));
+    // A token that was added to the tokenizer alone is not the model's.
+    let of_model = |id: Option<u32>| id.filter(|id| (*id as usize) < rows);
+    let known = ids.into_iter().filter_map(|(key, id)| Some((format!("tokenizer.ggml.{key}"), of_model(id)?.into())));
     known.chain([("tokenizer.ggml.add_bos_token".to_string(), files.add_bos.into())]).collect()
 }
 

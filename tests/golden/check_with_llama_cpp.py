@@ -2,7 +2,7 @@
 
 python check_with_llama_cpp.py FILE IDS_OR_TEXTS_JSON [FILE IDS_OR_TEXTS_JSON ...]
 
-`logprobs` are those of all tokens behind a list of ids, with keys and values cached in f32; `ids` are the tokens of each
+FILE may be MODEL,ADAPTER. `logprobs` are those of all tokens behind a list of ids, with keys and values cached in f32; `ids` are the tokens of each
 of a list of texts, special ones among them.
 """
 
@@ -13,9 +13,11 @@ from urllib.request import ProxyHandler, Request, build_opener
 import xllamacpp
 
 
-def open_model(path):
+def open_model(paths):
+    model, *adapters = paths.split(",")
     params = xllamacpp.CommonParams()
-    params.model.path = path
+    params.model.path = model
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in adapters]
     params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
     params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
