@@ -340,6 +340,7 @@ fn through_gguf(document: &serde_json::Value, name: &str) -> luthier::Result<(Me
 
 fn same_ids([files, again]: [TokenizerFiles; 2]) {
     assert_eq!((files.bos, &files.eos, files.add_bos), (again.bos, &again.eos, again.add_bos));
+    assert_eq!(again.pad, None, "the model has no such token");
     let [old, new] = [files, again].map(|files| luthier::data::Tokenizer::new(files).unwrap());
     for probe in PROBES {
         assert_eq!(old.encode(probe, true).unwrap(), new.encode(probe, true).unwrap(), "{probe:?}");

@@ -290,6 +290,8 @@ fn what_a_gguf_file_cannot_say_is_refused_by_name() {
             "hidden_act is \"gelu_pytorch_tanh\", and in a GGUF file of llama it is \"silu\"",
         ),
         ("tiny_qwen2", "rope_parameters", llama3.clone(), "\"scaling\":\"llama3\""),
+        ("tiny_qwen2", "head_dim", json!(8), "head_dim is 8, and in a GGUF file of qwen2 it is 4"),
+        ("tiny_phi3", "head_dim", json!(8), "head_dim is 8, and in a GGUF file of phi3 it is 4"),
         ("tiny_qwen3", "attention_bias", json!(true), "bias of q, k and v is true"),
         ("tiny_gemma2", "query_pre_attn_scalar", json!(20), "query_pre_attn_scalar is 20.0"),
         (

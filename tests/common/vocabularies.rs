@@ -16,11 +16,14 @@ pub const PROBES: [&str; 9] = [
 ];
 
 pub fn files(document: &Value) -> TokenizerFiles {
+    let rows = document["model"]["vocab"].as_object().unwrap().len();
     TokenizerFiles {
         tokenizer_json: document.to_string(),
         bos: Some(1),
         eos: vec![2, 3, 4],
-        vocab: Some(document["model"]["vocab"].as_object().unwrap().len()),
+        // Added to the tokenizer, and not to the model.
+        pad: Some(rows as u32),
+        vocab: Some(rows),
         ..Default::default()
     }
 }

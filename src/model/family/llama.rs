@@ -117,6 +117,11 @@ pub fn gguf_decoder(keys: &GgufKeys, family: &'static Family) -> Result<ModelSpe
     })
 }
 
+/// The model of an architecture whose q is as wide as the model, whatever the keys say: llama.cpp opens no other.
+pub fn square(spec: ModelSpec) -> ModelSpec {
+    ModelSpec { head_dim: spec.hidden / spec.heads.max(1), ..spec }
+}
+
 /// The inverse of [`gguf_decoder`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
 pub fn gguf_keys(spec: &ModelSpec) -> Metadata {
     let (rope, sized) = (spec.rope.as_ref(), |n| Some(size(n)));

@@ -3,7 +3,7 @@
 //! rotary frequencies by length, which is not covered.
 
 use super::keys::{everywhere, size, under, unsupported};
-use super::llama::{self, config, decoder, gguf_decoder, gguf_keys};
+use super::llama::{self, config, decoder, gguf_decoder, gguf_keys, square};
 use super::{Family, Names};
 use crate::model::spec::ModelSpec;
 
@@ -40,7 +40,7 @@ pub static FAMILY: Family = Family {
             let what = "rope scaling 'longrope' is not supported".into();
             return Err(unsupported(keys.gguf.name(), what, "use the model's variant with 4k context"));
         }
-        let spec = gguf_decoder(keys, &FAMILY)?;
+        let spec = square(gguf_decoder(keys, &FAMILY)?);
         let window = keys.optional_size(WINDOW)?.filter(|window| *window > 0);
         Ok(ModelSpec { local: everywhere(window, spec.layers), ..spec })
     },
