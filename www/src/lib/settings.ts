@@ -80,14 +80,15 @@ export function fit(total: number, limit: number): Fit {
 /** The part that weighs most says what to lower. */
 export function whatToLower(memory: MemoryPlan, options: TrainOptions): string {
   const { weights, adapter, activations, helpers } = memory;
-  if (helpers > 0) return "Each worker holds a copy of it all: with fewer workers it needs less, and takes longer.";
+  const named = (name: keyof TrainOptions) => `“${TITLES[name]}”`;
+  if (helpers > 0) return `Each worker holds a copy of it all: with fewer ${named("workers")} it needs less, and takes longer.`;
   if (activations >= weights && activations >= adapter) {
-    const lower = "Lower batch_size or seq_len (with more grad_accum it learns the same), or kept_blocks";
-    return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or keep activations as bf16.` : `${lower}.`;
+    const lower = `Lower ${named("batch_size")} or ${named("seq_len")} (with more ${named("grad_accum")} it learns the same), or ${named("kept_blocks")}`;
+    return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or set ${named("activations")} to bf16.` : `${lower}.`;
   }
   if (adapter > weights) {
-    const fewer = "Choose a method that learns fewer numbers, or lower rank";
-    return options.optim === "adamw_8bit" ? `${fewer}.` : `${fewer}, or let optim be adamw_8bit.`;
+    const fewer = `Choose a method that learns fewer numbers, or lower ${named("rank")}`;
+    return options.optim === "adamw_8bit" ? `${fewer}.` : `${fewer}, or set ${named("optim")} to adamw_8bit.`;
   }
   return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
