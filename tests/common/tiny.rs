@@ -103,11 +103,10 @@ pub fn random(mut files: ModelFiles) -> ModelFiles {
     let ModelFiles::Hf { config, checkpoint, .. } = &mut files else { panic!("a folder") };
     let spec = family::from_config(config, "random").unwrap();
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = spec.file_tensors(&spec.family.hf).iter().map(noise).collect();
-    let view = |(name, shape, bytes): &(String, Vec<usize>, Vec<u8>)| {
-        let bytes: &'static [u8] = bytes.clone().leak();
-        (name.clone(), TensorView::new(::safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    };
-    let bytes = ::safetensors::serialize(tensors.iter().map(view), None).unwrap();
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name, TensorView::new(::safetensors::Dtype::F32, shape.clone(), bytes).unwrap()));
+    let bytes = ::safetensors::serialize(views, None).unwrap();
     *checkpoint = block_on(safetensors::open(vec![Source::bytes("model.safetensors", bytes)], None)).unwrap();
     files
 }

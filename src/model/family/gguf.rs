@@ -3,7 +3,7 @@
 //! Of most settings there is no key: readers take them for granted, and what they take for granted of a family stands in
 //! its `from_gguf`. So the keys are read back here, and a model that would come out as another one is refused.
 
-use super::keys::{GgufKeys, decimal};
+use super::keys::{GgufKeys, activation_name, decimal};
 use crate::error::{Error, Result};
 use crate::model::spec::{ModelSpec, Rope, RopeScaling};
 use crate::model::tensors::FileTensor;
@@ -11,7 +11,7 @@ use crate::weights::gguf::Metadata;
 use crate::weights::{Checkpoint, Gguf, StoredType, TensorInfo};
 use serde_json::{Value, json};
 
-/// `file` is the base's.
+/// The keys, or why no file can hold the model; `file` is the base's.
 pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<Metadata> {
     let arch = spec.family.arch;
     let gguf = Gguf { metadata: (spec.family.to_gguf)(spec), checkpoint: tensors(spec) };
@@ -38,7 +38,7 @@ fn tensors(spec: &ModelSpec) -> Checkpoint {
 }
 
 /// All that makes a model what it is, mostly by the names of config.json.
-fn settings(spec: &ModelSpec) -> [(&'static str, Value); 27] {
+fn settings(spec: &ModelSpec) -> [(&'static str, Value); 26] {
     let local = spec.local.as_ref();
     let global: Option<Vec<usize>> =
         local.map(|local| (0..local.layers.len()).filter(|layer| !local.layers[*layer]).collect());
@@ -64,13 +64,12 @@ fn settings(spec: &ModelSpec) -> [(&'static str, Value); 27] {
         ("mlp_bias", json!(spec.mlp_bias)),
         ("norm of q and k", json!(spec.qk_norm)),
         ("norm after attention", json!(spec.post_norms)),
-        ("hidden_act", json!(super::keys::activation_name(spec.activation))),
+        ("hidden_act", json!(activation_name(spec.activation))),
         ("gate of the MLP", json!(spec.gated)),
         ("factor of embeddings", number(Some(spec.embed_scale))),
         ("query_pre_attn_scalar", number(Some(spec.query_scalar.unwrap_or(spec.head_dim as f32)))),
         ("attn_logit_softcapping", number(spec.attention_cap)),
         ("final_logit_softcapping", number(spec.final_cap)),
-        ("model_type", json!(spec.family.name)),
     ]
 }
 
