@@ -1,4 +1,4 @@
-//! What we write, read by the packages it is for: PEFT, gguf-py, llama.cpp and TRL.
+//! What we write, read by the packages it is for: PEFT, mlx-lm, gguf-py, llama.cpp and TRL.
 //!
 //! `LUTHIER_PYTHON` names a Python that has them, else `python3` is asked; a test whose package it lacks says SKIPPED.
 
@@ -211,6 +211,45 @@ fn peft_computes_what_we_do() {
         }
     }
     assert!(wrong.is_empty(), "allowed are {ALLOWED:.0e}, and moves of {:.0e} at least: {wrong:#?}", 100.0 * ALLOWED);
+}
+
+/// Both ways: its logits with our adapters, and ours with its own. Passed with mlx-lm 0.32.2 and mlx 0.32.4.
+#[test]
+fn mlx_lm_computes_what_we_do() {
+    const ALLOWED: f64 = 2e-5;
+    let Some(python) = python(&["mlx-lm", "mlx"]) else { return };
+    let temp = Temp::new("mlx");
+    let lora = |model: &&'static str| case("lora", model, Kind::Lora, &settings());
+    let written = |case: Case| {
+        let spec = tiny::base(case.model, Device::cpu()).spec().clone();
+        let names = Names { base: case.model.into(), tuned: "tuned" };
+        // Stacked matrices it has other layers for.
+        let files = adapter::files(Format::Mlx, &case.adapter, &case.flat, &spec, names).ok()?;
+        peft::write(&temp.0.join(&case.name), &files).unwrap();
+        Some(case)
+    };
+    // It knows no windows of these models, and of Gemma 3 it wants six layers at least.
+    let ids = &IDS[..4];
+    let models = tiny::FAMILIES.iter().filter(|model| **model != "tiny_gemma3");
+    let cases: Vec<Case> = models.map(lora).filter_map(written).collect();
+    assert!(cases.len() >= 5, "{}", cases.len());
+    let own = |case: &Case| temp.path(&format!("own-{}", case.name));
+    let args = cases.iter().flat_map(|c| [temp.path(&c.name), golden(c.model).display().to_string(), own(c)]);
+    let found = lines(&python, "check_with_mlx.py", &args.chain([json!(ids).to_string()]).collect::<Vec<_>>());
+    assert_eq!(found.len(), cases.len());
+    for (case, found) in cases.iter().zip(&found) {
+        let files = tiny::files(case.model);
+        let spec = block_on(Opened::new(&files)).unwrap().spec;
+        let (theirs, flat) = adapter::open(Path::new(&own(case)), &spec).unwrap();
+        let of = |adapter, flat| logits_behind(&files, adapter, flat, ids);
+        let both = [("logits", of(&case.adapter, &case.flat)), ("own", of(&theirs, &flat))];
+        for (whose, [ours, plain]) in both {
+            let theirs = floats(&found[whose]);
+            let (off, moved) = (apart(&ours, &theirs), apart(&plain, &theirs));
+            println!("{}, {whose}: {off:.1e} apart, the adapter moves the logits by {moved:.1e}", case.name);
+            assert!(off <= ALLOWED && moved >= 100.0 * ALLOWED, "{}, {whose}: {off:.1e}, {moved:.1e}", case.name);
+        }
+    }
 }
 
 /// Every setting that we write is one that PEFT writes, with its value; what we leave out is PEFT's default.
