@@ -5,9 +5,9 @@ use crate::adapter::{Adapter, Kind};
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::model::Base;
 use crate::model::load::Opened;
 use crate::model::seam::virtual_ids;
+use crate::model::{Base, ModelSpec};
 use crate::train::planned::Planned;
 use crate::train::{
     Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, Work, check_tokens,
@@ -65,6 +65,9 @@ pub struct Best {
     pub step: u64,
 }
 
+/// An adapter to go on from, where there is one, with its values.
+type Initial = Option<(Adapter, Vec<f32>)>;
+
 /// What a run starts from, before anything is allocated.
 struct Start {
     adapter: Adapter,
@@ -94,12 +97,11 @@ pub fn flat_sha256(flat: &[f32]) -> String {
     sha256(bytemuck::cast_slice(flat))
 }
 
-/// The options of a run that goes on from an adapter: its method is the adapter's, and so is the usual learning rate.
-fn going_on(options: TrainOptions, initial: &Option<(Adapter, Vec<f32>)>) -> TrainOptions {
-    match initial {
-        Some((adapter, _)) => TrainOptions { method: Kind::of(&*adapter.method), ..options },
-        None => options,
-    }
+/// The options of a run that goes on from an adapter: its method is that of the adapter, and so is the usual learning rate.
+fn going_on(options: TrainOptions, initial: Initial, spec: &ModelSpec) -> Result<(TrainOptions, Initial)> {
+    let Some((adapter, flat)) = initial else { return Ok((options, None)) };
+    let adapter = options.method.go_on(adapter, spec, &options.settings()?)?;
+    Ok((TrainOptions { method: Kind::of(&*adapter.method), ..options }, Some((adapter, flat))))
 }
 
 fn no_run() -> Error {
@@ -132,9 +134,9 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: &TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
     ) -> Result<Summary> {
-        let options = going_on(options.clone(), &initial);
+        let (options, initial) = going_on(options.clone(), initial, self.spec())?;
         Ok(self.summary(&self.prepare_run(records, validation, options, initial)?))
     }
 
@@ -145,14 +147,14 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Summary> {
         if self.trainer.is_some() {
             let hint = "open the model anew for another run";
             return Err(Error::setting("train", "this session has trained already", hint));
         }
-        let options = going_on(options, &initial);
+        let (options, initial) = going_on(options, initial, self.spec())?;
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
@@ -186,7 +188,7 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
     ) -> Result<Start> {
         options.check()?;
         let all = self.encode(records, options.seq_len)?;
