@@ -43,6 +43,8 @@ pub struct Summary {
     /// Those that each step is dealt to.
     pub workers: usize,
     pub memory: MemoryPlan,
+    /// What the run could do with less of, where memory is short.
+    pub lower: String,
 }
 
 impl Summary {
@@ -266,6 +268,7 @@ impl Session {
             virtual_tokens: start.adapter.method.virtual_tokens(),
             workers,
             memory: start.planned.memory.clone(),
+            lower: start.planned.memory.what_to_lower(options),
         }
     }
 
