@@ -98,6 +98,8 @@ mod tests {
         };
         assert_eq!(needs(Optim::AdamW), (json!("adamw_torch"), false));
         assert_eq!(needs(Optim::AdamW8bit), (json!("adamw_8bit"), true));
+        let plus = TrainOptions { loraplus_lr_ratio: 16.0, ..Default::default() };
+        assert_eq!(config("m", &plus)["loraplus_lr_ratio"], json!(16.0));
     }
 
     #[test]
