@@ -44,6 +44,12 @@ fn note(text: &str) {
     web_sys::console::warn_1(&text.into());
 }
 
+const NO_ADAPTER: &str = if cfg!(target_arch = "wasm32") {
+    "use --device cpu, or a browser that has WebGPU and a page that came over https; chrome://gpu says why it is off"
+} else {
+    "use --device cpu, or install a Vulkan, Metal or DX12 driver"
+};
+
 impl Device {
     pub async fn open(choice: DeviceChoice) -> Result<Device> {
         match choice {
@@ -58,10 +64,7 @@ impl Device {
             },
             DeviceChoice::Gpu => match gpu::open(true).await? {
                 Some(gpu) => Ok(Device::Gpu(Box::new(gpu))),
-                None => Err(Error::device(
-                    "no GPU adapter was found",
-                    "install a Vulkan, Metal or DX12 driver, or use --device cpu",
-                )),
+                None => Err(Error::device("no GPU adapter was found", NO_ADAPTER)),
             },
         }
     }

@@ -125,11 +125,12 @@ fn tree<'a>(source: &'a str, expr: &Expr) -> Option<Tree<'a>> {
 
 fn argument_tree<'a>(source: &'a str, a: &Argument) -> Option<Tree<'a>> {
     let value = tree(source, &a.value);
-    if a.name.is_none() {
-        return value;
-    }
     let text = &source[a.span.clone()];
-    let first = text.split('=').next().unwrap_or(text).trim_end();
+    let first = match a.name.as_deref() {
+        None => return value,
+        Some("**") => "**",
+        Some(_) => text.split('=').next().unwrap_or(text).trim_end(),
+    };
     Some(Tree { first, text, children: value.into_iter().collect() })
 }
 

@@ -30,6 +30,7 @@ pub enum Kind {
     Binary(Box<Expr>, &'static str, Box<Expr>),
 }
 
+/// An argument of a call; the name of an unpacked dictionary is `**`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Argument {
     pub name: Option<String>,
@@ -269,9 +270,12 @@ impl<'a> Parser<'a> {
     fn argument(&mut self) -> Option<Argument> {
         self.space(false);
         let start = self.at;
-        let named = self.name().filter(|_| self.take("=") && !self.rest().starts_with('='));
+        let mut named = self.name().filter(|_| self.take("=") && !self.rest().starts_with('='));
         if named.is_none() {
             self.at = start;
+            named = self.take("**").then(|| "**".into());
+            // The items of an unpacked list have no names.
+            let _ = named.is_none() && self.take("*");
         }
         let value = self.expr()?;
         Some(Argument { name: named, span: start..value.span.end, value })
@@ -484,6 +488,10 @@ mod tests {
         assert_eq!(function.dotted().unwrap(), "a.b");
         assert_eq!(arguments[1].value.kind, Kind::Text("it's".into()));
         assert_eq!(arguments.iter().filter(|a| a.name.is_some()).count(), 4);
+        let text = "f(*[1], **{'k': 2})";
+        let Kind::Call { arguments, .. } = expression(text).unwrap().kind else { panic!() };
+        let shown: Vec<_> = arguments.iter().map(|a| (a.name.as_deref(), a.value.text(text))).collect();
+        assert_eq!(shown, [(None, "[1]"), (Some("**"), "{'k': 2}")]);
         assert!(expression("f(1, 2").is_none() && expression("I cannot do that").is_none());
         assert!(expression(&"(".repeat(10_000)).is_none(), "nesting is limited");
         assert!(expression(&"-".repeat(10_000)).is_none());

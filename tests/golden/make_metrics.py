@@ -143,7 +143,8 @@ def calls():
         "shelf.put(item='apple')", "put(item='apple', count=3)", "[" + base + ")]", "`" + base + ")`\n", "[" + base + "), " + base + ")]",
         base + "), " + base + ")", base, "I put the apple there.", "", "[]", "look_up(name='apple')", "{'shelf.put': 1}", "3",
         "print(shelf.put(item='apple', count=3))", "shelf.put(item=f(1), count=3)", "shelf.put(item='app' 'le', count=0x3)",
-        "shelf.put(item=\"apple\", count=3) # done", "shelf['put'](item='apple', count=3)",
+        "shelf.put(item=\"apple\", count=3) # done", "shelf['put'](item='apple', count=3)", "shelf.put(**{'item': 'apple', 'count': 3})", "shelf.put(item='apple', **{'count': 3})",
+        "shelf.put(*['apple'], item='apple', count=3)",
     ]
     cases = []
     for functions, right, tried in [
@@ -188,13 +189,16 @@ def api_calls():
         "ast_eval_th.py": (["torch.hub.load(repo_or_dir='acme/vision', model='net18', pretrained=True)",
                             "torch.hub.load(repo_or_dir='acme/vision', model='net18_wide')",
                             "torch.hub.load('acme/other', 'plain')",
-                            "torch.hub.load(repo_or_dir='acme/sound', model='hear')"],
+                            "torch.hub.load(repo_or_dir='acme/sound', model='hear')",
+                            "torch.hub.load(repo_or_dir='acme/birds', model='net', pretrained=True, **{'top': 6})"],
                            ["torch.hub.load('acme/vision', 'net18', pretrained=True)",
                             "model = torch.hub.load(repo_or_dir='acme/vision', model='net18_wide')",
                             "torch.hub.load('acme/sound:v2', \"hear\")", "torch.hub.load('acme/sound', 'speak')",
                             "torch.load('acme/vision', 'net18')", "torch.hub.load('acme/vision', model=name)",
                             "net = torch.hub.load('acme/vision', 'net18').eval().to(device)",
-                            "x = 1; y = torch.hub.load('acme/sound', 'hear', device=torch.device('cpu'))"]),
+                            "x = 1; y = torch.hub.load('acme/sound', 'hear', device=torch.device('cpu'))",
+                            "torch.hub.load('acme/birds', 'net', **{'top': 6})", "torch.hub.load('acme/birds', 'net', *[1])",
+                            "torch.hub.load(**{'repo_or_dir': 'acme/sound', 'model': 'hear'})"]),
         "ast_eval_hf.py": (["AutoModel.from_pretrained('acme/bert')", "pipeline('text-classification', model='acme/bert-cased')",
                             "pipeline('conversational')", "Tokenizer.load('acme/t5', size=3).fast()",
                             "model = AutoModel.from_pretrained('acme/hidden')"],

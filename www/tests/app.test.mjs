@@ -5,12 +5,18 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { unzipSync } from "fflate";
-import { drop, goTo, openApp, phase, ready, settings } from "./support/app.mjs";
+import { drop, goTo, openApp, phase, ready, scored, settings } from "./support/app.mjs";
+import { judge } from "./support/crowd.mjs";
 import { demo } from "./support/larder.mjs";
 import { repository } from "./support/server.mjs";
 import { browser, folder, luthier, server, setUp } from "./support/setup.mjs";
 
 const SHORT = settings({ steps: 12, warmup_steps: 2, eval_every: 4, seq_len: 64, batch_size: 2 });
+
+/** What is promised, and where noise of a busy machine ends. */
+const FIRST_STEP_MS = 1000;
+const TOO_LATE_MS = 2000;
+const TOO_LONG_MS = 100;
 
 setUp();
 
@@ -39,14 +45,12 @@ test("three clicks train the bundled model; what it learnt can be compared, kept
   const first = performance.now() - clicked;
   await phase(page, "ended");
   const tasks = await page.evaluate(() => globalThis.tasks);
-  console.log(`first step shown ${Math.round(first)} ms after the click; done after ${Math.round((performance.now() - clicked) / 1000)} s`);
-  console.log(`tasks over 50 ms on the main thread while training: ${tasks.length}, the longest ${Math.round(Math.max(0, ...tasks))} ms`);
+  console.log(`done after ${Math.round((performance.now() - clicked) / 1000)} s; tasks over 50 ms on the main thread while training: ${tasks.length}`);
+  judge(`first step of nano on the CPU after the click, promised: ${FIRST_STEP_MS} ms`, first, TOO_LATE_MS);
+  judge("the longest task on the main thread while training, promised: 50 ms", Math.max(0, ...tasks), TOO_LONG_MS);
 
-  await goTo(page, "compare");
-  await page.locator("#score").click();
-  await page.locator("[data-scores]").waitFor({ timeout: 120_000 });
-  const scores = (await page.locator("[data-scores] > li").allTextContents()).map((text) => text.match(/: (\d+) % right before, (\d+) % after/));
-  for (const [, before, after] of scores) assert.ok(Number(after) >= 60 && Number(before) < 20, `${before} % before, ${after} % after`);
+  const scores = await scored(page);
+  for (const { before, after } of scores) assert.ok(after >= 60 && before < 20, JSON.stringify(scores));
 
   await twoTurns(page);
 
@@ -236,6 +240,45 @@ test("pause, resume, and stop keep what was learned; a closed tab is offered to 
   await again.getByRole("button", { name: "Open" }).click();
   await again.locator('[aria-current="step"][data-step="compare"]').waitFor();
   await shared.close();
+});
+
+test("leaving the page is warned of while something could be lost, and only then", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 400, eval_every: 0, seq_len: 64, batch_size: 2 }));
+  const warned = [];
+  page.on("dialog", (dialog) => (warned.push(dialog.type()), dialog.dismiss()));
+  const leave = async () => {
+    warned.length = 0;
+    await page.evaluate(() => void setTimeout(() => location.reload(), 0));
+    await page.waitForTimeout(1000);
+    return [...warned];
+  };
+  await ready(page);
+  await page.locator("#train-now").click();
+  await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
+  assert.deepEqual(await leave(), ["beforeunload"]);
+  await page.locator("#stop").click();
+  await phase(page, "ended");
+  assert.deepEqual(await leave(), []);
+  await page.locator("#start-nano").waitFor();
+  await page.context().close();
+});
+
+test("a run speaks to screen readers now and then, not at every step", async () => {
+  const page = await openApp(await context(), server, settings({ steps: 60, warmup_steps: 2, eval_every: 10, seq_len: 64, batch_size: 2 }));
+  await ready(page);
+  await page.evaluate(() => {
+    const region = document.querySelector('[role="status"][aria-live="polite"]');
+    globalThis.said = [];
+    new MutationObserver(() => said.push([performance.now(), region.textContent])).observe(region, { childList: true, characterData: true, subtree: true });
+  });
+  await page.locator("#train-now").click();
+  await phase(page, "ended");
+  await page.waitForFunction(() => said.some(([, text]) => /^Training is done after 60 steps/.test(text)));
+  const said = await page.evaluate(() => globalThis.said);
+  const progress = said.filter(([, text]) => /^(Step|Validation loss) /.test(text)).map(([at]) => at);
+  progress.slice(1).forEach((at, i) => assert.ok(at - progress[i] >= 14_900, JSON.stringify(said)));
+  assert.ok(said.length - progress.length <= 3, JSON.stringify(said));
+  await page.context().close();
 });
 
 test("stop, pressed while the run is still starting, ends it", async () => {

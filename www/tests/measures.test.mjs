@@ -6,6 +6,7 @@ import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { unzipSync } from "fflate";
 import { goTo, openApp, phase, ready, settings } from "./support/app.mjs";
+import { judge } from "./support/crowd.mjs";
 import { facadePage } from "./support/browser.mjs";
 import { data, demo, losses, recipe, train } from "./support/larder.mjs";
 import { repository } from "./support/server.mjs";
@@ -13,6 +14,8 @@ import { browser, folder, luthier, server, setUp } from "./support/setup.mjs";
 
 const short = { ...recipe.options, steps: 12, warmup_steps: 2, batch_size: 2, seq_len: 64, eval_every: 0 };
 const nano = join(repository, "models/nano");
+
+const MINUTE_MS = 60_000;
 
 setUp();
 
@@ -165,9 +168,11 @@ test("the page probes a bundled set, takes the rate it found, and trains", async
   await ready(page);
   await goTo(page, "try");
   await page.locator("#probe-minutes").selectOption("0.5");
+  const asked = performance.now();
   await page.locator("#probe").click();
   await page.locator("[data-probing] progress").waitFor();
   await page.locator("[data-found-potential]").waitFor({ timeout: 180_000 });
+  judge("the probe's verdict on nano, promised: a minute", performance.now() - asked, MINUTE_MS);
   assert.match(await page.locator("[data-found-potential]").getAttribute("data-found-potential"), /^(clear|some)$/);
   await page.locator('[data-finding="learning-rate"]').getByText(/“Learning rate” 1e-4 is too low/).waitFor();
   await page.getByText("The numbers as a table").click();
@@ -192,12 +197,14 @@ test("the page probes a bundled set, takes the rate it found, and trains", async
 test("held-out examples are judged by their task, with intervals, failures to look at, and what it cost", async () => {
   const page = await openApp(await context(), server, settings({ steps: 40, warmup_steps: 4, eval_every: 0, seq_len: 64 }));
   await ready(page, "sentiment");
+  const begun = performance.now();
   await page.locator("#train-now").click();
   await phase(page, "ended");
   await goTo(page, "compare");
   assert.equal(await page.locator("#task").inputValue(), "classification", "by its looks");
   await page.locator("#score:enabled").click();
   await page.locator("[data-forgetting]").waitFor({ timeout: 120_000 });
+  judge("a run of nano judged by its task, promised: a minute", performance.now() - begun, MINUTE_MS);
   const sets = page.locator(".scores > li");
   assert.equal(await sets.count(), 2);
   const first = sets.first();

@@ -8,6 +8,7 @@ mod demo;
 mod demo_data;
 mod node;
 mod page;
+mod recipe;
 mod recipe_data;
 mod requirements;
 mod server;
@@ -40,8 +41,12 @@ cargo xtask COMMAND
   page                    build the page into www/dist, for any static host
   wasm                    build the engine for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
+  recipe NAME             run a recipe: what its page in recipes/ says, with a release build, in target/recipes
+       --source PATH        its data, where they are not our own
+       --model MODEL        another model: a name of the registry, a folder or a .gguf file
   recipe-data KIND SOURCE OUT
-                          write a public data set (bfcl, apibench, viggo, tatoeba, nl2bash) as JSON lines
+                          write a public data set (bfcl, apibench, sst2, viggo, viggo-acts, tatoeba, tldr, nl2bash) as
+                          JSON lines
 ";
 
 fn main() -> std::process::ExitCode {
@@ -72,6 +77,7 @@ fn run(args: &[String]) -> Outcome {
         Some(("page", [])) => page::build().map(|page| println!("{}", page.display())),
         Some(("wasm", [])) => wasm::build().map(|package| println!("{}", package.display())),
         Some(("demo-data", [])) => demo::write_data(),
+        Some(("recipe", rest)) => recipe::run(rest),
         Some(("recipe-data", [kind, source, out])) => recipe_data::run(kind, source, out),
         Some((command @ ("test" | "page" | "wasm" | "demo-data" | "recipe-data"), rest)) => {
             Err(format!("`cargo xtask {command}` does not know {}\n\n{HELP}", rest.join(" ")).into())

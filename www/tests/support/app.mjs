@@ -37,3 +37,12 @@ export async function drop(page, label, name, content) {
   }, [name, bytes]);
 }
 
+/** Judges the two bundled sets that were held out, on the Compare step: shares right of each before and after, in percent. */
+export async function scored(page) {
+  await goTo(page, "compare");
+  await page.locator("#score:enabled").click();
+  const sets = page.locator("[data-scores] .scores > li");
+  await sets.nth(1).waitFor({ timeout: 240_000 });
+  const texts = await sets.allTextContents();
+  return texts.map((text) => text.match(/: (\d+)\s*% right before, (\d+)\s*% after/)).map(([, before, after]) => ({ before: Number(before), after: Number(after) }));
+}
