@@ -116,7 +116,7 @@ test("memory is green, amber or red by what may be used, and red says what to lo
   };
   await allow(1.1);
   await page.locator('[data-memory="tight"]').waitFor();
-  await page.locator(".plan .note").getByText(/Lower “Batch” or “Row length”|choose a smaller model/i).waitFor();
+  await page.locator(".plan .note").getByText(/To need less: lower “Batch”.* or .*, or take a model that is smaller/).waitFor();
   assert.equal(await page.locator("[data-error]").count(), 0);
   await allow(0.9);
   await page.locator('[data-memory="too large"]').waitFor();
