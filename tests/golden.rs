@@ -113,7 +113,8 @@ impl Errors {
     fn tensor(&mut self, kind: &'static str, allowed: f64, got: &[f64], want: &[f64]) {
         assert_eq!(got.len(), want.len(), "{}: {kind}", self.what);
         let largest = want.iter().fold(0.0, |m: f64, w| m.max(w.abs()));
-        let error = got.iter().zip(want).fold(0.0, |m, (g, w)| if (g - w).abs() <= m { m } else { (g - w).abs() });
+        let apart = got.iter().zip(want).map(|(g, w)| (g - w).abs());
+        let error = apart.fold(0.0, |m: f64, d| if m.is_nan() || d <= m { m } else { d });
         self.add(kind, allowed, error / largest);
     }
 
