@@ -5,6 +5,8 @@
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
+#[path = "common/vocabularies.rs"]
+mod vocabularies;
 
 use luthier::Error;
 use luthier::adapter::combine::{Combination, Combined, combine};
@@ -12,14 +14,15 @@ use luthier::adapter::merge::{Dtype, ModelFormat, Target};
 use luthier::adapter::{self, Adapter, Files, Format, Lora, LoraConfig, Names, Role, peft};
 use luthier::device::{Device, DeviceChoice};
 use luthier::digest::sha256;
-use luthier::model::{Base, Module};
+use luthier::model::Module;
 use luthier::session::{Session, modelfile};
-use luthier::weights::gguf::Value;
-use luthier::weights::{Gguf, ModelFiles, Source, TokenizerFiles, gguf_vocabulary};
+use luthier::weights::gguf::{Metadata, Value};
+use luthier::weights::{Checkpoint, Gguf, ModelFiles, Source, TokenizerFiles, gguf_tokenizer, gguf_vocabulary};
 use pollster::block_on;
 use serde_json::json;
 use std::collections::BTreeMap;
-use tiny::{Rig, Tensors, golden, merged, with_tokenizer};
+use tiny::{FAMILIES, Rig, Tensors, golden, merged, spelt, with_tokenizer};
+use vocabularies::PROBES;
 
 const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano");
 
@@ -180,16 +183,19 @@ fn merged_gguf_files_are_as_llama_cpps_converter_writes_them() {
     }
 }
 
-/// The logits of a merged GGUF file, relative to the live model's largest logit.
-fn apart(model: &str, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
-    let want = Rig::new(tiny::base(model, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
-    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    let target = Target::new(ModelFormat::Gguf, dtype, "merged");
-    let files = merged(&with_tokenizer(model), adapter, &target)?;
+/// A merged GGUF file, read back.
+fn merged_gguf(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<ModelFiles> {
+    let files = merged(files, adapter, &Target::new(ModelFormat::Gguf, dtype, "merged"))?;
     let source = Source::bytes("merged.gguf", files["merged.gguf"].as_slice());
-    let again = block_on(ModelFiles::from_sources("merged", vec![source])).unwrap();
-    let base = block_on(Base::load(&again, Device::cpu(), |_, _| {})).unwrap();
-    let logits = Rig::new(base, adapter.clone(), 2).plain_logits(&tiny::batch());
+    block_on(ModelFiles::from_sources("merged", vec![source]))
+}
+
+/// The logits of a merged GGUF file, relative to the live model's largest logit.
+fn apart(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
+    let again = merged_gguf(files, adapter, dtype)?;
+    let want = Rig::new(tiny::base_of(files, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
+    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let logits = Rig::new(tiny::base_of(&again, Device::cpu()), adapter.clone(), 2).plain_logits(&tiny::batch());
     Ok(want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest)
 }
 
@@ -198,13 +204,48 @@ fn merged_gguf_files_are_the_adapted_model() {
     for (model, name) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
         let adapter = open_golden(model, name);
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 5e-2), (Dtype::Q8_0, 0.1)] {
-            let off = apart(model, &adapter, dtype).unwrap();
+            let off = apart(&with_tokenizer(model), &adapter, dtype).unwrap();
             assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
         }
     }
-    for model in ["tiny_qwen2", "tiny_qwen3"] {
-        let off = apart(model, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
+    for model in FAMILIES {
+        let files = spelt(tiny::in_gguf(model));
+        let off = apart(&files, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{model}: {off:.1e} apart");
+    }
+}
+
+/// Also where q, k and v are one tensor there, or gate and up: every matrix is rounded to the type, and nothing else.
+#[test]
+fn merged_gguf_files_of_every_family_are_quantised() {
+    for model in FAMILIES {
+        let files = spelt(tiny::wide(model));
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let written = |dtype| match merged_gguf(&files, &adapter, dtype).unwrap() {
+            ModelFiles::Gguf { gguf, .. } => tensors(&gguf),
+            ModelFiles::Hf { .. } => panic!("a folder"),
+        };
+        let whole = written(Dtype::F32);
+        // Gemma 2's caps widen what 4 bits round away.
+        let coarse = if model == "tiny_gemma2" { 2.0 } else { 0.3 };
+        for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Q8_0, 0.1), (Dtype::Q4_1, coarse)] {
+            let off = apart(&files, &adapter, dtype).unwrap();
+            assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
+            for (name, (kind, shape, values)) in written(dtype) {
+                let eight = ["token_embd.weight", "output.weight"].contains(&name.as_str()) && dtype == Dtype::Q4_1;
+                let want = match shape.len() {
+                    2 if name == "position_embd.weight" => "F32",
+                    2 if eight => "Q8_0",
+                    2 => dtype.stored().name(),
+                    _ => "F32",
+                };
+                assert_eq!(kind, want, "{model}: {name}");
+                for (want, got) in whole[&name].2.chunks(32).zip(values.chunks(32)) {
+                    let off = want.iter().zip(got).fold(0.0, |m: f64, (a, b)| m.max((*a as f64 - *b as f64).abs()));
+                    assert!(off <= tiny::rounding(kind, want), "{model} as {dtype:?}: {name} is {off:.2e} off");
+                }
+            }
+        }
     }
 }
 
@@ -212,24 +253,16 @@ fn merged_gguf_files_are_the_adapted_model() {
 #[test]
 fn every_foldable_method_goes_into_gguf() {
     for name in ["tiny_dora", "tiny_ia3", "tiny_norm", "tiny_patterns"] {
-        let off = apart("tiny", &open_golden("tiny", name), Dtype::F32).unwrap();
+        let off = apart(&with_tokenizer("tiny"), &open_golden("tiny", name), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{name}: {off:.1e} apart");
     }
-    let error = apart("tiny", &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
+    let error = apart(&with_tokenizer("tiny"), &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
     assert!(error.hint().contains("beside the model"), "{error}");
 }
 
-/// Where a family's metadata are not known well enough to be written, or its matrices are stacked in other files.
+/// Where a family's matrices are stacked in other files.
 #[test]
-fn what_other_families_cannot_have_is_refused() {
-    for model in ["tiny_gemma2", "tiny_gemma3", "tiny_phi3", "tiny_gpt2"] {
-        let adapter = open_golden(model, &format!("{model}_lora"));
-        let error = apart(model, &adapter, Dtype::F32).unwrap_err();
-        assert!(
-            error.to_string().contains("GGUF metadata") && error.hint().contains("--format hf"),
-            "{model}: {error}"
-        );
-    }
+fn adapters_of_stacked_matrices_are_refused() {
     let (adapter, flat) = open_golden("tiny_phi3", "tiny_phi3_lora");
     let spec = tiny::base("tiny_phi3", Device::cpu()).spec().clone();
     let names = Names { base: "tiny".into(), tuned: "tuned" };
@@ -249,7 +282,7 @@ fn a_vocabulary_is_as_gguf_py_has_it() {
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(golden("nano_vocabulary.json")).unwrap()).unwrap();
     let nano = ModelFiles::open(NANO).unwrap();
-    let found = gguf_vocabulary::metadata(nano.tokenizer(), golden["rows"].as_u64().unwrap() as usize).unwrap();
+    let found = gguf_vocabulary::metadata(nano.tokenizer(), golden["rows"].as_u64().unwrap() as usize, "nano").unwrap();
     let strings = |key: &str| match &found[key] {
         Value::Strings(all) => lines_sha256(all),
         other => panic!("{key}: {other:?}"),
@@ -277,7 +310,7 @@ fn a_tokenizer_that_llama_cpp_has_no_name_for_is_refused() {
         let mut document: serde_json::Value = serde_json::from_str(&nano.tokenizer_json).unwrap();
         change(&mut document);
         let files = TokenizerFiles { tokenizer_json: document.to_string(), ..nano.clone() };
-        gguf_vocabulary::metadata(&files, 2048)
+        gguf_vocabulary::metadata(&files, 2048, "nano")
     };
     let refused = |part: &str, change: &dyn Fn(&mut serde_json::Value)| match changed(change) {
         Err(Error::Unsupported { what, hint, .. }) => {
@@ -293,6 +326,75 @@ fn a_tokenizer_that_llama_cpp_has_no_name_for_is_refused() {
     refused("SentencePiece", &|d| d["model"]["byte_fallback"] = json!(true));
     // Where offsets point changes no id.
     changed(&|d| d["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = json!(false)).unwrap();
+}
+
+/// The document as a GGUF file has it: its metadata, and the tokenizer that is read from them.
+fn through_gguf(document: &serde_json::Value, name: &str) -> luthier::Result<(Metadata, [TokenizerFiles; 2])> {
+    let rows = document["model"]["vocab"].as_object().unwrap().len();
+    let files = vocabularies::files(document);
+    let metadata = gguf_vocabulary::metadata(&files, rows, name)?;
+    let again =
+        gguf_tokenizer::tokenizer_files(&Gguf { metadata: metadata.clone(), checkpoint: Checkpoint::default() })?;
+    Ok((metadata, [files, again]))
+}
+
+fn same_ids([files, again]: [TokenizerFiles; 2]) {
+    assert_eq!((files.bos, &files.eos, files.add_bos), (again.bos, &again.eos, again.add_bos));
+    assert_eq!(again.pad, None, "the model has no such token");
+    let [old, new] = [files, again].map(|files| luthier::data::Tokenizer::new(files).unwrap());
+    for probe in PROBES {
+        assert_eq!(old.encode(probe, true).unwrap(), new.encode(probe, true).unwrap(), "{probe:?}");
+    }
+}
+
+/// Gemma's: no space before the text, and a cut at spaces, of which its normalizer leaves none.
+#[test]
+fn gemmas_vocabulary_survives_gguf() {
+    let mut document = vocabularies::gemma();
+    let (metadata, files) = through_gguf(&document, "my-Phi3").unwrap();
+    assert_eq!(metadata["tokenizer.ggml.model"], "llama".into());
+    assert_eq!(metadata["tokenizer.ggml.add_space_prefix"], false.into());
+    // llama.cpp would have special tokens swallow white space.
+    assert_eq!(metadata["general.name"], "my-phi 3".into());
+    same_ids(files);
+    // Scores cannot say that "ab" comes between two ways to make "▁▁▁".
+    document["model"]["merges"].as_array_mut().unwrap().swap(3, 6);
+    let error = through_gguf(&document, "x").unwrap_err();
+    assert!(error.to_string().contains("do not follow from scores"), "{error}");
+}
+
+/// Phi-3's special tokens swallow the white space behind them, which llama.cpp knows by the model's name.
+#[test]
+fn phi3s_vocabulary_survives_gguf() {
+    let document = vocabularies::phi3();
+    let (metadata, files) = through_gguf(&document, "tuned").unwrap();
+    assert_eq!(metadata["tokenizer.ggml.add_space_prefix"], true.into());
+    assert_eq!(metadata["general.name"], "Phi-3 tuned".into());
+    same_ids(files);
+    assert_eq!(through_gguf(&document, "Phi-3-tuned").unwrap().0["general.name"], "Phi-3-tuned".into());
+
+    for (key, of, words) in [
+        ("rstrip", 1, "\"rstrip\" of token '<s>' is true"),
+        ("rstrip", 4, "\"rstrip\" of token '<|end|>' is false"),
+        ("lstrip", 3, "\"lstrip\" of token '<|user|>' is true"),
+    ] {
+        let mut document = document.clone();
+        document["added_tokens"][of][key] = json!(!document["added_tokens"][of][key].as_bool().unwrap());
+        let error = through_gguf(&document, "tuned").unwrap_err();
+        assert!(error.to_string().contains(words) && error.hint().contains("--format hf"), "{error}");
+    }
+    // Without one of Phi-3's tokens llama.cpp does not open a model of that name.
+    let renamed = document.to_string().replace("<|endoftext|>", "<|over|>");
+    let error = through_gguf(&serde_json::from_str(&renamed).unwrap(), "tuned").unwrap_err();
+    assert!(error.to_string().contains("'<|endoftext|>' is none"), "{error}");
+}
+
+/// GPT-2's tokenizer.json is older than the setting that it cuts words as GPT-2 does.
+#[test]
+fn gpt2s_vocabulary_survives_gguf() {
+    let (metadata, files) = through_gguf(&vocabularies::gpt2(), "tuned").unwrap();
+    assert_eq!(metadata["tokenizer.ggml.pre"], "gpt-2".into());
+    same_ids(files);
 }
 
 /// A SentencePiece tokenizer without its scores gets scores that join the same pieces.

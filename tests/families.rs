@@ -10,9 +10,10 @@ mod tiny;
 
 use luthier::adapter::Role;
 use luthier::adapter::lora::{target_modules, targets};
+use luthier::adapter::merge::{Dtype, ModelFormat, Target};
 use luthier::device::Device;
-use luthier::model::{Base, family};
-use luthier::weights::{ModelFiles, TokenizerFiles};
+use luthier::model::family;
+use luthier::weights::{Gguf, ModelFiles, TokenizerFiles};
 use pollster::block_on;
 use serde_json::Value;
 use support::{F32, GgufFile, open_gguf, text, u32_value};
@@ -199,20 +200,10 @@ fn value(value: &Value) -> (u32, Vec<u8>) {
     }
 }
 
-/// The golden model, as far as its GGUF file can tell it: that has no `query_pre_attn_scalar`.
-fn model(case: &Case) -> ModelFiles {
-    let mut files = tiny::files(case.model);
-    let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
-    if !config["query_pre_attn_scalar"].is_null() {
-        config["query_pre_attn_scalar"] = config["head_dim"].clone();
-    }
-    files
-}
-
 /// What the converter makes of the model.
 fn converted(case: &Case) -> ModelFiles {
     let (files, config) = (tiny::files(case.model), config(case.model));
-    let mut gguf = GgufFile::new().pair("general.architecture", text(case.arch));
+    let mut gguf = GgufFile::new().pair("general.architecture", text(case.arch)).pair("general.name", text(case.model));
     for (key, path) in case.keys.iter().copied().flatten() {
         let found = path.split('.').fold(&config, |value, part| &value[part]);
         if !found.is_null() {
@@ -234,21 +225,144 @@ fn converted(case: &Case) -> ModelFiles {
 }
 
 fn logits(files: &ModelFiles) -> Vec<f64> {
-    let base = block_on(Base::load(files, Device::cpu(), |_, _| {})).unwrap();
+    let base = tiny::base_of(files, Device::cpu());
     let adapter = tiny::adapter(&base, 0.0, true);
     Rig::new(base, adapter, 2).plain_logits(&tiny::batch())
+}
+
+/// The largest difference of any logit, relative to the largest logit.
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    let largest = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest
 }
 
 #[test]
 fn a_gguf_file_is_the_model_it_was_made_from() {
     for case in CASES {
-        let (theirs, ours) = (converted(case), model(case));
+        let (theirs, ours) = (converted(case), tiny::in_gguf(case.model));
         let spec = |files| block_on(luthier::model::load::Opened::new(files)).unwrap().spec;
         assert_eq!(spec(&theirs), spec(&ours), "{}", case.model);
         let (got, want) = (logits(&theirs), logits(&ours));
-        let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-        let off = got.iter().zip(&want).fold(0.0, |m: f64, (g, w)| m.max((g - w).abs())) / largest;
+        let off = apart(&got, &want);
         assert!(off < 1e-6, "{}: {off:.1e} apart", case.model);
+    }
+}
+
+/// What is written for a folder has every key of the converter's, with its type and value.
+#[test]
+fn metadata_that_we_write_are_the_converters() {
+    for case in CASES {
+        let ModelFiles::Hf { config, .. } = tiny::in_gguf(case.model) else { panic!("a folder") };
+        let spec = family::from_config(&config, case.model).unwrap();
+        let ours = family::to_gguf(&spec, case.model).unwrap();
+        let ModelFiles::Gguf { gguf, .. } = converted(case) else { panic!("a file") };
+        for (key, value) in gguf.metadata.iter().filter(|(key, _)| !key.starts_with("general.")) {
+            let want = match key.ends_with(".context_length") {
+                // Where llama.cpp has no window, or switched it off, it sees no further.
+                true => (spec.within_windows().context as u32).into(),
+                false => value.clone(),
+            };
+            // "default" is what no scaling is called in config.json.
+            if want != "default".into() {
+                assert_eq!(ours.get(key), Some(&want), "{}: {key}", case.model);
+            }
+        }
+        assert!(ours.keys().all(|key| key.starts_with(case.arch)), "{ours:?}");
+    }
+}
+
+/// What llama.cpp takes for granted of an architecture has no key: a model that differs is not written.
+#[test]
+fn what_a_gguf_file_cannot_say_is_refused_by_name() {
+    use serde_json::json;
+    let llama3 = json!({
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    });
+    let local = json!({
+        "full_attention": { "rope_type": "default" }, "sliding_attention": { "rope_type": "linear", "factor": 2.0 },
+    });
+    for (model, key, value, words) in [
+        (
+            "tiny",
+            "hidden_act",
+            json!("gelu_new"),
+            "hidden_act is \"gelu_pytorch_tanh\", and in a GGUF file of llama it is \"silu\"",
+        ),
+        ("tiny_qwen2", "rope_parameters", llama3.clone(), "\"scaling\":\"llama3\""),
+        ("tiny_qwen2", "head_dim", json!(8), "head_dim is 8, and in a GGUF file of qwen2 it is 4"),
+        ("tiny_phi3", "head_dim", json!(8), "head_dim is 8, and in a GGUF file of phi3 it is 4"),
+        ("tiny_qwen3", "attention_bias", json!(true), "bias of q, k and v is true"),
+        ("tiny_gemma2", "query_pre_attn_scalar", json!(20), "query_pre_attn_scalar is 20.0"),
+        (
+            "tiny_gemma2",
+            "attn_logit_softcapping",
+            json!(null),
+            "attn_logit_softcapping is null, and in a GGUF file of gemma2 it is 50.0",
+        ),
+        ("tiny_gemma2", "final_logit_softcapping", json!(null), "final_logit_softcapping is null"),
+        (
+            "tiny_gemma2",
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+            "layers with full_attention is [0]",
+        ),
+        (
+            "tiny_gemma3",
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+            "layers with full_attention is [0]",
+        ),
+        ("tiny_gemma3", "attn_logit_softcapping", json!(2.0), "attn_logit_softcapping is 2.0"),
+        ("tiny_gemma3", "attention_bias", json!(true), "bias of q, k and v is true"),
+        (
+            "tiny_gemma3",
+            "rope_parameters",
+            local,
+            "rope_parameters of local layers is {\"rope_theta\":10000.0,\"scaling\":{\"linear\":2.0}}",
+        ),
+        ("tiny_gpt2", "activation_function", json!("silu"), "hidden_act is \"silu\""),
+        ("tiny_phi3", "hidden_act", json!("gelu_new"), "hidden_act is \"gelu_pytorch_tanh\""),
+        ("tiny_phi3", "rope_parameters", llama3, "\"scaling\":\"llama3\""),
+    ] {
+        let mut config = match tiny::in_gguf(model) {
+            ModelFiles::Hf { config, .. } => config,
+            _ => panic!("a folder"),
+        };
+        config[key] = value;
+        let spec = family::from_config(&config, model).unwrap();
+        let error = family::to_gguf(&spec, model).unwrap_err();
+        assert!(error.to_string().contains(words) && error.hint().contains("--format hf"), "{model}: {error}");
+    }
+}
+
+/// A merged GGUF file has its base's metadata, and is the adapted model.
+#[test]
+fn a_gguf_base_comes_out_as_gguf() {
+    for case in CASES {
+        let files = converted(case);
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let target = Target::new(ModelFormat::Gguf, Dtype::F32, "merged");
+        let gguf = open_gguf(tiny::merged(&files, &adapter, &target).unwrap().remove("merged.gguf").unwrap()).unwrap();
+        let ModelFiles::Gguf { gguf: old, .. } = &files else { panic!("a file") };
+        let kept = |file: &Gguf| {
+            let model = |key: &&String| key.starts_with(case.arch);
+            file.metadata.iter().filter(|(key, _)| model(key)).map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&gguf), kept(old), "{}", case.model);
+        // llama.cpp tells Phi-3's tokenizer by the model's name.
+        let name = if case.arch == "phi3" { "Phi-3 merged" } else { "merged" };
+        assert_eq!(gguf.str("general.name").unwrap(), name);
+        let shapes = |file: &Gguf| {
+            file.checkpoint.tensors.values().map(|info| (info.name.clone(), info.shape.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(shapes(&gguf), shapes(old), "{}", case.model);
+        let again = ModelFiles::Gguf { gguf, tokenizer: TokenizerFiles::default() };
+        let mut adapted = Rig::new(tiny::base_of(&files, Device::cpu()), adapter.clone(), 2);
+        let (want, plain) = (adapted.logits(&tiny::batch()), adapted.plain_logits(&tiny::batch()));
+        let got = Rig::new(tiny::base_of(&again, Device::cpu()), adapter, 2).plain_logits(&tiny::batch());
+        let (off, moved) = (apart(&got, &want), apart(&plain, &want));
+        assert!(off < 1e-5 && moved > 1e-2, "{}: {off:.1e} apart, the base {moved:.1e}", case.model);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What we write, read by the packages it is for: PEFT, gguf-py and TRL.
+//! What we write, read by the packages it is for: PEFT, gguf-py, llama.cpp and TRL.
 //!
 //! `LUTHIER_PYTHON` names a Python that has them, else `python3` is asked; a test whose package it lacks says SKIPPED.
 
@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
+#[path = "common/vocabularies.rs"]
+mod vocabularies;
 
 use luthier::adapter::lora::{Pattern, Start};
 use luthier::adapter::merge::{Dtype, ModelFormat, Target};
@@ -16,6 +18,7 @@ use luthier::device::Device;
 use luthier::model::load::Opened;
 use luthier::model::seam::virtual_ids;
 use luthier::model::{Base, Module};
+use luthier::ops::activation::Activation;
 use luthier::train::{StepReport, TrainOptions, Trainer};
 use luthier::weights::gguf::{self, Value as Metadata};
 use luthier::weights::{Gguf, ModelFiles, Source};
@@ -127,19 +130,8 @@ fn case(name: &str, model: &'static str, kind: Kind, settings: &Settings) -> Cas
 
 /// Every method that PEFT has on a model of each family, and what LoRA can differ in on one.
 fn cases() -> Vec<Case> {
-    const MODELS: [&str; 9] = [
-        "tiny",
-        "tiny_llama3",
-        "tiny_qwen2",
-        "tiny_qwen3",
-        "tiny_mistral",
-        "tiny_gemma2",
-        "tiny_gemma3",
-        "tiny_gpt2",
-        "tiny_phi3",
-    ];
     let kinds = || Kind::ALL.into_iter().filter(|kind| kind.in_peft());
-    let each = MODELS.iter().flat_map(|model| kinds().map(|kind| case(kind.name(), model, kind, &settings())));
+    let each = tiny::FAMILIES.iter().flat_map(|model| kinds().map(|kind| case(kind.name(), model, kind, &settings())));
     let lora = |name: &str, change: fn(&mut LoraConfig)| {
         let mut settings = settings();
         change(&mut settings.lora);
@@ -162,20 +154,24 @@ fn cases() -> Vec<Case> {
 /// More than the windows of the models that have them, and so few that the last still sees a prompt through two blocks.
 const IDS: [u32; 7] = [58, 80, 3, 92, 60, 7, 41];
 
-/// [`IDS`] behind an adapter's virtual tokens, in a row that ends in padding.
-fn batch(adapter: &Adapter) -> Batch {
-    let supervised = (0..IDS.len()).map(|i| i > 0).collect();
+/// Ids behind an adapter's virtual tokens, in a row that ends in padding.
+fn batch(adapter: &Adapter, ids: &[u32]) -> Batch {
+    let supervised = (0..ids.len()).map(|i| i > 0).collect();
     let before = virtual_ids(adapter.method.virtual_tokens());
-    let data = tiny::dataset(&[(IDS.to_vec(), supervised)]).prefixed(&before);
+    let data = tiny::dataset(&[(ids.to_vec(), supervised)]).prefixed(&before);
     let options = PackOptions { b: 1, t: T, packing: true, shuffle: false, seed: 0 };
     Batches::new(&data, options).unwrap().batch(0)
 }
 
-/// Logits of the last id, with the adapter and without.
 fn logits(case: &Case) -> [Vec<f64>; 2] {
-    let batch = batch(&case.adapter);
-    let mut rig = Rig::new(tiny::base(case.model, Device::cpu()), (case.adapter.clone(), case.flat.clone()), 1);
-    let (last, vocab) = (case.adapter.method.virtual_tokens() + IDS.len() - 1, rig.base.spec().vocab);
+    logits_behind(&tiny::files(case.model), &case.adapter, &case.flat, &IDS)
+}
+
+/// Logits of the last id, with the adapter and without.
+fn logits_behind(files: &ModelFiles, adapter: &Adapter, flat: &[f32], ids: &[u32]) -> [Vec<f64>; 2] {
+    let batch = batch(adapter, ids);
+    let mut rig = Rig::new(tiny::base_of(files, Device::cpu()), (adapter.clone(), flat.to_vec()), 1);
+    let (last, vocab) = (adapter.method.virtual_tokens() + ids.len() - 1, rig.base.spec().vocab);
     let of_last = |all: Vec<f64>| all[last * vocab..][..vocab].to_vec();
     [of_last(rig.logits(&batch)), of_last(rig.plain_logits(&batch))]
 }
@@ -339,22 +335,6 @@ fn gguf_model(what: &str, files: &ModelFiles, tuned: &(Adapter, Vec<f32>), dtype
     }
 }
 
-/// How far rounding to a type may move a number of a block. A block's scale is itself rounded to f16.
-fn rounding(kind: &str, block: &[f32]) -> f64 {
-    let most = block.iter().fold(0.0, |m: f64, x| m.max(x.abs() as f64));
-    let (low, high) = block.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x as f64), h.max(*x as f64)));
-    match kind {
-        "F32" => 0.0,
-        "F16" => most / 2048.0,
-        "BF16" => most / 256.0,
-        "Q8_0" => most / 254.0 + most / 2048.0,
-        // From -8 to 7 steps: the far end of the other sign is a whole step off.
-        "Q4_0" => most / 8.0 + most / 2048.0,
-        "Q4_1" => (high - low) / 30.0 + (high - low + most) / 2048.0,
-        other => panic!("{other} was not asked for"),
-    }
-}
-
 fn check_gguf(written: &Written, found: &Value) {
     let (what, ours) = (&written.what, opened(&written.bytes));
     let exact = |value: &Value| if value.is_f64() { json!(single(value)) } else { value.clone() };
@@ -373,7 +353,7 @@ fn check_gguf(written: &Written, found: &Value) {
         assert!(theirs.iter().copied().eq(same.into_iter().map(f64::from)), "{what}: {name} is read in two ways");
         for (want, got) in written.values[name].chunks(32).zip(theirs.chunks(32)) {
             let off = want.iter().zip(got).fold(0.0, |m: f64, (a, b)| m.max((*a as f64 - b).abs()));
-            let allowed = rounding(info.stored.name(), want);
+            let allowed = tiny::rounding(info.stored.name(), want);
             assert!(off <= allowed, "{what}: {name} is {off:.2e} off, allowed are {allowed:.2e}");
         }
     }
@@ -394,6 +374,11 @@ fn gguf_py_reads_what_we_wrote() {
         assert!(kinds.contains(&dtype.stored().name()), "{}: {kinds:?}", written.what);
         all.push(written);
     }
+    for model in tiny::FAMILIES {
+        let files = tiny::spelt(tiny::wide(model));
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        all.extend([Dtype::F32, Dtype::Q8_0].map(|dtype| gguf_model(model, &files, &adapter, dtype)));
+    }
     let temp = Temp::new("gguf");
     let name = |i: usize| format!("{i}.gguf");
     let paths: Vec<String> = all.iter().enumerate().map(|(i, w)| temp.write(&name(i), &w.bytes)).collect();
@@ -403,6 +388,130 @@ fn gguf_py_reads_what_we_wrote() {
     for model in &found[3..] {
         assert_eq!(model["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 96);
     }
+}
+
+/// Models of every family in a golden model's shape and in whole blocks, and with what config.json may say besides.
+fn merged_models() -> Vec<(String, ModelFiles)> {
+    let both =
+        |model: &&str| [(model.to_string(), tiny::in_gguf(model)), (format!("{model}, wide"), tiny::wide(model))];
+    let linear = json!({ "rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0 });
+    let local = json!({ "full_attention": { "rope_theta": 7e5 }, "sliding_attention": { "rope_theta": 5e3 } });
+    let layers = |count: usize, pattern: usize| -> Value {
+        (1..=count).map(|l| if l % pattern == 0 { "full_attention" } else { "sliding_attention" }).collect()
+    };
+    let changed = [
+        ("tiny", json!({ "attention_bias": true, "mlp_bias": true, "rope_parameters": linear })),
+        ("tiny_qwen2", json!({ "tie_word_embeddings": false, "rope_parameters": linear })),
+        ("tiny_qwen3", json!({ "tie_word_embeddings": true, "rope_parameters": linear })),
+        (
+            "tiny_gemma2",
+            json!({ "rope_parameters": linear, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 9.0 }),
+        ),
+        ("tiny_gemma2", json!({ "num_hidden_layers": 46, "layer_types": layers(46, 2), "query_pre_attn_scalar": 8 })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 8, "layer_types": layers(8, 6), "rope_parameters": local })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 7, "layer_types": layers(7, 3), "final_logit_softcapping": 9.0 })),
+        ("tiny_gemma3", json!({ "tie_word_embeddings": false, "layer_types": layers(2, 9) })),
+        ("tiny_gemma3", json!({ "num_hidden_layers": 62, "layer_types": layers(62, 6), "query_pre_attn_scalar": 8 })),
+        ("tiny_gpt2", json!({ "tie_word_embeddings": false, "n_inner": null })),
+        ("tiny_phi3", json!({ "tie_word_embeddings": true, "sliding_window": null, "rope_parameters": linear })),
+        ("tiny_mistral", json!({ "num_key_value_heads": 4, "sliding_window": 6 })),
+    ];
+    let change = |(model, more): (&str, Value)| {
+        let mut files = tiny::wide(model);
+        let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
+        more.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+        let what = more.as_object().unwrap().iter().filter(|(key, _)| *key != "layer_types");
+        (format!("{model} with {:?}", what.collect::<Vec<_>>()), tiny::random(files))
+    };
+    tiny::FAMILIES.iter().flat_map(both).chain(changed.into_iter().map(change)).collect()
+}
+
+/// The adapted model's files: merged, and beside its base where the adapter's factors fit the file's matrices.
+fn for_llama_cpp(
+    temp: &Temp,
+    i: usize,
+    files: &ModelFiles,
+    tuned: &(Adapter, Vec<f32>),
+) -> Vec<(&'static str, String)> {
+    let write = |name: &str, tuned: &(Adapter, Vec<f32>)| {
+        temp.write(&format!("{i}-{name}.gguf"), &gguf_model(name, files, tuned, Dtype::F32).bytes)
+    };
+    let (adapter, flat) = tuned;
+    let (spec, names) = (block_on(Opened::new(files)).unwrap().spec, Names { base: "tiny".into(), tuned: "tuned" });
+    let merged = ("merged", write("merged", tuned));
+    let Ok(lora) = adapter::files(Format::Gguf, adapter, flat, &spec, names) else { return vec![merged] };
+    let base = write("base", &(adapter.clone(), vec![0.0; flat.len()]));
+    vec![merged, ("beside its base", format!("{base},{}", temp.write(&format!("{i}-lora.gguf"), &lora[0].1)))]
+}
+
+/// Passed with xllamacpp 2026.10.11549.
+#[test]
+fn llama_cpp_computes_what_we_do() {
+    /// In f32 on both sides.
+    const ALLOWED: f64 = 2e-5;
+    /// Of each layer, where llama.cpp looks GELU up in a table of f16.
+    const TABLE: f64 = 2e-4;
+    let Some(python) = python(&["xllamacpp"]) else { return };
+    let temp = Temp::new("llama-cpp");
+    let (mut args, mut wanted) = (Vec::new(), Vec::new());
+    for (i, (what, files)) in merged_models().into_iter().enumerate() {
+        let files = tiny::spelt(files);
+        let spec = block_on(Opened::new(&files)).unwrap().spec;
+        let (adapter, flat) = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        // It sees no further than where the model is the same; and it looks one token ahead.
+        let ids = &IDS[..IDS.len().min(spec.within_windows().context - 1)];
+        let [adapted, plain] = logits_behind(&files, &adapter, &flat, ids).map(log_softmax);
+        let table = if spec.activation == Activation::GeluTanh { TABLE * spec.layers as f64 } else { 0.0 };
+        for (form, paths) in for_llama_cpp(&temp, i, &files, &(adapter, flat)) {
+            args.extend([paths, json!(ids).to_string()]);
+            wanted.push((format!("{what}, {form}"), adapted.clone(), plain.clone(), ALLOWED + table));
+        }
+    }
+    let found = lines(&python, "check_with_llama_cpp.py", &args);
+    assert_eq!(found.len(), wanted.len());
+    for (found, (what, adapted, plain, allowed)) in found.iter().zip(&wanted) {
+        let theirs = floats(&found["logprobs"]);
+        let (off, moved) = (apart(adapted, &theirs), apart(plain, &theirs));
+        println!("{what}: {off:.1e} apart, the adapter moves them by {moved:.1e}");
+        assert!(off <= *allowed && moved > 0.02, "{what}: {off:.1e} apart, the base {moved:.1e}");
+    }
+}
+
+/// Passed with xllamacpp 2026.10.11549.
+#[test]
+fn llama_cpp_cuts_text_as_we_do() {
+    let Some(python) = python(&["xllamacpp"]) else { return };
+    let temp = Temp::new("llama-cpp-text");
+    let (mut args, mut wanted) = (Vec::new(), Vec::new());
+    let all = [
+        ("tiny_gemma3", vocabularies::gemma()),
+        ("tiny_phi3", vocabularies::phi3()),
+        ("tiny_gpt2", vocabularies::gpt2()),
+    ];
+    for (model, document) in all {
+        let ModelFiles::Hf { mut config, checkpoint, companions, .. } = tiny::wide(model) else { panic!("a folder") };
+        let tokenizer = vocabularies::files(&document);
+        config["vocab_size"] = tokenizer.vocab.into();
+        let ours = Tokenizer::new(tokenizer.clone()).unwrap();
+        wanted.push(vocabularies::PROBES.map(|text| json!(ours.encode(text, true).unwrap())));
+        let files = tiny::random(ModelFiles::Hf { config, checkpoint, companions, tokenizer });
+        let adapter = tiny::adapter(&tiny::base_of(&files, Device::cpu()), 0.0, false);
+        let bytes = gguf_model(model, &files, &adapter, Dtype::F16).bytes;
+        args.extend([temp.write(&format!("{model}.gguf"), &bytes), json!(vocabularies::PROBES).to_string()]);
+    }
+    let found = lines(&python, "check_with_llama_cpp.py", &args);
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(&wanted) {
+        for ((text, theirs), ours) in vocabularies::PROBES.iter().zip(found["ids"].as_array().unwrap()).zip(wanted) {
+            assert_eq!(theirs, ours, "{}: {text:?}", found["file"]);
+        }
+    }
+}
+
+fn log_softmax(logits: Vec<f64>) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f64::MIN, f64::max);
+    let sum = largest + logits.iter().map(|x| (x - largest).exp()).sum::<f64>().ln();
+    logits.into_iter().map(|x| x - sum).collect()
 }
 
 /// The program, on the CPU with the model that comes with the sources.

@@ -8,10 +8,9 @@ use crate::error::Result;
 use crate::model::load::interleave;
 use crate::model::tensors::{FileTensor, Tensor, interleaved};
 use crate::model::{ModelSpec, family};
-use crate::weights::gguf::Value;
+use crate::weights::gguf::{Metadata, Value};
 use crate::weights::gguf_write::{self, Planned};
-use crate::weights::{ModelFiles, StoredType, encode, gguf_vocabulary};
-use std::collections::BTreeMap;
+use crate::weights::{ModelFiles, StoredType, encode, gguf_tokenizer, gguf_vocabulary};
 
 /// The file to come.
 pub(super) struct File {
@@ -72,8 +71,8 @@ impl File {
     }
 }
 
-/// As llama.cpp's quantiser decides: vectors and learned positions are f32, rows that are no whole blocks f16, and the embedding and the head of
-/// a 4-bit model, which are looked at most closely, have 8 bits.
+/// As llama.cpp's quantiser decides: vectors and learned positions are f32, rows that are no whole blocks f16, and the
+/// embedding and the head of a 4-bit model, which are looked at most closely, have 8 bits.
 fn stored(tensor: Tensor, shape: &[u64], dtype: Dtype) -> StoredType {
     let wanted = match (dtype, tensor) {
         (Dtype::Q4_0 | Dtype::Q4_1, Tensor::Embed | Tensor::Head) => StoredType::Q8_0,
@@ -99,12 +98,15 @@ fn file_type(dtype: Dtype) -> u32 {
     }
 }
 
-fn metadata(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<BTreeMap<String, Value>> {
+fn metadata(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<Metadata> {
     let mut pairs = match files {
-        ModelFiles::Gguf { gguf, .. } => gguf.metadata.clone(),
+        ModelFiles::Gguf { gguf, .. } => {
+            let name = gguf_tokenizer::named_like(gguf, &target.name)?;
+            gguf.metadata.clone().into_iter().chain([("general.name".into(), name.into())]).collect()
+        }
         ModelFiles::Hf { tokenizer, checkpoint, .. } => {
             let mut pairs = family::to_gguf(spec, checkpoint.name())?;
-            pairs.extend(gguf_vocabulary::metadata(tokenizer, spec.vocab)?);
+            pairs.extend(gguf_vocabulary::metadata(tokenizer, spec.vocab, &target.name)?);
             pairs
         }
     };
@@ -114,7 +116,6 @@ fn metadata(files: &ModelFiles, spec: &ModelSpec, target: &Target) -> Result<BTr
     for (key, value) in [
         ("general.architecture", Value::Str(architecture)),
         ("general.type", "model".into()),
-        ("general.name", target.name.as_str().into()),
         ("general.file_type", file_type(target.dtype).into()),
         ("general.quantization_version", 2u32.into()),
     ] {

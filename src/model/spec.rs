@@ -195,6 +195,16 @@ impl ModelSpec {
         self.local(layer).map_or(0, |local| local.window)
     }
 
+    /// The same model for readers that know no windows: where all layers have one, up to its length.
+    pub fn within_windows(&self) -> ModelSpec {
+        match &self.local {
+            Some(local) if local.rope.is_none() && local.layers.iter().all(|local| *local) => {
+                ModelSpec { context: local.window.min(self.context), local: None, ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// The rotary tables that some layer uses.
     fn ropes(&self) -> impl Iterator<Item = &Rope> {
         self.rope.iter().chain(self.local.iter().flat_map(|local| &local.rope))

@@ -93,9 +93,12 @@ pub enum Value {
     Numbers(Kind, Vec<u8>),
 }
 
+/// Keys and values.
+pub type Metadata = BTreeMap<String, Value>;
+
 #[derive(Clone, Debug)]
 pub struct Gguf {
-    pub metadata: BTreeMap<String, Value>,
+    pub metadata: Metadata,
     pub checkpoint: Checkpoint,
 }
 
@@ -103,7 +106,7 @@ impl Gguf {
     pub async fn open(source: Source) -> Result<Gguf> {
         let mut reader = Reader::new(&source);
         let (n_tensors, n_kv) = read_counts(&mut reader).await?;
-        let mut metadata = BTreeMap::new();
+        let mut metadata = Metadata::new();
         for _ in 0..n_kv {
             let (key, value) = read_pair(&mut reader).await?;
             if metadata.insert(key.clone(), value).is_some() {
@@ -403,7 +406,7 @@ async fn read_array(reader: &mut Reader<'_>) -> Result<Value> {
 }
 
 /// Large models come split over files that make sense only together.
-fn refuse_parts(file: &str, metadata: &BTreeMap<String, Value>) -> Result<()> {
+fn refuse_parts(file: &str, metadata: &Metadata) -> Result<()> {
     match metadata.get("split.count") {
         Some(Value::Int(_, n)) if *n > 1 => {
             Err(unsupported(file, format!("one of {n} parts of a model"), "join them: `llama-gguf-split --merge`"))
@@ -412,7 +415,7 @@ fn refuse_parts(file: &str, metadata: &BTreeMap<String, Value>) -> Result<()> {
     }
 }
 
-fn alignment(file: &str, metadata: &BTreeMap<String, Value>) -> Result<u64> {
+fn alignment(file: &str, metadata: &Metadata) -> Result<u64> {
     let key = "general.alignment";
     match metadata.get(key) {
         None => Ok(32),

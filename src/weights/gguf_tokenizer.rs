@@ -22,6 +22,45 @@ pub(super) const USER_DEFINED: i64 = 4;
 pub(super) const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
 
+/// Tokens that end a text, a turn and a message.
+pub(super) const ENDS: [&str; 3] = ["eos_token_id", "eot_token_id", "eom_token_id"];
+
+/// In models of such names special tokens swallow the white space behind them: llama.cpp tells Phi-3's tokenizer from
+/// others of its kind by `general.name` alone.
+const STRIPPING_NAMES: [&str; 2] = ["phi-3", "phi3"];
+
+/// Tokens that such a model must have, or llama.cpp does not open it; the first does what its special tokens do, the
+/// others do not.
+pub(super) const OF_STRIPPING: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+
+fn strips(name: &str) -> bool {
+    let name = name.to_lowercase();
+    STRIPPING_NAMES.iter().any(|part| name.contains(part))
+}
+
+/// Whether a special token of such a model does.
+pub(super) fn is_stripping(token: &str) -> bool {
+    !OF_STRIPPING[1..].contains(&token)
+}
+
+/// `general.name` for a model whose special tokens swallow white space, or do not.
+pub(super) fn named(name: &str, stripping: bool) -> String {
+    match (strips(name), stripping) {
+        (false, true) => format!("Phi-3 {name}"),
+        (true, false) => name.to_lowercase().replace("phi-3", "phi 3").replace("phi3", "phi 3"),
+        _ => name.into(),
+    }
+}
+
+/// [`named`] for a model whose text is to be read as the base's is.
+pub fn named_like(base: &Gguf, name: &str) -> Result<String> {
+    Ok(named(name, is_named_stripping(base)?))
+}
+
+fn is_named_stripping(gguf: &Gguf) -> Result<bool> {
+    Ok(gguf.optional("general.name", Gguf::str)?.is_some_and(strips))
+}
+
 struct Vocabulary<'a> {
     tokens: &'a [String],
     types: Vec<i64>,
@@ -50,7 +89,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         }
     };
     let mut document = json!({ "version": "1.0", "truncation": null, "padding": null });
-    document["added_tokens"] = added_tokens(&vocabulary);
+    document["added_tokens"] = added_tokens(&vocabulary, is_named_stripping(gguf)?);
     for (key, value) in text_rules {
         document[key] = value;
     }
@@ -98,22 +137,22 @@ fn special_id(gguf: &Gguf, vocabulary: &Vocabulary, name: &str) -> Result<Option
     }
 }
 
-/// The end of a text, then the end of a turn where it is another token.
+/// The end of a text, then those of a turn and of a message where they are other tokens.
 fn eos_ids(gguf: &Gguf, vocabulary: &Vocabulary) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
-    for name in ["eos_token_id", "eot_token_id"] {
+    for name in ENDS {
         ids.extend(special_id(gguf, vocabulary, name)?.filter(|id| !ids.contains(id)));
     }
     Ok(ids)
 }
 
-fn added_tokens(vocabulary: &Vocabulary) -> Value {
+fn added_tokens(vocabulary: &Vocabulary, stripping: bool) -> Value {
     let of_type = |kind: i64| kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN;
     let added = vocabulary.tokens.iter().zip(&vocabulary.types).enumerate().filter(|(_, (_, kind))| of_type(**kind));
     let object = |(id, (content, kind)): (usize, (&String, &i64))| {
         json!({
-            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": *kind != USER_DEFINED,
+            "id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": stripping && is_stripping(content), "normalized": false, "special": *kind != USER_DEFINED,
         })
     };
     added.map(object).collect()

@@ -3,20 +3,19 @@
 //! llama.cpp has its own code for each way to cut text into words, chosen by name; a tokenizer whose rules are none of
 //! those that are known here is refused, for a model that reads its text otherwise is broken without a sign.
 
-use super::gguf::Value;
+use super::gguf::{Metadata, Value};
 use super::gguf_tokenizer::{self as reader, BYTE, CONTROL, NORMAL, Split, UNKNOWN, UNUSED, USER_DEFINED};
 use super::{TokenizerFiles, unsupported};
 use crate::Result;
-use serde_json::Value as Json;
-use std::collections::BTreeMap;
-
-type Pairs = BTreeMap<String, Value>;
+use serde_json::{Value as Json, json};
+use std::collections::HashMap;
 
 const FILE: &str = "tokenizer.json";
 const WAY_OUT: &str = "write the merged model as a Hugging Face folder (--format hf), or convert that with llama.cpp";
 
-/// `tokenizer.*` of a model with `rows` rows in its embedding.
-pub fn metadata(files: &TokenizerFiles, rows: usize) -> Result<Pairs> {
+/// `tokenizer.*` of a model with `rows` rows in its embedding; and its `general.name`, which is part of how its text is
+/// read (see `gguf_tokenizer::named`).
+pub fn metadata(files: &TokenizerFiles, rows: usize, name: &str) -> Result<Metadata> {
     let document: Json = serde_json::from_str(&files.tokenizer_json)
         .map_err(|e| super::malformed(FILE, format!("line {}", e.line()), format!("not JSON: {e}")))?;
     let kind = document["model"]["type"].as_str().unwrap_or("missing");
@@ -26,7 +25,8 @@ pub fn metadata(files: &TokenizerFiles, rows: usize) -> Result<Pairs> {
     let sentencepiece = document["model"]["byte_fallback"] == true;
     let (tokens, types) = tokens(&document, rows, sentencepiece)?;
     let merges = merges(&document)?;
-    let mut pairs = special_ids(files, &document);
+    let mut pairs = special_ids(files, &document, rows);
+    pairs.insert("general.name".into(), reader::named(name, strips(&document, rows)?).into());
     let mut set = |key: &str, value: Value| drop(pairs.insert(format!("tokenizer.ggml.{key}"), value));
     if sentencepiece {
         set("model", "llama".into());
@@ -50,16 +50,19 @@ fn refused(what: String) -> crate::Error {
     unsupported(FILE, what, WAY_OUT)
 }
 
-fn special_ids(files: &TokenizerFiles, document: &Json) -> Pairs {
+fn special_ids(files: &TokenizerFiles, document: &Json, rows: usize) -> Metadata {
     let unknown = document["model"]["unk_token"].as_str().and_then(|text| document["model"]["vocab"][text].as_u64());
     let ids = [
         ("bos_token_id", files.bos),
-        ("eos_token_id", files.eos.first().copied()),
-        ("eot_token_id", files.eos.get(1).copied()),
+        (reader::ENDS[0], files.eos.first().copied()),
+        (reader::ENDS[1], files.eos.get(1).copied()),
+        (reader::ENDS[2], files.eos.get(2).copied()),
         ("padding_token_id", files.pad),
         ("unknown_token_id", unknown.map(|id| id as u32)),
     ];
-    let known = ids.into_iter().filter_map(|(key, id)| Some((format!("tokenizer.ggml.{key}"), id?.into())));
+    // A token that was added to the tokenizer alone is not the model's.
+    let of_model = |id: Option<u32>| id.filter(|id| (*id as usize) < rows);
+    let known = ids.into_iter().filter_map(|(key, id)| Some((format!("tokenizer.ggml.{key}"), of_model(id)?.into())));
     known.chain([("tokenizer.ggml.add_bos_token".to_string(), files.add_bos.into())]).collect()
 }
 
@@ -95,6 +98,33 @@ fn tokens(document: &Json, rows: usize, sentencepiece: bool) -> Result<(Vec<Stri
     Ok(named.unzip())
 }
 
+/// Whether special tokens swallow the white space behind them. A file has no word for that, nor for tokens that do so
+/// before them or that are whole words: there is but llama.cpp's rule for names.
+fn strips(document: &Json, rows: usize) -> Result<bool> {
+    let of_model = |token: &&Json| token["id"].as_u64().is_some_and(|id| id < rows as u64);
+    let added: Vec<&Json> = document["added_tokens"].as_array().into_iter().flatten().filter(of_model).collect();
+    let strips = added.iter().any(|token| token["rstrip"] == true);
+    let is_token = |text: &&str| {
+        !document["model"]["vocab"][*text].is_null() || added.iter().any(|token| token["content"] == **text)
+    };
+    if let Some(text) = reader::OF_STRIPPING.iter().find(|text| strips && !is_token(text)) {
+        let what =
+            format!("its tokens swallow white space, which llama.cpp knows of Phi-3's alone, and '{text}' is none");
+        return Err(refused(what));
+    }
+    for token in added {
+        let text = token["content"].as_str().unwrap_or_default();
+        let told = [("rstrip", strips && reader::is_stripping(text)), ("lstrip", false), ("single_word", false)];
+        if let Some((key, told)) = told.into_iter().find(|(key, told)| token[key].as_bool().unwrap_or(false) != *told) {
+            return Err(refused(format!(
+                "\"{key}\" of token '{text}' is {}, and llama.cpp takes it for {told}",
+                !told
+            )));
+        }
+    }
+    Ok(strips)
+}
+
 /// Pairs, or in older files two pieces in one string.
 fn merges(document: &Json) -> Result<Vec<(String, String)>> {
     let merge = |(rank, merge): (usize, &Json)| {
@@ -125,7 +155,7 @@ fn split(document: &Json) -> Result<Split> {
     })
 }
 
-/// Without what does not change ids: where offsets point, and a part alone in a list.
+/// Without what does not change ids: where offsets point, a part alone in a list, a default that is said.
 fn plain(rule: &Json) -> Json {
     match rule {
         Json::Object(map) => {
@@ -133,7 +163,9 @@ fn plain(rule: &Json) -> Json {
             if let Some([only]) = parts.map(Vec::as_slice) {
                 return plain(only);
             }
-            let kept = map.iter().filter(|(key, _)| *key != "trim_offsets");
+            let is_default =
+                |key: &str, value: &Json| key == "use_regex" && *value == true && rule["type"] == "ByteLevel";
+            let kept = map.iter().filter(|(key, value)| *key != "trim_offsets" && !is_default(key, value));
             let mut kept: Vec<_> = kept.map(|(key, value)| (key.clone(), plain(value))).collect();
             kept.sort_by(|a, b| a.0.cmp(&b.0));
             Json::Object(kept.into_iter().collect())
@@ -147,10 +179,12 @@ fn plain(rule: &Json) -> Json {
 fn add_space_prefix(document: &Json) -> Result<bool> {
     let (normalizer, words) = (&document["normalizer"], &document["pre_tokenizer"]);
     let rules = |prefix: bool| plain(&reader::sentencepiece_rules(prefix)[0].1);
-    if words.is_null() && plain(normalizer) == rules(true) {
+    // Gemma's cut text at spaces, of which its normalizer leaves none.
+    let whole = words.is_null() || words["type"] == "Split" && words["pattern"] == json!({ "String": " " });
+    if whole && plain(normalizer) == rules(true) {
         return Ok(true);
     }
-    if words.is_null() && plain(normalizer) == rules(false) {
+    if whole && plain(normalizer) == rules(false) {
         return Ok(false);
     }
     let metaspace = normalizer.is_null() && words["type"] == "Metaspace" && words["split"] == false;
@@ -163,11 +197,8 @@ fn add_space_prefix(document: &Json) -> Result<bool> {
 
 /// Scores from which llama.cpp joins pieces in the order of the merges; that they do so is checked.
 fn scores(tokens: &[String], types: &[i64], merges: &[(String, String)]) -> Result<Vec<f32>> {
-    let mut rank_of = BTreeMap::new();
-    for (rank, (a, b)) in merges.iter().enumerate() {
-        rank_of.entry(format!("{a}{b}")).or_insert(rank);
-    }
-    let score = |token: &String| rank_of.get(token).map_or(-1e6, |rank| -(*rank as f32));
+    let ranks = ranks(merges);
+    let score = |token: &String| ranks.get(token).map_or(-1e6, |rank| -(*rank as f32));
     let scores: Vec<f32> = tokens.iter().map(score).collect();
     let again = reader::merges_of(tokens, types, &scores);
     // The order matters where two merges of different pieces meet, not among those that make the same piece.
@@ -182,4 +213,21 @@ fn scores(tokens: &[String], types: &[i64], merges: &[(String, String)]) -> Resu
         return Ok(scores);
     }
     Err(refused("its merges do not follow from scores of its tokens, which is what SentencePiece has".into()))
+}
+
+/// The rank of each piece's first merge. Pieces whose merges lie between one another's, longer halves first, had the
+/// same score, and get the same rank.
+fn ranks(merges: &[(String, String)]) -> HashMap<String, usize> {
+    let pieces: Vec<String> = merges.iter().map(|(a, b)| format!("{a}{b}")).collect();
+    let last: HashMap<&String, usize> = pieces.iter().enumerate().map(|(rank, piece)| (piece, rank)).collect();
+    let (mut first, mut end) = (0, 0);
+    let mut ranks = HashMap::new();
+    for (rank, piece) in pieces.iter().enumerate() {
+        if rank > end {
+            first = rank;
+        }
+        end = end.max(last[piece]);
+        ranks.entry(piece.clone()).or_insert(first);
+    }
+    ranks
 }

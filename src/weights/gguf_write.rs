@@ -1,8 +1,7 @@
 //! Writes GGUF v3: the header here, then the data of its tensors in the header's order, each padded to [`ALIGNMENT`].
 
-use super::gguf::{Kind, Value, ggml_number};
+use super::gguf::{Kind, Metadata, Value, ggml_number};
 use super::stored::StoredType;
-use std::collections::BTreeMap;
 
 /// The format's default; no key says so.
 const ALIGNMENT: u64 = 32;
@@ -28,7 +27,7 @@ impl Planned {
 }
 
 /// Everything before the data.
-pub fn header(metadata: &BTreeMap<String, Value>, tensors: &[Planned]) -> Vec<u8> {
+pub fn header(metadata: &Metadata, tensors: &[Planned]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -100,6 +99,12 @@ fn pair(out: &mut Vec<u8>, value: &Value) {
 impl From<&str> for Value {
     fn from(text: &str) -> Value {
         Value::Str(text.into())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Value {
+        Value::Str(text)
     }
 }
 

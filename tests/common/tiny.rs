@@ -2,13 +2,15 @@
 #![allow(dead_code)]
 
 use ::safetensors::SafeTensors;
+use ::safetensors::tensor::TensorView;
 use luthier::adapter::merge::{Target, merge};
 use luthier::adapter::{Adapter, Lora, LoraConfig, Role, peft};
 use luthier::data::{Batch, Batches, Dataset, Example, IGNORE, PackOptions, Stats};
 use luthier::device::Device;
 use luthier::model::decoder::{Keep, LossSequences};
 use luthier::model::load::Opened;
-use luthier::model::{Base, Inputs, Module, Patches};
+use luthier::model::tensors::{FileTensor, Tensor};
+use luthier::model::{Base, Inputs, Module, Patches, family};
 use luthier::ops::control::{Control, REPORT};
 use luthier::plan::{Buf, Plan, SequenceId};
 use luthier::train::evaluation::write_batch;
@@ -50,8 +52,85 @@ pub fn merged(
     block_on(merge(files, lora, flat, target, sink)).map(|()| out)
 }
 
-/// A golden model with a tokenizer of its 96 tokens: two that are special, and a letter each.
+/// The golden models of every family.
+pub const FAMILIES: [&str; 9] = [
+    "tiny",
+    "tiny_llama3",
+    "tiny_qwen2",
+    "tiny_qwen3",
+    "tiny_mistral",
+    "tiny_gemma2",
+    "tiny_gemma3",
+    "tiny_gpt2",
+    "tiny_phi3",
+];
+
+/// The golden model as far as a GGUF file can tell it: that has no `query_pre_attn_scalar`, and knows Mistral as Llama,
+/// which has no window.
+pub fn in_gguf(model: &str) -> ModelFiles {
+    let mut files = files(model);
+    let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
+    if !config["query_pre_attn_scalar"].is_null() {
+        config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    }
+    if config["model_type"] == "mistral" {
+        config["sliding_window"] = json!(null);
+    }
+    files
+}
+
+/// A model of a golden model's family whose rows are whole blocks of 32, with random weights.
+pub fn wide(model: &str) -> ModelFiles {
+    let mut files = in_gguf(model);
+    let ModelFiles::Hf { config, .. } = &mut files else { panic!("a folder") };
+    for (key, width) in [
+        ("hidden_size", 32),
+        ("n_embd", 32),
+        ("intermediate_size", 64),
+        ("n_inner", 64),
+        ("head_dim", 16),
+        ("query_pre_attn_scalar", 16),
+    ] {
+        if !config[key].is_null() {
+            config[key] = width.into();
+        }
+    }
+    random(files)
+}
+
+/// The model with random weights.
+pub fn random(mut files: ModelFiles) -> ModelFiles {
+    let ModelFiles::Hf { config, checkpoint, .. } = &mut files else { panic!("a folder") };
+    let spec = family::from_config(config, "random").unwrap();
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = spec.file_tensors(&spec.family.hf).iter().map(noise).collect();
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name, TensorView::new(::safetensors::Dtype::F32, shape.clone(), bytes).unwrap()));
+    let bytes = ::safetensors::serialize(views, None).unwrap();
+    *checkpoint = block_on(safetensors::open(vec![Source::bytes("model.safetensors", bytes)], None)).unwrap();
+    files
+}
+
+/// Random values for a tensor: around 1 for norms, and small enough for activations to stay near 1 elsewhere.
+fn noise(file: &FileTensor) -> (String, Vec<usize>, Vec<u8>) {
+    let seed = file.name.bytes().fold(7u64, |seed, b| seed.wrapping_mul(31).wrapping_add(b as u64));
+    let (middle, spread) = match file.parts[0] {
+        Tensor::Norm(_) => (1.0, 0.1),
+        Tensor::Weight(_) => (0.0, 0.1),
+        _ => (0.0, 0.5),
+    };
+    let value = |i: u64| (middle + spread * luthier::num::normal(seed, 0, i)) as f32;
+    let bytes = (0..file.shape.iter().product()).flat_map(|i| value(i).to_le_bytes()).collect();
+    (file.name.clone(), file.shape.iter().map(|extent| *extent as usize).collect(), bytes)
+}
+
+/// [`spelt`] for a golden model.
 pub fn with_tokenizer(model: &str) -> ModelFiles {
+    spelt(files(model))
+}
+
+/// A model with a tokenizer of its 96 tokens: two that are special, and a letter each.
+pub fn spelt(files: ModelFiles) -> ModelFiles {
     let letters = ('!'..='~').enumerate().map(|(i, letter)| (letter.to_string(), json!(i + 2)));
     let special = [("<s>".to_string(), json!(0)), ("</s>".to_string(), json!(1))];
     let vocab: serde_json::Map<_, _> = special.clone().into_iter().chain(letters).collect();
@@ -68,7 +147,7 @@ pub fn with_tokenizer(model: &str) -> ModelFiles {
         vocab: Some(96),
         ..Default::default()
     };
-    match files(model) {
+    match files {
         ModelFiles::Hf { config, checkpoint, companions, .. } => {
             ModelFiles::Hf { config, checkpoint, companions, tokenizer }
         }
@@ -77,7 +156,27 @@ pub fn with_tokenizer(model: &str) -> ModelFiles {
 }
 
 pub fn base(model: &str, device: Device) -> Base {
-    block_on(Base::load(&files(model), device, |_, _| {})).unwrap()
+    base_of(&files(model), device)
+}
+
+pub fn base_of(files: &ModelFiles, device: Device) -> Base {
+    block_on(Base::load(files, device, |_, _| {})).unwrap()
+}
+
+/// How far rounding to a type may move a number of a block. A block's scale is itself rounded to f16.
+pub fn rounding(kind: &str, block: &[f32]) -> f64 {
+    let most = block.iter().fold(0.0, |m: f64, x| m.max(x.abs() as f64));
+    let (low, high) = block.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x as f64), h.max(*x as f64)));
+    match kind {
+        "F32" => 0.0,
+        "F16" => most / 2048.0,
+        "BF16" => most / 256.0,
+        "Q8_0" => most / 254.0 + most / 2048.0,
+        // From -8 to 7 steps: the far end of the other sign is a whole step off.
+        "Q4_0" => most / 8.0 + most / 2048.0,
+        "Q4_1" => (high - low) / 30.0 + (high - low + most) / 2048.0,
+        other => panic!("{other} was not asked for"),
+    }
 }
 
 /// The base with no binding above `max_binding` bytes.

@@ -3,12 +3,13 @@
 //! logits; Gemma 3 norms each head of q and k, and rotates its local layers at frequencies of their own
 //! (transformers `modeling_gemma2.py`, `modeling_gemma3.py`; llama.cpp archs `gemma2`, `gemma3`).
 
-use super::keys::{GgufKeys, Keys, activation_name, all_but_every, layer_types};
-use super::llama::{self, config, decoder, gguf_decoder};
+use super::keys::{GgufKeys, Keys, activation_name, all_but_every, layer_types, size, under};
+use super::llama::{self, config, decoder, gguf_decoder, gguf_keys};
 use super::{Family, Names};
 use crate::error::Result;
 use crate::model::spec::{Local, ModelSpec, Rope, RopeScaling};
 use crate::ops::activation::Activation;
+use crate::weights::gguf::Metadata;
 use serde_json::{Value, json};
 
 const HF: Names = Names {
@@ -35,13 +36,14 @@ pub static GEMMA2: Family = Family {
     },
     from_gguf: |keys| {
         let spec = gguf_gemma(keys, &GEMMA2, 46)?;
-        let window = keys.optional_size("attention.sliding_window")?.unwrap_or(4096);
+        let window = keys.optional_size(WINDOW)?.unwrap_or(4096);
         let local = Some(Local { window, layers: all_but_every(2, spec.layers), rope: None });
         let attention_cap = Some(keys.optional_f32(ATTENTION_CAP)?.unwrap_or(50.0));
         let final_cap = Some(keys.optional_f32(FINAL_CAP)?.unwrap_or(30.0));
         Ok(ModelSpec { local, attention_cap, final_cap, ..spec })
     },
     to_config: gemma_config,
+    to_gguf: gemma_keys,
 };
 
 pub static GEMMA3: Family = Family {
@@ -64,20 +66,31 @@ pub static GEMMA3: Family = Family {
     },
     from_gguf: |keys| {
         let spec = gguf_gemma(keys, &GEMMA3, 62)?;
-        let pattern = keys.optional_size("attention.sliding_window_pattern")?.unwrap_or(6);
-        let theta = keys.optional_f32("rope.freq_base_swa")?.unwrap_or(10000.0) as f64;
+        let pattern = keys.optional_size(PATTERN)?.unwrap_or(6);
+        let theta = keys.optional_f32(LOCAL_THETA)?.unwrap_or(10000.0) as f64;
         let local = Some(Local {
-            window: keys.size("attention.sliding_window")?,
+            window: keys.size(WINDOW)?,
             layers: all_but_every(pattern.max(1), spec.layers),
             rope: Some(Rope { theta, scaling: RopeScaling::None }),
         });
         Ok(ModelSpec { local, qk_norm: true, final_cap: keys.optional_f32(FINAL_CAP)?, ..spec })
     },
     to_config: gemma_config,
+    to_gguf: |spec| {
+        let pattern = spec.local.as_ref().and_then(|local| pattern(&local.layers));
+        let rope = spec.local.as_ref().and_then(|local| local.rope.as_ref());
+        let theta = rope.map(|rope| (rope.theta as f32).into());
+        let mut keys = gemma_keys(spec);
+        keys.extend(under(spec.family.arch, [(PATTERN, pattern.map(size)), (LOCAL_THETA, theta)]));
+        keys
+    },
 };
 
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
 const FINAL_CAP: &str = "final_logit_softcapping";
+const WINDOW: &str = "attention.sliding_window";
+const PATTERN: &str = "attention.sliding_window_pattern";
+const LOCAL_THETA: &str = "rope.freq_base_swa";
 
 fn cap(keys: &Keys, key: &str) -> Result<Option<f32>> {
     Ok(keys.optional_f64(key)?.map(|cap| cap as f32))
@@ -106,10 +119,11 @@ fn common(spec: ModelSpec) -> ModelSpec {
     ModelSpec { post_norms: true, activation: Activation::GeluTanh, embed_scale, ..spec }
 }
 
-/// llama.cpp tells the model of `largest` layers, the only one whose scores are not divided by √head_dim, by its depth.
+/// llama.cpp tells the model of `largest` layers, the only one whose scores are not divided by √head_dim, by its depth;
+/// it divides whole numbers.
 fn gguf_gemma(keys: &GgufKeys, family: &'static Family, largest: usize) -> Result<ModelSpec> {
     let spec = common(gguf_decoder(keys, family)?);
-    let scalar = (spec.layers == largest).then_some(spec.hidden as f32 / spec.heads.max(1) as f32);
+    let scalar = (spec.layers == largest).then_some((spec.hidden / spec.heads.max(1)) as f32);
     Ok(ModelSpec { query_scalar: scalar, ..spec })
 }
 
@@ -145,4 +159,21 @@ fn gemma_config(spec: &ModelSpec, file: &str) -> Result<Value> {
         }
     }
     Ok(config)
+}
+
+/// What both have in a GGUF file.
+fn gemma_keys(spec: &ModelSpec) -> Metadata {
+    let mut keys = gguf_keys(spec);
+    let pairs = [
+        (WINDOW, spec.local.as_ref().map(|local| size(local.window))),
+        (ATTENTION_CAP, spec.attention_cap.map(|cap| cap.into())),
+        (FINAL_CAP, spec.final_cap.map(|cap| cap.into())),
+    ];
+    keys.extend(under(spec.family.arch, pairs));
+    keys
+}
+
+/// The inverse of [`all_but_every`]: that of the published models where several are.
+fn pattern(local: &[bool]) -> Option<usize> {
+    [6].into_iter().chain(1..=local.len() + 1).find(|pattern| all_but_every(*pattern, local.len()) == local)
 }

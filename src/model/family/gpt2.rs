@@ -1,7 +1,7 @@
 //! GPT-2: LayerNorm, learned positions, an MLP without a gate, biases everywhere; q, k and v are one tensor, and
 //! transformers keeps the linears' weights as [in, out] (transformers `modeling_gpt2.py`, llama.cpp arch `gpt2`).
 
-use super::keys::{activation_name, decimal};
+use super::keys::{activation_name, decimal, size, under};
 use super::{Family, Names, llama};
 use crate::model::spec::ModelSpec;
 use crate::ops::activation::Activation;
@@ -79,6 +79,18 @@ pub static FAMILY: Family = Family {
             "activation_function": activation_name(spec.activation),
             "tie_word_embeddings": spec.tied,
         }))
+    },
+    to_gguf: |spec| {
+        let pairs = [
+            ("vocab_size", Some(size(spec.vocab))),
+            ("context_length", Some(size(spec.context))),
+            ("embedding_length", Some(size(spec.hidden))),
+            ("block_count", Some(size(spec.layers))),
+            ("feed_forward_length", Some(size(spec.ffn))),
+            ("attention.head_count", Some(size(spec.heads))),
+            ("attention.layer_norm_epsilon", Some(spec.eps.into())),
+        ];
+        under(spec.family.arch, pairs)
     },
 };
 

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::spec::{Local, MAX_LAYERS, Rope, RopeScaling};
 use crate::ops::activation::Activation;
 use crate::weights::Gguf;
+use crate::weights::gguf::{self, Metadata};
 use serde_json::{Value, json};
 
 pub fn unsupported(file: &str, what: String, hint: &str) -> Error {
@@ -195,6 +196,16 @@ pub fn rope_scaling(rope: &Rope, head_dim: usize, file: &str) -> Result<Option<V
         })),
         RopeScaling::None | RopeScaling::Divisors(_) => None,
     })
+}
+
+/// Keys of a GGUF file under an architecture's prefix; those without a value are left out.
+pub fn under<const N: usize>(arch: &str, pairs: [(&str, Option<gguf::Value>); N]) -> Metadata {
+    pairs.into_iter().filter_map(|(key, value)| Some((format!("{arch}.{key}"), value?))).collect()
+}
+
+/// A size as GGUF has it; [`ModelSpec::check`](crate::model::spec::ModelSpec::check) keeps it small enough.
+pub fn size(n: usize) -> gguf::Value {
+    (n as u32).into()
 }
 
 /// GGUF metadata under an architecture's prefix.

@@ -1,13 +1,12 @@
 //! The Llama family: RMSNorm, rotary half-split positions, grouped kv heads, SwiGLU
 //! (transformers `modeling_llama.py`, llama.cpp arch `llama`). The other families begin with what is read here.
 
-use super::keys::{GgufKeys, Keys, activation_name, decimal, rope_scaling};
+use super::keys::{GgufKeys, Keys, activation_name, decimal, rope_scaling, size, under};
 use super::{Family, Names};
 use crate::error::Result;
 use crate::model::spec::{ModelSpec, RopeScaling};
-use crate::weights::gguf;
+use crate::weights::gguf::Metadata;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 pub static FAMILY: Family = Family {
     name: "llama",
@@ -34,6 +33,7 @@ pub static FAMILY: Family = Family {
         config["mlp_bias"] = spec.mlp_bias.into();
         Ok(config)
     },
+    to_gguf: gguf_keys,
 };
 
 pub const HF: Names = Names {
@@ -117,28 +117,35 @@ pub fn gguf_decoder(keys: &GgufKeys, family: &'static Family) -> Result<ModelSpe
     })
 }
 
+/// The model of an architecture whose q is as wide as the model, whatever the keys say: llama.cpp opens no other.
+pub fn square(spec: ModelSpec) -> ModelSpec {
+    ModelSpec { head_dim: spec.hidden / spec.heads.max(1), ..spec }
+}
+
 /// The inverse of [`gguf_decoder`]. Frequency scaling that has no key is a tensor, and no matter of the metadata.
-pub fn gguf_keys(spec: &ModelSpec) -> BTreeMap<String, gguf::Value> {
-    let size = |n: usize| gguf::Value::from(n as u32);
-    let mut pairs = vec![
-        ("vocab_size", size(spec.vocab)),
-        ("context_length", size(spec.context)),
-        ("embedding_length", size(spec.hidden)),
-        ("block_count", size(spec.layers)),
-        ("feed_forward_length", size(spec.ffn)),
-        ("attention.head_count", size(spec.heads)),
-        ("attention.head_count_kv", size(spec.kv_heads)),
-        ("attention.key_length", size(spec.head_dim)),
-        ("attention.value_length", size(spec.head_dim)),
-        ("attention.layer_norm_rms_epsilon", spec.eps.into()),
+pub fn gguf_keys(spec: &ModelSpec) -> Metadata {
+    let (rope, sized) = (spec.rope.as_ref(), |n| Some(size(n)));
+    let factor = rope.and_then(|rope| match rope.scaling {
+        RopeScaling::Linear { factor } => Some(factor as f32),
+        _ => None,
+    });
+    let pairs = [
+        ("vocab_size", sized(spec.vocab)),
+        ("context_length", sized(spec.context)),
+        ("embedding_length", sized(spec.hidden)),
+        ("block_count", sized(spec.layers)),
+        ("feed_forward_length", sized(spec.ffn)),
+        ("attention.head_count", sized(spec.heads)),
+        ("attention.head_count_kv", sized(spec.kv_heads)),
+        ("attention.key_length", sized(spec.head_dim)),
+        ("attention.value_length", sized(spec.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Some(spec.eps.into())),
+        ("rope.dimension_count", rope.map(|_| size(spec.head_dim))),
+        ("rope.freq_base", rope.map(|rope| (rope.theta as f32).into())),
+        ("rope.scaling.type", factor.map(|_| "linear".into())),
+        ("rope.scaling.factor", factor.map(|factor| factor.into())),
     ];
-    if let Some(rope) = &spec.rope {
-        pairs.extend([("rope.dimension_count", size(spec.head_dim)), ("rope.freq_base", (rope.theta as f32).into())]);
-        if let RopeScaling::Linear { factor } = rope.scaling {
-            pairs.extend([("rope.scaling.type", "linear".into()), ("rope.scaling.factor", (factor as f32).into())]);
-        }
-    }
-    pairs.into_iter().map(|(key, value)| (format!("{}.{key}", spec.family.arch), value)).collect()
+    under(spec.family.arch, pairs)
 }
 
 /// The inverse of [`decoder`].

@@ -3,7 +3,7 @@
 
 use super::Family;
 use super::keys::everywhere;
-use super::llama::{self, config, decoder, gguf_decoder};
+use super::llama::{self, config, decoder, gguf_decoder, gguf_keys};
 use crate::model::spec::ModelSpec;
 
 pub static FAMILY: Family = Family {
@@ -26,4 +26,6 @@ pub static FAMILY: Family = Family {
         config["sliding_window"] = spec.local.as_ref().map(|local| local.window).into();
         Ok(config)
     },
+    // Under this name nobody reads a window: the model is the same up to its length.
+    to_gguf: |spec| gguf_keys(&spec.within_windows()),
 };

@@ -2,6 +2,7 @@
 //! Dense decoders only. Every family is told as its difference from Llama.
 
 mod gemma;
+mod gguf;
 mod gpt2;
 mod keys;
 mod llama;
@@ -12,11 +13,12 @@ mod qwen;
 use super::spec::ModelSpec;
 use super::tensors::{Names, Tensor};
 use crate::error::{Error, Result};
-use crate::weights::{Gguf, ModelFiles, gguf};
+use crate::weights::gguf::Metadata;
+use crate::weights::{Gguf, ModelFiles};
 use keys::{GgufKeys, Keys, unsupported};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
+pub use gguf::to_gguf;
 pub use llama::FAMILY as LLAMA;
 
 /// A family: its names, and the way from its files to a specification and back.
@@ -39,6 +41,8 @@ pub struct Family {
     from_gguf: fn(&GgufKeys) -> Result<ModelSpec>,
     /// The inverse of `from_config`.
     to_config: fn(&ModelSpec, &str) -> Result<Value>,
+    /// The inverse of `from_gguf`, as far as there are keys.
+    to_gguf: fn(&ModelSpec) -> Metadata,
 }
 
 /// The first of an architecture reads its GGUF files.
@@ -115,21 +119,6 @@ fn from_gguf(gguf: &Gguf) -> Result<ModelSpec> {
 /// `config.json` for a model that came without, as transformers reads it.
 pub fn to_config(spec: &ModelSpec, file: &str) -> Result<Value> {
     (spec.family.to_config)(spec, file)
-}
-
-/// Families whose keys in GGUF files are those of Llama under another name, and no more.
-const LIKE_LLAMA: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
-
-/// The model's keys in a GGUF file, for a model that came without.
-pub fn to_gguf(spec: &ModelSpec, file: &str) -> Result<BTreeMap<String, gguf::Value>> {
-    if LIKE_LLAMA.contains(&spec.family.name) {
-        // Under these names nobody reads a sliding window: the model is the same up to its length.
-        let context = spec.local.as_ref().map_or(spec.context, |local| local.window.min(spec.context));
-        return Ok(llama::gguf_keys(&ModelSpec { context, ..spec.clone() }));
-    }
-    let what = format!("the GGUF metadata of {} are not written from a Hugging Face folder", spec.family);
-    let hint = "tune the model's GGUF file instead, or write a Hugging Face folder (--format hf) and convert that with llama.cpp";
-    Err(unsupported(file, what, hint))
 }
 
 fn unknown(file: &str, family: &str) -> Error {

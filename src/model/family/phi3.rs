@@ -2,8 +2,8 @@
 //! positions (transformers `modeling_phi3.py`, llama.cpp arch `phi3`). The variants with long contexts scale their
 //! rotary frequencies by length, which is not covered.
 
-use super::keys::{everywhere, unsupported};
-use super::llama::{self, config, decoder, gguf_decoder};
+use super::keys::{everywhere, size, under, unsupported};
+use super::llama::{self, config, decoder, gguf_decoder, gguf_keys, square};
 use super::{Family, Names};
 use crate::model::spec::ModelSpec;
 
@@ -40,8 +40,8 @@ pub static FAMILY: Family = Family {
             let what = "rope scaling 'longrope' is not supported".into();
             return Err(unsupported(keys.gguf.name(), what, "use the model's variant with 4k context"));
         }
-        let spec = gguf_decoder(keys, &FAMILY)?;
-        let window = keys.optional_size("attention.sliding_window")?;
+        let spec = square(gguf_decoder(keys, &FAMILY)?);
+        let window = keys.optional_size(WINDOW)?.filter(|window| *window > 0);
         Ok(ModelSpec { local: everywhere(window, spec.layers), ..spec })
     },
     to_config: |spec, file| {
@@ -49,4 +49,14 @@ pub static FAMILY: Family = Family {
         config["sliding_window"] = spec.local.as_ref().map(|local| local.window).into();
         Ok(config)
     },
+    // llama.cpp has switched this window off, whatever it is: the model is the same up to its length. No window is said
+    // as 0, for versions that took one for granted.
+    to_gguf: |spec| {
+        let window = spec.local.as_ref().map_or(0, |local| local.window);
+        let mut keys = gguf_keys(&spec.within_windows());
+        keys.extend(under(spec.family.arch, [(WINDOW, Some(size(window)))]));
+        keys
+    },
 };
+
+const WINDOW: &str = "attention.sliding_window";

@@ -3,7 +3,7 @@
 
 use super::Family;
 use super::keys::Keys;
-use super::llama::{self, config, decoder, gguf_decoder};
+use super::llama::{self, config, decoder, gguf_decoder, gguf_keys, square};
 use crate::error::Result;
 use crate::model::spec::ModelSpec;
 use serde_json::json;
@@ -21,8 +21,9 @@ pub static QWEN2: Family = Family {
         whole_attention(keys)?;
         Ok(ModelSpec { qkv_bias: true, ..decoder(keys, &QWEN2)? })
     },
-    from_gguf: |keys| Ok(ModelSpec { qkv_bias: true, ..gguf_decoder(keys, &QWEN2)? }),
+    from_gguf: |keys| Ok(ModelSpec { qkv_bias: true, ..square(gguf_decoder(keys, &QWEN2)?) }),
     to_config: config,
+    to_gguf: gguf_keys,
 };
 
 pub static QWEN3: Family = Family {
@@ -47,6 +48,7 @@ pub static QWEN3: Family = Family {
         config["attention_bias"] = spec.o_bias.into();
         Ok(config)
     },
+    to_gguf: gguf_keys,
 };
 
 /// Both may switch on a sliding window in their upper layers; no model that was published does.
