@@ -147,7 +147,7 @@ fn written_answers_are_judged() {
         let [low, value, high] = range(half, first);
         let exact = 100.0 * said.len().div_ceil(2) as f64 / said.len() as f64;
         // chrF weighs long sentences more.
-        let off = if first == "chrf" { 5.0 } else { 1e-9 };
+        let off = if first == "chrf" { 8.0 } else { 1e-9 };
         assert!((value - exact).abs() < off && low < value && value < high, "{task}: {exact} % are right: {half}");
     }
     let text = of("text", "demo/gallery/german_heldout.jsonl", &[]);
