@@ -114,8 +114,15 @@ impl Error {
     /// `bytes` are what was asked for; `what` says where and, if the system says so, why.
     pub fn out_of_memory(what: &str, bytes: u64) -> Error {
         let what = format!("there is no room for {:.2} GiB {what}", bytes as f64 / (1u64 << 30) as f64);
-        let hint = "lower --batch-size, --seq-len or --kept-blocks, set --activations to bf16, or take a smaller model";
-        Error::OutOfMemory { what, hint: hint.into() }
+        Error::OutOfMemory { what, hint: "take a smaller model, or one that is quantised".into() }
+    }
+
+    /// Where memory was short: what those who asked for it could do with less of.
+    pub fn of_memory(self, hint: impl FnOnce() -> String) -> Error {
+        match self {
+            Error::OutOfMemory { what, .. } => Error::OutOfMemory { what, hint: hint() },
+            other => other,
+        }
     }
 
     pub fn device(what: impl Into<String>, hint: impl Into<String>) -> Error {

@@ -72,7 +72,9 @@ macro_rules! float {
             }
             #[inline(always)]
             fn max(self, o: Self) -> Self {
-                self.max(o)
+                // `f32::max`, NaN included, in words that wasm has instructions for: there that one is a call.
+                let larger = if o > self { o } else { self };
+                if self.is_nan() { o } else { larger }
             }
             #[inline(always)]
             fn finite(self) -> bool {

@@ -212,6 +212,47 @@ fn an_adapter_of_any_method_can_be_trained_further() {
     refused(&["handoff", "--model", NANO, "--adapter", &a, "--data", &data, "--out", &out], "PEFT has no method full");
 }
 
+/// Full tuning goes on a few blocks at a time, and what lisa made goes on as either; another method wants a model of it.
+#[test]
+fn what_full_tuning_made_goes_on_by_lisa() {
+    let temp = Temp::new("further-lisa");
+    let (data, held_out, log) = (temp.data(), temp.write("val.jsonl", records(5)), temp.path("log.jsonl"));
+    let train = |out: &str, more: &[&str]| {
+        let all =
+            ["--data", &data, "--out", &temp.path(out), "--eval-data", &held_out, "--steps", "4", "--seq-len", "64"];
+        nano(&["train", "--device", "cpu", "--log-json", &log], &[&all[..], more].concat());
+        let run = std::fs::read_to_string(temp.0.join(out).join("run.json")).unwrap();
+        let method = serde_json::from_str::<Value>(&run).unwrap()["options"]["method"].clone();
+        (method, json_lines(&std::fs::read_to_string(&log).unwrap())[0]["val_loss"].as_f64().unwrap())
+    };
+    let after = |adapter: &str| loss(&held_out, &["--adapter", adapter, "--seq-len", "64"]);
+    let (full, lisa) = (temp.path("full"), temp.path("lisa"));
+    train("full", &["--method", "full"]);
+    let by_lisa = ["--method", "lisa", "--lisa-blocks", "1", "--lisa-interval", "2", "--init-adapter"];
+    for (from, to) in [(&full, "lisa"), (&lisa, "again")] {
+        let (method, start) = train(to, &[&by_lisa[..], &[from]].concat());
+        assert!(method == "lisa" && (start - after(from)).abs() < 1e-6, "{method}: {start}");
+    }
+    assert!(after(&temp.path("again")) < after(&full));
+    assert_eq!(train("whole", &["--init-adapter", &lisa, "--method", "full"]).0, "full");
+
+    let refuse = |more: &[&str], said: &str| {
+        let args = ["train", "--model", NANO, "--data", &data, "--out", &temp.path("no"), "--device", "cpu"];
+        refused(&[&args[..], &["--init-adapter", &full], more].concat(), said);
+    };
+    refuse(&["--method", "lora"], "--method: is lora, and the adapter in");
+    refuse(&["--method", "lora"], "let luthier merge make a model with the adapter in it, for --model");
+    refuse(&["--lisa-blocks", "1"], "is no setting of full");
+    refuse(&["--loraplus-lr-ratio", "4"], "is no setting of full");
+    let (merged, out) = (temp.path("merged"), temp.path("lora"));
+    nano(&["merge"], &["--adapter", &full, "--out", &merged, "--dtype", "f32", "--device", "cpu"]);
+    let args = ["train", "--model", &merged, "--data", &data, "--eval-data", &held_out, "--out", &out, "--steps", "1"];
+    let ran = luthier(&[&args[..], &["--seq-len", "64", "--device", "cpu", "--log-json", &log]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let start = json_lines(&std::fs::read_to_string(&log).unwrap())[0]["val_loss"].as_f64().unwrap();
+    assert!((start - after(&full)).abs() < 1e-5, "goes on from {}, not {start}", after(&full));
+}
+
 #[test]
 fn a_dry_run_and_a_diverged_run() {
     let temp = Temp::new("ends");
@@ -343,7 +384,15 @@ fn bad_settings() {
     bad(&["--batch-size", "1000000"], "65535 tokens");
     bad(&["--grad-accum", "18446744073709551615"], "at most 4096");
     bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 0.10");
-    bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "take --activations bf16");
+    // Memory: what would help, and is not set already.
+    let short = |more: &[&str], part: &str| bad(&[&["--memory-gib", "0.01"], more].concat(), part);
+    short(&["--kept-blocks", "1"], "--seq-len or --kept-blocks, set --activations to bf16, or allow more with");
+    short(&["--kept-blocks", "1", "--activations", "bf16"], "--seq-len or --kept-blocks, or allow more with");
+    short(&["--rank", "64"], "--seq-len or --rank, set --optim to adamw_8bit, or allow more with");
+    for method in ["full", "last-k", "lisa"] {
+        short(&["--method", method], "--batch-size or --seq-len, set --optim to adamw_8bit, or allow more with");
+        short(&["--method", method, "--optim", "adamw_8bit"], "--batch-size or --seq-len, or allow more with");
+    }
     bad(&["--seq-len", "100000"], "512 positions");
     bad(&["--seq-len", "500", "--method", "prompt"], "behind 16 virtual tokens, the model knows 512 positions");
     bad(&["--last-k", "7", "--method", "last-k"], "the model has 6 blocks");

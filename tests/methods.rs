@@ -289,6 +289,28 @@ fn patterns_and_rates_are_those_asked_for() {
     assert!(message.contains("'proj' is the end of no adapted linear's path"), "{message}");
 }
 
+/// What a run sets and no file keeps: LoRA+'s ratio, and the blocks that take turns in what full tuning made.
+#[test]
+fn adapters_go_on_by_what_the_run_asks_for() {
+    let spec = tiny::base("tiny_llama3", Device::cpu()).spec().clone();
+    let mut settings = settings();
+    settings.lora.ratio = 16.0;
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Lisa) {
+        let (made, ..) = adapter(kind, "tiny_llama3");
+        let on = Kind::Lora.go_on(made.clone(), &spec, &settings).unwrap();
+        assert_eq!((Kind::of(&*on.method), on.layout(), &on.parts), (kind, made.layout(), &made.parts));
+        let asked = kind.adapter(&spec, &settings).unwrap();
+        assert!(on.rates() == asked.rates(), "{}", kind.name());
+        let lisa = Kind::Lisa.go_on(made, &spec, &settings).unwrap();
+        let other = Kind::of(&*lisa.method) != kind;
+        assert_eq!((other, lisa.method.interval().is_some()), (kind == Kind::Full, kind == Kind::Full));
+        assert_eq!((lisa.layout(), lisa.parts), (on.layout(), on.parts));
+    }
+    settings.lora.ratio = 0.0;
+    let error = Kind::Lora.go_on(adapter(Kind::Lora, "tiny_llama3").0, &spec, &settings).unwrap_err();
+    assert!(error.to_string().contains("loraplus-lr-ratio: is 0"), "{error}");
+}
+
 /// The parameters after so many steps.
 fn trained(kind: Kind, settings: &Settings, steps: u64) -> (Adapter, Vec<f32>, Vec<f32>) {
     let files = tiny::files("tiny");

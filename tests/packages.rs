@@ -1,4 +1,4 @@
-//! What we write, read by the packages it is for: PEFT, gguf-py, llama.cpp and TRL.
+//! What we write, read by the packages it is for: PEFT, mlx-lm, gguf-py, llama.cpp and TRL.
 //!
 //! `LUTHIER_PYTHON` names a Python that has them, else `python3` is asked; a test whose package it lacks says SKIPPED.
 
@@ -206,6 +206,45 @@ fn peft_computes_what_we_do() {
         }
     }
     assert!(wrong.is_empty(), "allowed are {ALLOWED:.0e}, and moves of {:.0e} at least: {wrong:#?}", 100.0 * ALLOWED);
+}
+
+/// Both ways: its logits with our adapters, and ours with its own. Passed with mlx-lm 0.32.2 and mlx 0.32.4.
+#[test]
+fn mlx_lm_computes_what_we_do() {
+    const ALLOWED: f64 = 2e-5;
+    let Some(python) = python(&["mlx-lm", "mlx"]) else { return };
+    let temp = Temp::new("mlx");
+    let lora = |model: &&'static str| case("lora", model, Kind::Lora, &settings());
+    let written = |case: Case| {
+        let spec = tiny::base(case.model, Device::cpu()).spec().clone();
+        let names = Names { base: case.model.into(), tuned: "tuned" };
+        // Stacked matrices it has other layers for.
+        let files = adapter::files(Format::Mlx, &case.adapter, &case.flat, &spec, names).ok()?;
+        peft::write(&temp.0.join(&case.name), &files).unwrap();
+        Some(case)
+    };
+    // It knows no windows of these models, and of Gemma 3 it wants six layers at least.
+    let ids = &IDS[..4];
+    let models = tiny::FAMILIES.iter().filter(|model| **model != "tiny_gemma3");
+    let cases: Vec<Case> = models.map(lora).filter_map(written).collect();
+    assert!(cases.len() >= 5, "{}", cases.len());
+    let own = |case: &Case| temp.path(&format!("own-{}", case.name));
+    let args = cases.iter().flat_map(|c| [temp.path(&c.name), golden(c.model).display().to_string(), own(c)]);
+    let found = lines(&python, "check_with_mlx.py", &args.chain([json!(ids).to_string()]).collect::<Vec<_>>());
+    assert_eq!(found.len(), cases.len());
+    for (case, found) in cases.iter().zip(&found) {
+        let files = tiny::files(case.model);
+        let spec = block_on(Opened::new(&files)).unwrap().spec;
+        let (theirs, flat) = adapter::open(Path::new(&own(case)), &spec).unwrap();
+        let of = |adapter, flat| logits_behind(&files, adapter, flat, ids);
+        let both = [("logits", of(&case.adapter, &case.flat)), ("own", of(&theirs, &flat))];
+        for (whose, [ours, plain]) in both {
+            let theirs = floats(&found[whose]);
+            let (off, moved) = (apart(&ours, &theirs), apart(&plain, &theirs));
+            println!("{}, {whose}: {off:.1e} apart, the adapter moves the logits by {moved:.1e}", case.name);
+            assert!(off <= ALLOWED && moved >= 100.0 * ALLOWED, "{}, {whose}: {off:.1e}, {moved:.1e}", case.name);
+        }
+    }
 }
 
 /// Every setting that we write is one that PEFT writes, with its value; what we leave out is PEFT's default.
@@ -532,9 +571,11 @@ fn as_trl_learns(data: &str) -> Dataset {
 }
 
 /// A step of ours on all the data in one batch: its loss and gradient norm, and the adapter after it.
-fn one_step(folder: &Path, data: &Dataset) -> (StepReport, BTreeMap<String, Vec<f64>>) {
+fn one_step(folder: &Path, data: &Dataset, ratio: f32) -> (StepReport, BTreeMap<String, Vec<f64>>) {
     let mut base = block_on(Base::load(&ModelFiles::open(NANO).unwrap(), Device::cpu(), |_, _| {})).unwrap();
     let (adapter, flat) = peft::open(folder, base.spec()).unwrap();
+    let settings = Settings { lora: LoraConfig { ratio, ..Default::default() }, ..Default::default() };
+    let adapter = Kind::Lora.go_on(adapter, base.spec(), &settings).unwrap();
     let (b, t) = (data.examples.len(), SEQ_LEN);
     let batches = Batches::new(data, PackOptions { b, t, packing: false, shuffle: false, seed: 0 }).unwrap();
     let options = TrainOptions { lr: Some(LR), batch_size: b, seq_len: t, weight_decay: 0.0, ..tiny::options(1) };
@@ -555,8 +596,18 @@ const LR: f64 = 5e-3;
 /// transformers 5.23.0, accelerate 1.15.0, datasets 5.2.0 and torch 2.15.0.
 #[test]
 fn trl_goes_on_from_a_handoff() {
+    trl_goes_on("trl", "lora", 1.0);
+}
+
+/// B with four times the rate of A, and of the lengths of DoRA.
+#[test]
+fn trl_goes_on_with_lora_plus() {
+    trl_goes_on("trl-plus", "dora", 4.0);
+}
+
+fn trl_goes_on(name: &str, method: &str, ratio: f32) {
     let Some(python) = python(&["trl", "peft", "transformers", "accelerate", "datasets", "torch"]) else { return };
-    let temp = Temp::new("trl");
+    let temp = Temp::new(name);
     let record = |i: usize| {
         let prompt = format!("Put {i} apples on shelf {}", i % 7);
         json!({ "prompt": prompt, "completion": format!("larder put apples {i}") })
@@ -564,9 +615,10 @@ fn trl_goes_on_from_a_handoff() {
     let records: String = (0..12).map(|i| format!("{}\n", record(i))).collect();
     let (data, first, folder) =
         (temp.write("data.jsonl", records.as_bytes()), temp.path("first"), temp.path("handoff"));
-    let (lr, seq_len) = (LR.to_string(), SEQ_LEN.to_string());
+    let (lr, seq_len, plus) = (LR.to_string(), SEQ_LEN.to_string(), ratio.to_string());
     let options = ["--steps", "3", "--lr", &lr, "--schedule", "constant", "--batch-size", "12", "--seq-len", &seq_len];
     let rest = ["--no-packing", "--val-fraction", "0", "--device", "cpu"];
+    let rest = [&rest[..], &["--method", method, "--loraplus-lr-ratio", &plus]].concat();
     luthier(&[&["train", "--data", &data, "--out", &first], &options[..], &rest].concat());
     luthier(&["handoff", "--adapter", &first, "--data", &data, "--eval-data", &data, "--out", &folder]);
 
@@ -585,7 +637,7 @@ fn trl_goes_on_from_a_handoff() {
         all.iter().find_map(|entry| entry[key].as_f64()).unwrap_or_else(|| panic!("no {key} in {state}"))
     };
 
-    let (report, ours) = one_step(Path::new(&first), &as_trl_learns(&data));
+    let (report, ours) = one_step(Path::new(&first), &as_trl_learns(&data), ratio);
     assert_eq!(logged("num_tokens"), report.tokens as f64);
     // The golden runs' bounds for losses in f32 and for norms.
     for (what, ours, allowed) in [("loss", report.loss, 1e-4), ("grad_norm", report.grad_norm, 1e-3)] {
@@ -599,16 +651,17 @@ fn trl_goes_on_from_a_handoff() {
     let read = |path: &Path| Tensors::parse(&std::fs::read(path.join(peft::WEIGHTS)).unwrap()).under("");
     let (before, theirs) = (read(Path::new(&first)), read(&temp.0.join("handoff/out/adapter")));
     assert!(theirs.keys().eq(ours.keys()) && theirs.keys().eq(before.keys()));
-    let triples = theirs.iter().flat_map(|(key, theirs)| {
-        assert_eq!(theirs.len(), ours[key].len(), "{key}");
-        theirs.iter().zip(&ours[key]).zip(&before[key])
-    });
     let (mut all, mut apart, mut moved) = (0, 0, 0);
-    for ((theirs, ours), before) in triples {
-        all += 1;
-        moved += usize::from((theirs - before).abs() > 0.9 * LR);
-        apart += usize::from((theirs - ours).abs() > 0.01 * LR);
-        assert!((theirs - before).abs() <= 1.001 * LR, "from {before} to {theirs}: further than a step of {LR}");
+    for (key, theirs) in &theirs {
+        assert_eq!(theirs.len(), ours[key].len(), "{key}");
+        let lr = if key.contains("lora_B") { ratio as f64 * LR } else { LR };
+        for ((theirs, ours), before) in theirs.iter().zip(&ours[key]).zip(&before[key]) {
+            all += 1;
+            moved += usize::from((theirs - before).abs() > 0.9 * lr);
+            let (near, within) = ((theirs - ours).abs() <= 0.01 * lr, (theirs - before).abs() <= 1.001 * lr);
+            apart += usize::from(!near);
+            assert!(within, "{key}: from {before} to {theirs}: further than a step of {lr}");
+        }
     }
     println!("{moved} of {all} numbers moved by a step, {apart} are not where ours are");
     assert!(moved * 100 >= 95 * all && apart * 1000 <= all, "{moved} of {all} moved, {apart} are not where ours are");

@@ -5,6 +5,7 @@ use super::method::{Initial, LowRank, Method, Role};
 use crate::model::tensors::Tensor;
 use crate::model::{ModelSpec, Site};
 use serde_json::Value;
+use std::sync::Arc;
 
 #[derive(Clone, Debug)]
 pub struct Dora(pub Lora);
@@ -34,6 +35,10 @@ impl Method for Dora {
 
     fn rate(&self, role: Role) -> f32 {
         self.0.rate(role)
+    }
+
+    fn with_ratio(&self, ratio: f32) -> Option<Arc<dyn Method>> {
+        Some(Arc::new(Dora(self.0.at_ratio(ratio))))
     }
 
     fn config(&self) -> Value {

@@ -12,6 +12,7 @@ use crate::model::family::Family;
 use crate::model::{ModelSpec, Module, Site};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -156,10 +157,7 @@ impl LoraConfig {
             let what = format!("alpha of {name} is {alpha}, expected more than 0");
             return Err(Error::setting("alpha-pattern", what, "twice the rank is a good start"));
         }
-        if !(self.ratio.is_finite() && self.ratio > 0.0) {
-            let what = format!("is {}, expected more than 0", self.ratio);
-            return Err(Error::setting("loraplus-lr-ratio", what, "1 is plain LoRA; the paper found 16 good"));
-        }
+        check_ratio(self.ratio)?;
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
             return Err(Error::setting(
                 "alpha",
@@ -193,6 +191,17 @@ impl LoraConfig {
 
     fn scale_at(&self, path: &str) -> f32 {
         self.scaled(self.alpha_pattern.get(path).unwrap_or(self.alpha), self.rank_at(path))
+    }
+}
+
+/// Refuses a ratio of learning rates that cannot work.
+pub fn check_ratio(ratio: f32) -> Result<()> {
+    match ratio.is_finite() && ratio > 0.0 {
+        true => Ok(()),
+        false => {
+            let what = format!("is {ratio}, expected more than 0");
+            Err(Error::setting("loraplus-lr-ratio", what, "1 is plain LoRA; the paper found 16 good"))
+        }
     }
 }
 
@@ -243,6 +252,10 @@ impl Lora {
 }
 
 impl Lora {
+    pub fn at_ratio(&self, ratio: f32) -> Lora {
+        Lora { config: LoraConfig { ratio, ..self.config.clone() }, ..self.clone() }
+    }
+
     /// Whether it starts as a part of the weights, and has frozen factors that take it back.
     fn takes(&self) -> bool {
         matches!(self.config.start, Start::Taken(_))
@@ -296,6 +309,10 @@ impl Method for Lora {
 
     fn rate(&self, role: Role) -> f32 {
         if matches!(role, Role::B(_)) { self.config.ratio } else { 1.0 }
+    }
+
+    fn with_ratio(&self, ratio: f32) -> Option<Arc<dyn Method>> {
+        Some(Arc::new(self.at_ratio(ratio)))
     }
 
     fn config(&self) -> Value {

@@ -4,7 +4,7 @@ use super::base::{OfTheBase, Tensors};
 use super::dora::Dora;
 use super::ia3::{self, Ia3};
 use super::lisa::Lisa;
-use super::lora::{Lora, LoraConfig, target_modules};
+use super::lora::{Lora, LoraConfig, check_ratio, target_modules};
 use super::method::{Adapter, Method};
 use super::prefix::Prefix;
 use super::prompt::{Prompt, Start};
@@ -166,6 +166,17 @@ impl Kind {
             Kind::Full => of_the_base(spec, Tensors::All)?,
             Kind::Lisa => Adapter::new(spec, lisa(settings, spec)?),
         })
+    }
+
+    /// An adapter as a run that asks for this method goes on from it: by its own method, with what is the run's and in no
+    /// file, LoRA+'s ratio. What full tuning trained, or lisa, may go on a few blocks at a time: it is the same tensors.
+    pub fn go_on(self, adapter: Adapter, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
+        if self == Kind::Lisa && Kind::of(&*adapter.method) == Kind::Full {
+            return self.adapter(spec, settings);
+        }
+        check_ratio(settings.lora.ratio)?;
+        let method = adapter.method.with_ratio(settings.lora.ratio).unwrap_or(adapter.method.clone());
+        Ok(Adapter { method, ..adapter })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a run is made of: the command line's own words, or those of an earlier run's `run.json`.
 
 use super::train::Args;
-use luthier::adapter::Adapter;
+use luthier::adapter::{Adapter, Kind};
 use luthier::data::{ReadOptions, Records, read_file};
 use luthier::session::{DataRecord, RunRecord, Session, flat_sha256};
 use luthier::train::TrainOptions;
@@ -89,14 +89,32 @@ impl Recipe {
         record.model.check(&self.model, session.base_sha256())
     }
 
-    /// The adapter to go on from.
-    pub fn initial(&self, session: &Session) -> Result<Option<(Adapter, Vec<f32>)>> {
+    /// The adapter to go on from; `given` are the options that were typed, of which its method has to read all.
+    pub fn initial(&self, session: &Session, given: &[&str]) -> Result<Option<(Adapter, Vec<f32>)>> {
         let Some(folder) = &self.init_adapter else { return Ok(None) };
         let (lora, flat) = super::open_adapter(folder, session)?;
         if let Some(adapter) = self.record.as_ref().and_then(|record| record.init_adapter.as_ref()) {
             adapter.check(&folder.display().to_string(), &flat_sha256(&flat))?;
         }
+        let asked = self.options.method;
+        let lora = asked.go_on(lora, session.spec(), &self.options.settings()?)?;
+        let method = Kind::of(&*lora.method);
+        if given.contains(&"method") && method != asked {
+            let what = format!("is {}, and the adapter in '{}' is {}", asked.name(), folder.display(), method.name());
+            return Err(Error::setting("method", what, other_method(method)));
+        }
+        Kind::refuse_unread(&[method], given)?;
         Ok(Some((lora, flat)))
+    }
+}
+
+/// How to train by another method what an adapter of this one has learned.
+fn other_method(method: Kind) -> &'static str {
+    match method.merges() {
+        true => {
+            "leave it out; to train by another method, let luthier merge make a model with the adapter in it, for --model"
+        }
+        false => "leave it out: the adapter goes on by its own method",
     }
 }
 

@@ -17,8 +17,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Options that an adapter to go on from has decided.
-const OF_THE_ADAPTER: [&str; 16] = [
-    "method",
+const OF_THE_ADAPTER: [&str; 12] = [
     "rank",
     "alpha",
     "dropout",
@@ -26,14 +25,11 @@ const OF_THE_ADAPTER: [&str; 16] = [
     "target_modules",
     "rank_pattern",
     "alpha_pattern",
-    "loraplus_lr_ratio",
     "init_lora_weights",
     "num_virtual_tokens",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
     "last_k",
-    "lisa_blocks",
-    "lisa_interval",
 ];
 
 #[derive(clap::Args)]
@@ -52,7 +48,8 @@ pub struct Args {
     /// Validation records; without them a part of the data is held out (--val-fraction).
     #[arg(long, value_name = "FILE")]
     pub(super) eval_data: Option<PathBuf>,
-    /// Go on from this adapter, with its method, rank, alpha, modules and whatever else it was made with.
+    /// Go on from this adapter, with its method, rank, alpha, modules and whatever else it was made with; from what full
+    /// tuning made, by lisa too.
     #[arg(long, value_name = "DIR", conflicts_with_all = OF_THE_ADAPTER)]
     pub(super) init_adapter: Option<PathBuf>,
     /// Run again what this run.json says; --model and --data tell where its files are now.
@@ -81,7 +78,9 @@ pub struct Args {
 
 pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let recipe = Recipe::new(&args)?;
-    Kind::refuse_unread(&[recipe.options.method], given)?;
+    if recipe.init_adapter.is_none() {
+        Kind::refuse_unread(&[recipe.options.method], given)?;
+    }
     recipe.options.check()?;
     check_out(&args.out, args.overwrite || args.resume || args.dry_run)?;
     let checkpoints = Checkpoints::new(&args.out, args.save_steps);
@@ -92,7 +91,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let model = ModelArg { model: recipe.model.clone() };
     if args.dry_run {
         let session = block_on(Session::planned(&model.open()?, &recipe.model, args.device.device))?;
-        let initial = recipe.initial(&session)?;
+        let initial = recipe.initial(&session, given)?;
         let summary = session.estimate(&records, validation.as_ref(), &recipe.options, initial)?;
         say(describe(&recipe, &summary));
         say("dry run: nothing was trained or written");
@@ -100,7 +99,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     }
     let mut session = model.session(args.device.device, None, &Likely::run(&recipe.options))?;
     recipe.check_model(&session)?;
-    let initial = recipe.initial(&session)?;
+    let initial = recipe.initial(&session, given)?;
     let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;
     let options = recipe.options.clone();
     let started = block_on(session.start_training(&records, validation.as_ref(), options, initial, checkpoint));

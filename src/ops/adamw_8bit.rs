@@ -11,7 +11,7 @@ use super::adamw::{AdamW, Params, Rule, State};
 use super::{kernel, par};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
-use crate::simd;
+use crate::simd::{self, simd};
 
 kernel!(ADAMW_8BIT, "adamw_8bit", "forward", [Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, Read, Read], Params, [Direct "adamw_8bit" [256, 1, 1]], twin);
 
@@ -84,8 +84,8 @@ fn twin<F: Float>(call: &mut Call<F>) {
                 let (mut m_values, mut v_values) = (unpack(m, m_map), unpack(v, v_map));
                 let first = (task * TOGETHER + i) * BLOCK;
                 rule.update(first, params, grads, &mut m_values, &mut v_values);
-                pack(&m_values, m, |_, scaled| m_nearest.code(scaled));
-                pack(&v_values, v, |x, scaled| v_nearest.code(scaled).max(u32::from(x > F::ZERO)));
+                pack(&m_values, m, &m_nearest, false);
+                pack(&v_values, v, &v_nearest, true);
             }
         }
     });
@@ -97,33 +97,38 @@ fn unpack<F: Float>(words: &[u32], map: &[F; CODES]) -> [F; BLOCK] {
     std::array::from_fn(|i| map[(words[i / 4] >> (8 * (i % 4))) as usize % CODES] * largest)
 }
 
-/// A block of these values; `code` gets each, and as a part of the largest.
-fn pack<F: Float>(values: &[F; BLOCK], words: &mut [u32], code: impl Fn(F, F) -> u32) {
-    let largest = simd::largest(values).to32();
-    let scale = if largest < SMALLEST { F::ZERO } else { F::ONE / F::of32(largest) };
-    for (word, values) in words.iter_mut().zip(values.chunks_exact(4)) {
-        *word = values.iter().rev().fold(0, |word, x| word << 8 | code(*x, *x * scale));
+simd! {
+    /// A block of these values; where asked, none above 0 gets the code of 0, the lowest.
+    fn pack<F: Float>(values: &[F; BLOCK], words: &mut [u32], nearest: &Nearest<F>, keep_above: bool) {
+        let largest = simd::largest(values).to32();
+        let scale = if largest < SMALLEST { F::ZERO } else { F::ONE / F::of32(largest) };
+        let mut codes = [0; BLOCK];
+        for (code, x) in codes.iter_mut().zip(values) {
+            *code = nearest.code(*x * scale).max(u32::from(keep_above && *x > F::ZERO));
+        }
+        for (word, codes) in words.iter_mut().zip(codes.chunks_exact(4)) {
+            *word = codes[0] | codes[1] << 8 | codes[2] << 16 | codes[3] << 24;
+        }
+        words[BLOCK / 4] = largest.to_bits();
     }
-    words[BLOCK / 4] = largest.to_bits();
 }
 
-/// Finds the nearest of ascending values: the upper bits of a float tell about where it is, the middles between values
-/// tell the rest. A search by halves took three times as long.
+/// Finds the nearest of ascending values without a branch: the upper bits of a float say between which middles of two
+/// values it lies, but for one, and that one says the rest.
 struct Nearest<F> {
-    /// For each cell, a code at most [`Nearest::STEPS`] below all of its floats' codes.
-    starts: [u8; 2 * CELLS],
+    /// For each cell, the lowest code of its floats; the highest is at most one more. Words, since processors gather those.
+    starts: [u32; 2 * CELLS],
     /// From a value to the next; behind the last there is none.
     middles: [F; CODES],
 }
 
-/// Floats of one sign from 2⁻²⁴ to 2 by their exponents and six bits more; the first cell goes on down to 0.
-const CELLS: usize = 25 << 6;
-const CELL_SHIFT: u32 = 23 - 6;
-const FIRST_CELL: u32 = (127 - 24) << 6;
+/// Floats of one sign from 2⁻²⁴ to 2 by their exponents and seven bits more, narrower than values lie apart; the first
+/// cell goes on down to 0.
+const CELLS: usize = 25 << 7;
+const CELL_SHIFT: u32 = 23 - 7;
+const FIRST_CELL: u32 = (127 - 24) << 7;
 
 impl<F: Float> Nearest<F> {
-    const STEPS: usize = 3;
-
     fn of(map: &[F; CODES]) -> Self {
         let middle = |i: usize| (map[i] + map[i + 1]) * F::of(0.5);
         let middles = std::array::from_fn(|i| if i + 1 < CODES { middle(i) } else { F::of(f64::INFINITY) });
@@ -134,18 +139,20 @@ impl<F: Float> Nearest<F> {
             while middles[code] < F::of32(lowest - lowest.abs() * 1e-6) {
                 code += 1;
             }
-            code as u8
+            code as u32
         });
         Nearest { starts, middles }
     }
 
     /// Of two as near, the lower.
+    #[inline(always)]
     fn code(&self, x: F) -> u32 {
         let start = self.starts[cell(x.to32())];
-        (0..Self::STEPS).fold(start, |code, _| code + (x > self.middles[code as usize]) as u8) as u32
+        start + u32::from(x > self.middles[start as usize % CODES])
     }
 }
 
+#[inline(always)]
 fn cell(x: f32) -> usize {
     let size = (x.abs().to_bits() >> CELL_SHIFT).clamp(FIRST_CELL, FIRST_CELL + CELLS as u32 - 1) - FIRST_CELL;
     if x < 0.0 { CELLS - 1 - size as usize } else { CELLS + size as usize }

@@ -44,7 +44,7 @@ fn rows(record: &Record, chat: bool) -> Vec<Value> {
     pair.into_iter().collect()
 }
 
-/// `config.json`: the base model, and the run's options by the names that TRL has for them.
+/// `config.json`: the base model, LoRA+'s ratio, and the run's options by the names that TRL has for them.
 pub fn config(model: &str, options: &TrainOptions) -> Value {
     let o = options;
     let schedule = match o.schedule {
@@ -69,7 +69,7 @@ pub fn config(model: &str, options: &TrainOptions) -> Value {
         Some(steps) => sft["max_steps"] = json!(steps),
         None => sft["num_train_epochs"] = json!(o.epochs),
     }
-    json!({ "model": model, "sft": sft })
+    json!({ "model": model, "loraplus_lr_ratio": o.loraplus_lr_ratio, "sft": sft })
 }
 
 /// `README.md`
@@ -98,6 +98,8 @@ mod tests {
         };
         assert_eq!(needs(Optim::AdamW), (json!("adamw_torch"), false));
         assert_eq!(needs(Optim::AdamW8bit), (json!("adamw_8bit"), true));
+        let plus = TrainOptions { loraplus_lr_ratio: 16.0, ..Default::default() };
+        assert_eq!(config("m", &plus)["loraplus_lr_ratio"], json!(16.0));
     }
 
     #[test]

@@ -5,9 +5,9 @@ use crate::adapter::{Adapter, Kind};
 use crate::data::{Batches, Dataset, PackOptions, Records, Split, Stats, split};
 use crate::digest::sha256;
 use crate::error::{Error, Result};
-use crate::model::Base;
 use crate::model::load::Opened;
 use crate::model::seam::virtual_ids;
+use crate::model::{Base, ModelSpec};
 use crate::train::planned::Planned;
 use crate::train::{
     Checkpoint, Deal, Evaluation, Identity, MemoryPlan, StepReport, TrainOptions, Trainer, Work, check_tokens,
@@ -43,6 +43,8 @@ pub struct Summary {
     /// Those that each step is dealt to.
     pub workers: usize,
     pub memory: MemoryPlan,
+    /// What the run could do with less of, where memory is short.
+    pub lower: String,
 }
 
 impl Summary {
@@ -64,6 +66,9 @@ pub struct Best {
     pub loss: f64,
     pub step: u64,
 }
+
+/// An adapter to go on from, where there is one, with its values.
+type Initial = Option<(Adapter, Vec<f32>)>;
 
 /// What a run starts from, before anything is allocated.
 struct Start {
@@ -94,12 +99,11 @@ pub fn flat_sha256(flat: &[f32]) -> String {
     sha256(bytemuck::cast_slice(flat))
 }
 
-/// The options of a run that goes on from an adapter: its method is the adapter's, and so is the usual learning rate.
-fn going_on(options: TrainOptions, initial: &Option<(Adapter, Vec<f32>)>) -> TrainOptions {
-    match initial {
-        Some((adapter, _)) => TrainOptions { method: Kind::of(&*adapter.method), ..options },
-        None => options,
-    }
+/// The options of a run that goes on from an adapter: its method is that of the adapter, and so is the usual learning rate.
+fn going_on(options: TrainOptions, initial: Initial, spec: &ModelSpec) -> Result<(TrainOptions, Initial)> {
+    let Some((adapter, flat)) = initial else { return Ok((options, None)) };
+    let adapter = options.method.go_on(adapter, spec, &options.settings()?)?;
+    Ok((TrainOptions { method: Kind::of(&*adapter.method), ..options }, Some((adapter, flat))))
 }
 
 fn no_run() -> Error {
@@ -132,9 +136,9 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: &TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
     ) -> Result<Summary> {
-        let options = going_on(options.clone(), &initial);
+        let (options, initial) = going_on(options.clone(), initial, self.spec())?;
         Ok(self.summary(&self.prepare_run(records, validation, options, initial)?))
     }
 
@@ -145,14 +149,14 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
         checkpoint: Option<Checkpoint>,
     ) -> Result<Summary> {
         if self.trainer.is_some() {
             let hint = "open the model anew for another run";
             return Err(Error::setting("train", "this session has trained already", hint));
         }
-        let options = going_on(options, &initial);
+        let (options, initial) = going_on(options, initial, self.spec())?;
         let continued = initial.as_ref().map(|(_, flat)| flat_sha256(flat));
         let start = self.prepare_run(records, validation, options, initial)?;
         let examples = [Some(&start.train), start.held_out.as_ref()];
@@ -186,7 +190,7 @@ impl Session {
         records: &Records,
         validation: Option<&Records>,
         options: TrainOptions,
-        initial: Option<(Adapter, Vec<f32>)>,
+        initial: Initial,
     ) -> Result<Start> {
         options.check()?;
         let all = self.encode(records, options.seq_len)?;
@@ -264,6 +268,7 @@ impl Session {
             virtual_tokens: start.adapter.method.virtual_tokens(),
             workers,
             memory: start.planned.memory.clone(),
+            lower: start.planned.memory.what_to_lower(options),
         }
     }
 

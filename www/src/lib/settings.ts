@@ -1,6 +1,6 @@
 /** Settings: what suits a model and its data, how they are grouped, what they cost, and a link that carries them. */
 
-import type { MemoryPlan, Method, ModelInfo, OptionRow, Preview, Summary, TrainOptions } from "luthier-web";
+import type { Method, ModelInfo, OptionRow, Preview, Summary, TrainOptions } from "luthier-web";
 
 /** Shown at once; all others wait behind “All settings”. Any row of the engine's table that is not named here is in “Other”. */
 export const BASIC: (keyof TrainOptions)[] = [
@@ -75,22 +75,6 @@ export function memoryLimit(kind: "webgpu" | "cpu", memoryGib: number, workers: 
 export function fit(total: number, limit: number): Fit {
   if (total > limit) return "too large";
   return total > 0.75 * limit ? "tight" : "fits";
-}
-
-/** The part that weighs most says what to lower. */
-export function whatToLower(memory: MemoryPlan, options: TrainOptions): string {
-  const { weights, adapter, activations, helpers } = memory;
-  const named = (name: keyof TrainOptions) => `“${TITLES[name]}”`;
-  if (helpers > 0) return `Each worker holds a copy of it all: with fewer ${named("workers")} it needs less, and takes longer.`;
-  if (activations >= weights && activations >= adapter) {
-    const lower = `Lower ${named("batch_size")} or ${named("seq_len")} (with more ${named("grad_accum")} it learns the same), or ${named("kept_blocks")}`;
-    return memory.kept_blocks > 0 && options.activations !== "bf16" ? `${lower}, or set ${named("activations")} to bf16.` : `${lower}.`;
-  }
-  if (adapter > weights) {
-    const fewer = `Choose a method that learns fewer numbers, or lower ${named("rank")}`;
-    return options.optim === "adamw_8bit" ? `${fewer}.` : `${fewer}, or set ${named("optim")} to adamw_8bit.`;
-  }
-  return "The weights alone are most of it: choose a smaller model, or one that is quantised (.gguf).";
 }
 
 /** Products of a training step: 4 per parameter and token, 2 more if it is learned itself or in a block computed again. */

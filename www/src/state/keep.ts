@@ -1,6 +1,6 @@
 /** What comes out: adapters, merged models, run files; and adapters that come back in. */
 
-import { type AdapterChoice, type AdapterFormat, type Agreement, Luthier, type LuthierApi, type MergeTarget } from "luthier-web";
+import { type AdapterChoice, type AdapterFormat, type Agreement, Luthier, type LuthierApi, type MergeTarget, type NamedBlob } from "luthier-web";
 import { adapterOf, download, folderPicker, saveInto, stem, zip } from "../lib/files";
 import { nowOn } from "./adapters";
 import { announce } from "./announce.svelte";
@@ -64,6 +64,28 @@ export async function downloadMerged(target: MergeTarget, size: number): Promise
     else for (const { name, blob } of files) download(name, blob);
     return agreement;
   }, place !== null);
+}
+
+/**
+ * Opens another base, of those kept in this browser, with the adapter that is on this one: what is merged into weights that
+ * were never rounded stays as it is.
+ */
+export async function carryTo(base: string): Promise<void> {
+  const { api, tuned } = app;
+  if (!api || !tuned) return;
+  let files: NamedBlob[] = [];
+  const taken = await guarded("keep", async () => {
+    ({ files } = await api.exportAdapter("peft", fileStem()));
+  });
+  if (!taken || !(await openNamed(base))) return;
+  await guarded("keep", async () => {
+    if (!app.api) return;
+    app.exported = null;
+    // That it was learned on another base is what was asked for.
+    await app.api.importPeft(files);
+    await arrived(app.api, { name: "file 1", from: "file", label: tuned.label, method: tuned.method, stem: tuned.stem });
+    announce(`The adapter is on ${base}.`);
+  });
 }
 
 /** A stored run's adapter as a file. */
