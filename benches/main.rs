@@ -206,14 +206,19 @@ fn write(machine: &Machine, report: &Report) -> Result<()> {
     luthier::weights::atomic_write(file, format!("{:#}\n", report.json(machine.about())).as_bytes())
 }
 
+/// Names of all cases that are asked for.
+pub fn list(args: &Args) -> Result<Vec<String>> {
+    Ok(cases(&Machine::open(args)?).into_iter().map(|case| case.name).collect())
+}
+
 /// Measures, prints, and writes the JSON; the number of failures.
 pub fn run(args: &Args) -> Result<usize> {
-    let start = Instant::now();
-    let machine = Machine::open(args)?;
     if args.list {
-        cases(&machine).iter().for_each(|case| println!("{}", case.name));
+        list(args)?.iter().for_each(|name| println!("{name}"));
         return Ok(0);
     }
+    let start = Instant::now();
+    let machine = Machine::open(args)?;
     let Limits { gflops, gbytes } = machine.limits;
     println!("{}", machine.name);
     println!("at most {gflops:.1} GFLOP/s of multiply-adds in f32, {gbytes:.1} GB/s of copying");

@@ -36,6 +36,19 @@ fn every_column_is_filled_and_the_json_is_whole() {
     assert_eq!(report["not_run"], serde_json::json!([]));
 }
 
+/// Our side of each comparison with a peer is a case that there is; in the browser it is a program of its own.
+#[test]
+fn every_peer_has_a_case_of_ours() {
+    let names = bench::list(&bench::Args::parse_from(["bench", "steps", "--device", "cpu"])).unwrap();
+    let peers = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/xtask/src/bench.rs")).unwrap();
+    let ours = peers.lines().filter_map(|line| line.trim().strip_prefix("ours: \"")?.strip_suffix("\","));
+    let ours: Vec<_> = ours.filter(|ours| *ours != "luthier").collect();
+    assert!(ours.len() >= 5, "{ours:?}");
+    for case in ours {
+        assert!(names.iter().any(|name| name.starts_with(case)), "{case} is none of {names:?}");
+    }
+}
+
 /// What does not fit, in time or memory, is listed with both numbers.
 #[test]
 fn nothing_is_dropped_in_silence() {

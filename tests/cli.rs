@@ -317,6 +317,7 @@ fn models_and_devices_are_described() {
 
 /// Ends with an error that says `part`, with a hint, and writes nothing to --out.
 fn refused(args: &[&str], part: &str) {
+    assert!(!part.is_empty(), "{args:?}: what does it say?");
     let ran = luthier(args);
     assert_eq!(ran.code, Some(1), "{args:?}: {}", ran.stdout);
     assert!(ran.stderr.contains("error: ") && ran.stderr.contains("hint: "), "{args:?}: {}", ran.stderr);
@@ -333,12 +334,12 @@ fn bad_models() {
     let (data, out) = (temp.data(), temp.path("out"));
     let bad = |model: &str, part: &str| refused(&["train", "--model", model, "--data", &data, "--out", &out], part);
     bad(&temp.path("nowhere"), "neither a path nor a known model");
-    bad(&temp.write("empty/note.txt", ""), "");
+    bad(&temp.write("empty/note.txt", ""), "note.txt: no config.json and no .gguf file");
     bad(&temp.path("empty"), "not a model");
     bad(&temp.write("short.gguf", b"GGUF\x03\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"), "file ends");
     let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
-    bad(&temp.nano_with("model.safetensors", half), "model.safetensors");
-    bad(&temp.nano_with("tokenizer.json", half), "tokenizer.json");
+    bad(&temp.nano_with("model.safetensors", half), "model.safetensors: data: the tensors end at");
+    bad(&temp.nano_with("tokenizer.json", half), "not JSON: EOF");
     let config = |from: &'static str, to: &'static str| {
         move |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
@@ -355,15 +356,15 @@ fn bad_data() {
     let temp = Temp::new("data");
     let out = temp.path("out");
     let bad = |data: &str, part: &str| refused(&["train", "--model", NANO, "--data", data, "--out", &out], part);
-    bad(&temp.path("nowhere.jsonl"), "nowhere.jsonl");
+    bad(&temp.path("nowhere.jsonl"), "nowhere.jsonl: No such file");
     bad(&temp.write("empty.jsonl", ""), "no record");
     bad(&temp.write("broken.jsonl", records(2) + "{\"prompt\": \"x\", \n"), "line 3: not JSON");
-    bad(&temp.write("columns.csv", "question,reply\na,b\n"), "question");
-    bad(&temp.write("data.xyz", "?"), "data.xyz");
+    bad(&temp.write("columns.csv", "question,reply\na,b\n"), "it has `question`, `reply`, and wants");
+    bad(&temp.write("data.xyz", "?"), "data.xyz: the name does not say");
     bad(&temp.write("unlearnable.jsonl", r#"{"messages":[{"role":"user","content":"hello"}]}"#), "nothing to learn");
     let named = temp.data();
     let args = ["train", "--model", NANO, "--data", &named, "--out", &out, "--prompt-column", "question"];
-    refused(&args, "question");
+    refused(&args, "there is no `question`; the record has `prompt`, `completion`");
     let skipping = temp.write("some.jsonl", records(12) + "nonsense\n");
     let said = train(&skipping, &temp.path("skipped"), &["--skip-bad-records", "--dry-run"]);
     assert!(said.contains("1 bad record left out"), "{said}");

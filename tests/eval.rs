@@ -116,25 +116,42 @@ fn a_tuned_classifier_beside_its_baselines_and_the_handoff() {
 
 #[test]
 fn written_answers_are_judged() {
-    let of = |task: &str, data: &str| -> Value {
+    let temp = Temp::new("written");
+    let of = |task: &str, data: &str, more: &[&str]| -> Value {
         let args = ["eval", "--task", task, "--data", data, "--max-new-tokens", "4", "--device", "cpu", "--json"];
-        serde_json::from_str(&done(&args)).unwrap()
+        serde_json::from_str(&done(&[&args, more].concat())).unwrap()
     };
+    let range =
+        |system: &Value, name: &str| ["low", "value", "high"].map(|key| system["figures"][name][key].as_f64().unwrap());
     for (task, data, first) in [
         ("facts", "demo/gallery/facts_heldout.jsonl", "exact_match"),
         ("extraction", "demo/gallery/orders_heldout.jsonl", "exact_match"),
         ("translation", "demo/gallery/german_heldout.jsonl", "chrf"),
         ("commands", "demo/heldout_values.jsonl", "exact_match"),
-        ("text", "demo/gallery/german_heldout.jsonl", "loss"),
     ] {
-        let report = of(task, data);
-        let figures = &report["systems"][0]["figures"][first];
-        let [low, value, high] = ["low", "value", "high"].map(|key| figures[key].as_f64().unwrap());
-        assert!(low <= value && value <= high, "{task}: {report}");
-        assert_eq!(report["systems"][0]["name"], "base");
+        // Beside the model, somebody who knows every other answer.
+        let asked = std::fs::read_to_string(std::path::Path::new(ROOT).join(data)).unwrap();
+        let right = asked.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["completion"].clone());
+        let said =
+            right.enumerate().map(|(i, right)| json!({ "output": if i % 2 == 0 { right } else { "no".into() } }));
+        let (said, file) = (said.collect::<Vec<_>>(), temp.path("half.jsonl"));
+        std::fs::write(&file, said.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+
+        let report = of(task, data, &["--predictions", &file]);
+        let systems = report["systems"].as_array().unwrap();
+        let (base, half) = (&systems[0], systems.last().unwrap());
+        assert_eq!((&base["name"], &half["name"]), (&json!("base"), &json!(file)));
+        for [low, value, high] in [range(base, first), range(half, first)] {
+            assert!(low <= value && value <= high, "{task}: {report}");
+        }
+        let [low, value, high] = range(half, first);
+        let exact = 100.0 * said.len().div_ceil(2) as f64 / said.len() as f64;
+        // chrF weighs long sentences more.
+        let off = if first == "chrf" { 8.0 } else { 1e-9 };
+        assert!((value - exact).abs() < off && low < value && value < high, "{task}: {exact} % are right: {half}");
     }
-    let loss =
-        of("text", "demo/gallery/german_heldout.jsonl")["systems"][0]["figures"]["loss"]["value"].as_f64().unwrap();
+    let text = of("text", "demo/gallery/german_heldout.jsonl", &[]);
+    let loss = figure(&text["systems"][0], "loss");
     let plain = done(&["eval", "--data", "demo/gallery/german_heldout.jsonl", "--device", "cpu", "--json"]);
     let plain: Value = serde_json::from_str(&plain).unwrap();
     assert!((loss - plain["loss"].as_f64().unwrap()).abs() < 1e-4, "{loss}: {plain}");

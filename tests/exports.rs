@@ -8,6 +8,7 @@ mod tiny;
 #[path = "common/vocabularies.rs"]
 mod vocabularies;
 
+use common::tolerance::{apart, farthest};
 use luthier::Error;
 use luthier::adapter::combine::{Combination, Combined, combine};
 use luthier::adapter::merge::{Dtype, ModelFormat, Target};
@@ -99,8 +100,8 @@ fn adapters_come_back_from_every_format() {
             let (lora, flat) = read(model, exported(format, model, &adapter)).unwrap();
             assert_eq!(flat, adapter.1, "{name} as {format:?}: the factors are the same bits");
             let logits = Rig::new(tiny::base(model, Device::cpu()), (lora, flat), 2).logits(&tiny::batch());
-            let apart = want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
-            assert!(apart < 1e-5, "{name} as {format:?}: {apart:.1e} apart");
+            let off = farthest(&logits, &want);
+            assert!(off < 1e-5, "{name} as {format:?}: {off:.1e} apart");
         }
     }
 }
@@ -177,9 +178,9 @@ fn merged_gguf_files_are_as_llama_cpps_converter_writes_them() {
             "F16" => largest / 1024.0,
             _ => largest * 1e-6,
         };
-        let far = values.iter().zip(got_values).filter(|(a, b)| (*a - *b).abs() > 1e-6 * largest).count();
-        let most = values.iter().zip(got_values).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        assert!(most <= step && far * 100 <= values.len(), "{name}: {most:e} apart, {far} of {}", values.len());
+        let near = values.iter().zip(got_values).filter(|(a, b)| (*a - *b).abs() <= 1e-6 * largest).count();
+        let (most, far) = (farthest(got_values, values), values.len() - near);
+        assert!(most <= step as f64 && far * 100 <= values.len(), "{name}: {most:e} apart, {far} of {}", values.len());
     }
 }
 
@@ -191,12 +192,11 @@ fn merged_gguf(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Re
 }
 
 /// The logits of a merged GGUF file, relative to the live model's largest logit.
-fn apart(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
+fn merged_off(files: &ModelFiles, adapter: &Tuned, dtype: Dtype) -> luthier::Result<f64> {
     let again = merged_gguf(files, adapter, dtype)?;
     let want = Rig::new(tiny::base_of(files, Device::cpu()), adapter.clone(), 2).logits(&tiny::batch());
-    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
     let logits = Rig::new(tiny::base_of(&again, Device::cpu()), adapter.clone(), 2).plain_logits(&tiny::batch());
-    Ok(want.iter().zip(&logits).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest)
+    Ok(apart(&logits, &want))
 }
 
 #[test]
@@ -204,13 +204,13 @@ fn merged_gguf_files_are_the_adapted_model() {
     for (model, name) in [("tiny", "tiny_lora"), ("tiny_llama3", "tiny_llama3_rslora")] {
         let adapter = open_golden(model, name);
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 3e-3), (Dtype::Bf16, 5e-2), (Dtype::Q8_0, 0.1)] {
-            let off = apart(&with_tokenizer(model), &adapter, dtype).unwrap();
+            let off = merged_off(&with_tokenizer(model), &adapter, dtype).unwrap();
             assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
         }
     }
     for model in FAMILIES {
         let files = spelt(tiny::in_gguf(model));
-        let off = apart(&files, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
+        let off = merged_off(&files, &open_golden(model, &format!("{model}_lora")), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{model}: {off:.1e} apart");
     }
 }
@@ -229,7 +229,7 @@ fn merged_gguf_files_of_every_family_are_quantised() {
         // Gemma 2's caps widen what 4 bits round away.
         let coarse = if model == "tiny_gemma2" { 2.0 } else { 0.3 };
         for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Q8_0, 0.1), (Dtype::Q4_1, coarse)] {
-            let off = apart(&files, &adapter, dtype).unwrap();
+            let off = merged_off(&files, &adapter, dtype).unwrap();
             assert!(off < tolerance, "{model} as {dtype:?}: {off:.1e} apart");
             for (name, (kind, shape, values)) in written(dtype) {
                 let eight = ["token_embd.weight", "output.weight"].contains(&name.as_str()) && dtype == Dtype::Q4_1;
@@ -241,7 +241,7 @@ fn merged_gguf_files_of_every_family_are_quantised() {
                 };
                 assert_eq!(kind, want, "{model}: {name}");
                 for (want, got) in whole[&name].2.chunks(32).zip(values.chunks(32)) {
-                    let off = want.iter().zip(got).fold(0.0, |m: f64, (a, b)| m.max((*a as f64 - *b as f64).abs()));
+                    let off = farthest(got, want);
                     assert!(off <= tiny::rounding(kind, want), "{model} as {dtype:?}: {name} is {off:.2e} off");
                 }
             }
@@ -253,10 +253,10 @@ fn merged_gguf_files_of_every_family_are_quantised() {
 #[test]
 fn every_foldable_method_goes_into_gguf() {
     for name in ["tiny_dora", "tiny_ia3", "tiny_norm", "tiny_patterns"] {
-        let off = apart(&with_tokenizer("tiny"), &open_golden("tiny", name), Dtype::F32).unwrap();
+        let off = merged_off(&with_tokenizer("tiny"), &open_golden("tiny", name), Dtype::F32).unwrap();
         assert!(off < 1e-5, "{name}: {off:.1e} apart");
     }
-    let error = apart(&with_tokenizer("tiny"), &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
+    let error = merged_off(&with_tokenizer("tiny"), &open_golden("tiny", "tiny_prefix"), Dtype::F32).unwrap_err();
     assert!(error.hint().contains("beside the model"), "{error}");
 }
 
@@ -548,9 +548,8 @@ fn combined(how: Combination, rank: Option<usize>) -> Combined {
 }
 
 fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
-    let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs())).max(1e-30);
-    let apart = got.iter().zip(want).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest;
-    assert!(got.len() == want.len() && apart <= tolerance, "{what}: {apart:.1e} apart");
+    let off = apart(got, want);
+    assert!(off <= tolerance, "{what}: {off:.1e} apart");
 }
 
 /// B·A of one linear, by PEFT's names.

@@ -8,6 +8,7 @@ mod support;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use common::tolerance::apart;
 use luthier::adapter::Role;
 use luthier::adapter::lora::{target_modules, targets};
 use luthier::adapter::merge::{Dtype, ModelFormat, Target};
@@ -228,12 +229,6 @@ fn logits(files: &ModelFiles) -> Vec<f64> {
     let base = tiny::base_of(files, Device::cpu());
     let adapter = tiny::adapter(&base, 0.0, true);
     Rig::new(base, adapter, 2).plain_logits(&tiny::batch())
-}
-
-/// The largest difference of any logit, relative to the largest logit.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    let largest = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    a.iter().zip(b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod support;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use common::tolerance::apart;
 use luthier::Error;
 use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge, size};
 use luthier::adapter::{Adapter, peft};
@@ -50,12 +51,6 @@ fn open(folder: &Folder) -> ModelFiles {
 
 fn base(files: &ModelFiles) -> Base {
     block_on(Base::load(files, Device::cpu(), |_, _| {})).unwrap()
-}
-
-/// The largest difference of any logit, relative to the largest logit.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    let largest = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    a.iter().zip(b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use common::tolerance::apart;
 use luthier::Error;
 use luthier::adapter::lora::Start;
 use luthier::adapter::merge::{Dtype, ModelFormat, Target, merge};
@@ -34,7 +35,7 @@ fn everywhere(law: impl Fn(Kind, &str)) {
             match kind.adapter(&spec, &settings()) {
                 Ok(_) => law(kind, model),
                 Err(error) => {
-                    assert_eq!(kind, Kind::Bitfit, "{model}: {error}");
+                    assert!(kind == Kind::Bitfit && model != "tiny_gpt2", "{model}, {}: {error}", kind.name());
                     assert!(error.to_string().contains(&format!("is bitfit, and a {} model has none", spec.family)));
                 }
             }
@@ -81,12 +82,6 @@ fn batch(adapter: &Adapter) -> Batch {
 
 fn rig(adapter: &Adapter, model: &str, flat: &[f32], device: Device) -> Rig {
     Rig::new(tiny::base(model, device), (adapter.clone(), flat.to_vec()), 2)
-}
-
-/// The largest difference relative to the largest value.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    let largest = b.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    a.iter().zip(b).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs())) / largest
 }
 
 #[test]

@@ -27,9 +27,7 @@ fn check(folder: &Path, model: &Path, choice: DeviceChoice, tolerance: f64, max_
     let prompts: Vec<Vec<u32>> = cases.iter().map(|c| ids(&c["prompt_ids"])).collect();
     for (case, prompt) in cases.iter().zip(&prompts) {
         let text = case["text"].as_str().or(case["prompt"].as_str()).unwrap();
-        if !text.is_empty() && case["prompt_ids"][0] != 1 {
-            assert_eq!(tokenizer.encode(text, false).unwrap(), *prompt, "{text:?}");
-        }
+        assert_eq!(tokenizer.encode(text, true).unwrap(), *prompt, "{text:?}");
         let logits =
             pollster::block_on(generator.prompt_logits(&mut base, false, std::slice::from_ref(prompt))).unwrap();
         for top in case["last_logits_top5"].as_array().unwrap() {

@@ -172,7 +172,8 @@ fn constants_are_the_same_in_rust_and_wgsl() {
 #[test]
 fn every_shader_has_an_op_a_test_and_a_bench_row() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let benches = std::fs::read_to_string(root.join("benches/kernels.rs")).unwrap();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (benches, all_tests) = (read("benches/kernels.rs"), read("tests/ops.rs"));
     for entry in std::fs::read_dir(root.join("shaders")).unwrap() {
         let path = entry.unwrap().path();
         let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
@@ -183,10 +184,13 @@ fn every_shader_has_an_op_a_test_and_a_bench_row() {
         let user = KERNELS.iter().find(|k| k.shaders.iter().any(|s| s.source == source));
         let kernel = user.unwrap_or_else(|| panic!("no kernel uses {}", path.display()));
         assert!(stem.starts_with(kernel.name), "{} belongs to the kernel {}", path.display(), kernel.name);
-        for room in ["src/ops", "tests/ops"] {
-            let file = root.join(room).join(kernel.name).with_extension("rs");
-            assert!(file.is_file(), "{} is missing", file.display());
-        }
+        let op = root.join("src/ops").join(kernel.name).with_extension("rs");
+        assert!(op.is_file(), "{} is missing", op.display());
+        let test = root.join("tests/ops").join(kernel.name).with_extension("rs");
+        let tests = std::fs::read_to_string(&test).unwrap_or_else(|e| panic!("{}: {e}", test.display()));
+        assert!(tests.contains("#[test]"), "{} has no test", test.display());
+        let module = format!("mod {};", kernel.name);
+        assert!(all_tests.lines().any(|line| line == module), "tests/ops.rs has no {module}");
         assert!(benches.contains(&format!("{}::", kernel.name)), "{} has no row in benches/kernels.rs", kernel.name);
         let header = source.split("@compute").next().unwrap();
         assert!(header.starts_with("//") && header.contains("Dispatch:"), "{}: no contract", path.display());

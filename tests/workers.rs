@@ -5,6 +5,7 @@ mod common;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use common::tolerance::apart;
 use luthier::adapter::Kind;
 use luthier::data::{Batches, ReadOptions, Records, read};
 use luthier::device::{Device, DeviceChoice};
@@ -50,12 +51,10 @@ fn a_step_of_several_workers_is_the_step_of_one() {
 
 fn same(device: impl Fn() -> Device, dealt_to: &[usize], tolerance: f64) {
     let want = dealt(device(), 1);
-    let largest = |values: &[f64]| values.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
     for workers in dealt_to {
         let got = dealt(device(), *workers);
         for (got, want, tolerance) in [(got.0, &want.0, tolerance), (got.1, &want.1, 10.0 * tolerance)] {
-            let apart: Vec<f64> = got.iter().zip(want).map(|(g, w)| g - w).collect();
-            let error = largest(&apart) / largest(want);
+            let error = apart(&got, want);
             assert!(error < tolerance, "{workers} workers: {error:.1e}");
         }
     }

@@ -254,7 +254,7 @@ mod tests {
     /// Of many laws, the interval of a run on four times the data holds what such a run comes to on other items.
     #[test]
     fn what_is_foreseen_comes() {
-        let mut held = [0, 0];
+        let (mut held, mut wide) = ([0, 0], [0.0, 0.0]);
         let trials = 200;
         for seed in 0..trials {
             let u = |k: u64| uniform(seed, 5, k);
@@ -264,9 +264,15 @@ mod tests {
             let foreseen = foresee(&seen, &curve(&seen, seed), 800.0, true);
             let truth = &points(law, &[800], noise, seed + 10_000)[0];
             let within = |e: Estimate, x: f64| usize::from(e.low <= x && x <= e.high);
+            let exact = foreseen.exact.unwrap();
             held[0] += within(foreseen.loss, truth.loss());
-            held[1] += within(foreseen.exact.unwrap(), 100.0 * truth.exact);
+            held[1] += within(exact, 100.0 * truth.exact);
+            wide[0] += (foreseen.loss.high - foreseen.loss.low) / foreseen.loss.value;
+            wide[1] += exact.high - exact.low;
         }
         assert!(held.iter().all(|h| h * 100 >= 92 * trials as usize), "{held:?} of {trials}");
+        // An interval of all there is would hold everything.
+        let wide = wide.map(|sum: f64| sum / trials as f64);
+        assert!(wide[0] < 0.9 && wide[1] < 40.0, "{wide:?}");
     }
 }

@@ -122,6 +122,13 @@ impl Gpu {
         self.choices.only = name.map(String::from);
     }
 
+    /// Whether the shader of this name can run at all: it fits a step of the plan on this machine.
+    pub fn has_use_for(&self, plan: &Plan, name: &str) -> bool {
+        let steps = plan.sequences.iter().flat_map(|sequence| &sequence.steps);
+        let mut pairs = steps.flat_map(|step| step.kernel.shaders.iter().map(move |shader| (shader, step)));
+        pairs.any(|(shader, step)| shader.to_string() == name && self.fits(shader, step))
+    }
+
     /// Lets shaders keep their tiles as halves, or no longer; false where the GPU has none. Sums stay f32, but what is
     /// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
     pub fn set_halves(&mut self, on: bool) -> bool {

@@ -57,7 +57,9 @@ pub fn divergence(first: &[f32], other: &[f32], vocab: usize) -> f64 {
         let (p, q) = (log_softmax(p), log_softmax(q));
         p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
     });
-    (each.sum::<f64>() / (first.len() / vocab) as f64).max(0.0)
+    let mean = each.sum::<f64>() / (first.len() / vocab) as f64;
+    // Not max(0.0), which makes a NaN 0.
+    if mean < 0.0 { 0.0 } else { mean }
 }
 
 /// How far an export is from the live model on a text. Losses are means in nats a token, of the text itself.
@@ -92,7 +94,8 @@ impl Agreement {
             }
         }
         let largest = first.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
-        let apart = first.iter().zip(other).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        let apart = first.iter().zip(other).map(|(a, b)| (a - b).abs());
+        let apart = apart.fold(0f32, |m, d| if m.is_nan() || d <= m { m } else { d });
         let targets = (n - 1).max(1) as f64;
         Agreement {
             tokens: n,
@@ -133,5 +136,14 @@ mod tests {
         let kl = 0.5 * (0.5f64 / 0.75).ln() + 0.5 * (0.5f64 / 0.25).ln();
         assert!((other.kl - kl).abs() < 1e-7 && other.moved == 0.0, "{} and not {kl}", other.kl);
         assert!((other.other_loss - 4f64.ln()).abs() < 1e-7, "{}", other.other_loss);
+    }
+
+    #[test]
+    fn what_is_no_number_agrees_with_nothing() {
+        let even = [1.0, 1.0, 5.0, 5.0];
+        for other in [[f32::NAN; 4], [f32::NAN, 1.0, 5.0, 5.0], [1.0, 1.0, f32::INFINITY, 5.0]] {
+            let broken = Agreement::new(&[0, 1], &even, &even, &other);
+            assert!(broken.kl.is_nan() && !broken.logits_apart.is_finite(), "{other:?}: {broken:?}");
+        }
     }
 }

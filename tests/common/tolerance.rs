@@ -47,3 +47,15 @@ impl Tolerance {
         }
     }
 }
+
+/// The largest difference of any value, relative to the largest that is wanted.
+pub fn apart<G: Copy + Into<f64>, W: Copy + Into<f64>>(got: &[G], want: &[W]) -> f64 {
+    farthest(got, want) / want.iter().fold(f64::MIN_POSITIVE, |most, w| most.max((*w).into().abs()))
+}
+
+/// The largest difference of any value, and NaN where one is: `f64::max` alone passes over it.
+pub fn farthest<G: Copy + Into<f64>, W: Copy + Into<f64>>(got: &[G], want: &[W]) -> f64 {
+    assert_eq!(got.len(), want.len(), "as many values as are wanted");
+    let differences = got.iter().zip(want).map(|(g, w)| ((*g).into() - (*w).into()).abs());
+    differences.fold(0.0, |most: f64, d| if most.is_nan() || d <= most { most } else { d })
+}

@@ -97,7 +97,7 @@ MODELS = {
         "gemma2", "Gemma2", 4, norm_mean=0.0, **SMALL, head_dim=12, query_pre_attn_scalar=20, sliding_window=4,
         attn_logit_softcapping=2.0, final_logit_softcapping=6.0),
     "tiny_gemma3": Family(
-        "gemma3", "Gemma3", 12, norm_mean=0.0, **(SMALL | LOCAL), head_dim=8, query_pre_attn_scalar=8),
+        "gemma3", "Gemma3", 45, norm_mean=0.0, **(SMALL | LOCAL), head_dim=8, query_pre_attn_scalar=8),
     "tiny_gpt2": Family("gpt2", "GPT2", 4, n_embd=16, n_layer=2, n_head=2, n_positions=64, n_inner=28),
     "tiny_phi3": Family("phi3", "Phi3", 4, **SMALL, sliding_window=5, pad_token_id=0),
     "tiny_qwen3": Family("qwen3", "Qwen3", 5, **SMALL, head_dim=12, tie_word_embeddings=False),
@@ -302,6 +302,7 @@ def greedy(model, net, count=12):
 def generation(case, model):
     base, base_lead = greedy(model, load_model(model, torch.float64))
     adapted, adapted_lead = greedy(model, load_adapted(case, model, torch.float64))
+    assert base != adapted and len(set(adapted)) > 1, (case, base, adapted)  # the adapter shows, and each step counts
     return {"prompt": PROMPT, "base": base, "adapted": adapted, "least_lead": min(base_lead, adapted_lead)}
 
 

@@ -151,6 +151,10 @@ impl Suite {
                 crate::common::skipped(&format!("{shader}: {} does not compute with halves", gpu.facts.name));
                 continue;
             }
+            if !gpu.has_use_for(&self.plan, &shader.to_string()) {
+                crate::common::skipped(&format!("{shader}: fits no step here on {}", gpu.facts.name));
+                continue;
+            }
             gpu.set_shader(Some(&shader.to_string()));
             let tolerance = if half { HALF } else { self.tolerance };
             let got = pollster::block_on(self.run_gpu(&mut gpu)).unwrap();

@@ -157,6 +157,7 @@ pub fn f32_array(values: &[f32]) -> (u32, Vec<u8>) {
 /// Every case must be refused with a message that holds the given words, and must not panic.
 pub fn assert_refused<T>(cases: Vec<(&str, Vec<u8>, &str)>, open: impl Fn(Vec<u8>) -> Result<T>) {
     for (case, bytes, words) in cases {
+        assert!(!words.is_empty(), "{case}: what does it say?");
         match open(bytes) {
             Ok(_) => panic!("{case}: was accepted"),
             Err(e) => assert!(e.to_string().contains(words), "{case}: '{e}' does not say '{words}'"),

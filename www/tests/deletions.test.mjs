@@ -63,6 +63,9 @@ test("a run under way: discarding it asks, and it goes on meanwhile", async () =
   await page.locator('[data-phase="running"]').getByText(/Step [1-9]/).waitFor({ timeout: 60_000 });
   const discard = page.getByRole("button", { name: "Discard …" });
   await discard.click();
+  await dialog(page, "Discard this run?").waitFor();
+  const asked = await page.locator('progress[aria-label="Steps"]').evaluate(({ value }) => value);
+  await page.waitForFunction((asked) => document.querySelector('progress[aria-label="Steps"]').value > asked, asked);
   await dialog(page, "Discard this run?").getByRole("button", { name: "Keep it" }).click();
   await phase(page, "running");
   await discard.click();

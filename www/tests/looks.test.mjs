@@ -73,7 +73,10 @@ test("a run on its way, every dialog, and a run to be continued", async () => {
   await page.keyboard.press("Escape");
   await page.locator(".private").click();
   const privacy = page.getByRole("dialog");
-  for (const part of await privacy.locator("summary").all()) await part.click();
+  await privacy.waitFor();
+  const parts = await privacy.locator("summary").all();
+  assert.equal(parts.length, 3);
+  for (const part of parts) await part.click();
   await look(page, "dialog-privacy", problems);
   assert.deepEqual(page.problems, []);
   await page.close({ runBeforeUnload: false });

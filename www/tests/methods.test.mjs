@@ -160,8 +160,9 @@ test("the page compares methods: what it shows is what the runs say; each adapte
   assert.ok((await asked()).every((answer) => answer && answer !== "not asked yet"));
   const select = page.locator("#adapter");
   assert.equal(await select.locator("option").count(), 3);
+  const by = await page.locator(".by").first().textContent();
   await select.selectOption({ index: (await select.evaluate((el) => el.selectedIndex)) === 0 ? 1 : 0 });
-  await page.getByText("by LoRA").or(page.getByText("by (IA)³")).first().waitFor();
+  await page.getByText(by === "by LoRA" ? "by (IA)³" : "by LoRA").first().waitFor();
   assert.ok((await answers()).every((answer) => answer === "not asked yet"), "another adapter has other answers");
   await page.locator("#compare:enabled").click();
   assert.ok((await asked()).every((answer) => answer && answer !== "not asked yet"));
@@ -169,8 +170,12 @@ test("the page compares methods: what it shows is what the runs say; each adapte
   await page.getByText("switched off").first().waitFor();
   await page.getByLabel("Your question").fill("The food was wonderful.");
   await page.getByRole("button", { name: "Ask", exact: true }).click();
-  await page.locator('[data-side="base"]').last().getByText(/\S/).waitFor();
-  await page.locator("#adapter:enabled").selectOption({ index: 0 });
+  await page.locator("#adapter:enabled").waitFor();
+  const last = page.locator(".duel").last();
+  assert.equal(await last.locator(".prompt").textContent(), "The food was wonderful.");
+  assert.doesNotMatch(await last.locator('[data-side="base"]').textContent(), /^\s*$|not asked yet/);
+  assert.equal(await last.locator('[data-side="tuned"]').textContent(), "switched off");
+  await select.selectOption({ index: 0 });
   await page.locator("#compare:enabled").waitFor();
   assert.deepEqual(page.problems, []);
   await context.close();

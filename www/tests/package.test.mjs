@@ -14,7 +14,12 @@ const dist = join(www, "dist");
 const files = readdirSync(dist, { recursive: true, withFileTypes: true })
   .filter((entry) => entry.isFile())
   .map((entry) => join(entry.parentPath, entry.name));
-const ending = (extension) => files.filter((file) => extname(file) === extension);
+
+function ending(extension) {
+  const found = files.filter((file) => extname(file) === extension);
+  assert.ok(found.length > 0, `there is no ${extension}`);
+  return found;
+}
 
 function weigh(name, files, largest) {
   const bytes = files.map((file) => readFileSync(file));

@@ -240,6 +240,7 @@ for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "w
     await train(page, { ...small, steps: 4 });
     const ask = () => page.evaluate(async () => (await tuner.generate(["Put 3 eggs on shelf 1"], { max_new_tokens: 8 }))[0].text);
     const [before, answer, record] = [await adapter(page), await ask(), await page.evaluate(() => tuner.exportRun())];
+    const worker = page.workers().at(-1);
     const error = await page.evaluate(async (fault) => {
       const asked = tuner.generate(["Put"], { max_new_tokens: 4 }).then(() => null, (error) => error);
       new BroadcastChannel("faults").postMessage(fault);
@@ -253,6 +254,7 @@ for (const [fault, device, code] of [["panic", "cpu", "internal"], ["device", "w
       assert.match(error.hint, /opened again, with its adapter/);
     }
     assert.equal(await ask(), answer);
+    assert.notEqual(page.workers().at(-1), worker, "the worker that met the fault is replaced");
     assert.deepEqual(await adapter(page), before);
     assert.equal(await page.evaluate(() => tuner.exportRun()), record);
     await context.close();

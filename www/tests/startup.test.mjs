@@ -20,10 +20,12 @@ const COUNT = `{
 /** The first of all pipelines is refused. */
 const SPOIL = `{
   const { createComputePipeline } = GPUDevice.prototype;
-  let first = true;
+  globalThis.refused = 0;
   GPUDevice.prototype.createComputePipeline = function ({ ...descriptor }) {
-    if (first) descriptor.compute = { ...descriptor.compute, entryPoint: "nothing" };
-    first = false;
+    if (refused === 0) {
+      descriptor.compute = { ...descriptor.compute, entryPoint: "nothing" };
+      refused++;
+    }
     return createComputePipeline.call(this, descriptor);
   };
 }\n`;
@@ -91,9 +93,11 @@ test("what goes wrong with a pipeline made ahead is forgotten", async (t) => {
   const spoiled = await serve({ inject: COUNT + SPOIL });
   t.after(spoiled.close);
   const losses = [];
-  for (const from of [spoiled, server]) {
+  for (const [from, refused] of [[spoiled, 1], [server, undefined]]) {
     const context = await browser.newContext();
-    losses.push((await step(await facadePage(context, from))).loss);
+    const page = await facadePage(context, from);
+    losses.push((await step(page)).loss);
+    assert.equal(await page.workers().at(-1).evaluate("globalThis.refused"), refused);
     await context.close();
   }
   assert.ok(losses[0] > 0);
