@@ -154,7 +154,7 @@ fn show(args: &Args, rows: &[Row], untuned: Option<&(&'static str, Estimate)>) {
     base.extend(untuned.map(|(_, e)| estimate(e)));
     table.push(base);
     for Row { tried: t, task } in rows {
-        let share = 100.0 * t.trainable_parameters as f64 / (t.parameters + t.trainable_parameters) as f64;
+        let share = 100.0 * t.trainable_parameters as f64 / t.parameters as f64;
         let mut row = vec![
             t.method.to_string(),
             format!("{}", t.lr),

@@ -21,6 +21,7 @@ pub struct Tried {
     /// Tokens of the text that were trained on; virtual ones are not among them.
     pub tokens: u64,
     pub trainable_parameters: u64,
+    /// Of the base with the adapter.
     pub parameters: u64,
     /// Of the adapter's files.
     pub adapter_bytes: u64,
@@ -73,7 +74,7 @@ impl Session {
             steps: summary.steps,
             tokens: summary.steps * tokens_a_step,
             trainable_parameters: summary.trainable_parameters,
-            parameters: summary.parameters,
+            parameters: summary.all_parameters(),
             adapter_bytes,
             memory_bytes: summary.memory.total,
             seconds,

@@ -48,9 +48,14 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Of the base with the adapter.
+    pub fn all_parameters(&self) -> u64 {
+        self.parameters + self.added_parameters
+    }
+
     /// The line PEFT prints.
     pub fn trainable(&self) -> String {
-        let all = self.parameters + self.added_parameters;
+        let all = self.all_parameters();
         let percent = 100.0 * self.trainable_parameters as f64 / all as f64;
         format!(
             "trainable params: {} || all params: {} || trainable%: {percent:.4}",

@@ -483,7 +483,7 @@ export interface Tried {
   /** Tokens of the text that were trained on. */
   tokens: number;
   trainable_parameters: number;
-  /** Of the base. */
+  /** Of the base with the adapter. */
   parameters: number;
   /** Of the adapter's files. */
   adapter_bytes: number;
