@@ -120,6 +120,10 @@ fn name_of(files: &[Source]) -> String {
 }
 
 fn agreed(agreement: Agreement, dtype: Dtype, name: &str) -> Result<Agreement> {
+    if !agreement.loss.is_finite() {
+        let what = format!("the model with this adapter computes no numbers (loss {} on a probe text)", agreement.loss);
+        return Err(Error::device(what, "take an earlier adapter, or train again with a lower --lr"));
+    }
     let allowed = match ROUNDED_NATS.iter().find(|(dtypes, _)| dtypes.contains(&dtype)) {
         None => (LOST * agreement.moved).clamp(LOST_NATS.0, LOST_NATS.1),
         Some((_, nats)) => (ROUNDED * agreement.moved).max(*nats),
