@@ -145,7 +145,7 @@ class Notes {
       steps,
       tokens: steps * batch_size * seq_len * grad_accum,
       trainable_parameters: summary.trainable_parameters,
-      parameters: summary.parameters,
+      parameters: summary.parameters + summary.added_parameters,
       adapter_bytes,
       memory_bytes: summary.memory.total,
       seconds: this.#seconds,

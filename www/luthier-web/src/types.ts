@@ -156,6 +156,9 @@ export interface Summary {
   rows: number;
   steps: number;
   trainable_parameters: number;
+  /** Of the trainable, those that stand in place of none of the base's. */
+  added_parameters: number;
+  /** Of the base. */
   parameters: number;
   /** The line that PEFT prints. */
   trainable: string;
