@@ -108,8 +108,9 @@ fn strips(document: &Json, rows: usize) -> Result<bool> {
         !document["model"]["vocab"][*text].is_null() || added.iter().any(|token| token["content"] == **text)
     };
     if let Some(text) = reader::OF_STRIPPING.iter().find(|text| strips && !is_token(text)) {
-        let what =
-            format!("its tokens swallow white space, which llama.cpp knows of Phi-3's alone, and '{text}' is none");
+        let what = format!(
+            "its tokens swallow white space, which llama.cpp knows of Phi-3's alone, and it has no token '{text}'"
+        );
         return Err(refused(what));
     }
     for token in added {

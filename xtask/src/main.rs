@@ -41,9 +41,11 @@ cargo xtask COMMAND
   page                    build the page into www/dist, for any static host
   wasm                    build the engine for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
-  recipe NAME             run a recipe: what its page in recipes/ says, with a release build, in target/recipes
+  recipe NAME             run a recipe: what its page in recipes/ says, with a release build, in target/recipes,
+                          where what an earlier run left is removed
        --source PATH        its data, where they are not our own
-       --model MODEL        another model: a name of the registry, a folder or a .gguf file
+       --model MODEL        in place of the model that is downloaded: a name of the registry, a folder or
+                            a .gguf file
   recipe-data KIND SOURCE OUT
                           write a public data set (bfcl, apibench, sst2, viggo, viggo-acts, tatoeba, tldr, nl2bash) as
                           JSON lines

@@ -21,6 +21,10 @@ pub fn run(args: &[String]) -> Outcome {
     let script = script(&commands(&text), &given)?;
     check(&mut cargo(&["build", "--release", "--bin", "luthier"]))?;
     let work = target_dir().join("recipes").join(&name);
+    let inside = |path: &Path| work.canonicalize().is_ok_and(|work| path.starts_with(work));
+    if given.source.as_deref().is_some_and(inside) || given.model.as_deref().is_some_and(|m| inside(Path::new(m))) {
+        return Err(format!("{} is cleared for the run: move what it is to read out of it", work.display()).into());
+    }
     if work.exists() {
         std::fs::remove_dir_all(&work)?;
     }
@@ -98,7 +102,8 @@ fn script(commands: &[String], given: &Given) -> Outcome<String> {
             _ => command.clone(),
         };
         let line = match (&given.model, line.split_once("--model ")) {
-            (Some(model), Some((before, after))) => {
+            // The bundled model is at hand, and what is set for it suits no other.
+            (Some(model), Some((before, after))) if !after.starts_with("nano ") => {
                 let rest = after.split_once(' ').map_or("", |(_, rest)| rest);
                 format!("{before}--model {} {rest}", quoted(model))
             }

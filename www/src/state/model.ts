@@ -99,7 +99,7 @@ function close(): void {
   app.api?.close();
   letGo();
   [app.api, app.model, app.device, app.local, app.preview, app.summary] = [null, null, null, null, null, null];
-  [app.baseAnswers, app.adapters] = [[], []];
+  [app.baseAnswers, app.adapters, app.exported] = [[], [], null];
   forgetRun();
   leaveContest();
 }

@@ -64,7 +64,7 @@ const ENDLESS = 2 ** 20;
 /** The least that a run refused for its memory would take, so that the message has its picture; null: it was refused for something else. */
 async function tooLarge(api: LuthierApi, data: DataText, options: TrainOptions): Promise<Summary | null> {
   const bounded = memoryLimit("webgpu", options.memory_gib ?? 4, 1);
-  const least = { ...options, kept_blocks: options.kept_blocks ?? 0, workers: 1, memory_gib: ENDLESS };
+  const least = { ...options, kept_blocks: options.kept_blocks ?? 0, workers: options.workers ?? 1, memory_gib: ENDLESS };
   const summary = await api.estimate(data, least).catch(() => null);
   return summary && summary.memory.total > bounded ? summary : null;
 }
