@@ -168,10 +168,19 @@ impl Kind {
         })
     }
 
-    /// An adapter as a run that asks for this method goes on from it: by its own method, with what is the run's and in no
-    /// file, LoRA+'s ratio. What full tuning trained, or lisa, may go on a few blocks at a time: it is the same tensors.
+    /// The method by which a run that asks for this one goes on from an adapter: the adapter's own. But what full tuning
+    /// trained, or lisa, may go on a few blocks at a time: it is the same tensors.
+    pub fn goes_on_as(self, own: Kind) -> Kind {
+        match own {
+            Kind::Full if self == Kind::Lisa => self,
+            own => own,
+        }
+    }
+
+    /// An adapter as a run that asks for this method goes on from it, with what is the run's and in no file: LoRA+'s ratio.
     pub fn go_on(self, adapter: Adapter, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
-        if self == Kind::Lisa && Kind::of(&*adapter.method) == Kind::Full {
+        let own = Kind::of(&*adapter.method);
+        if self.goes_on_as(own) != own {
             return self.adapter(spec, settings);
         }
         check_ratio(settings.lora.ratio)?;

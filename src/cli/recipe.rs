@@ -97,8 +97,7 @@ impl Recipe {
             adapter.check(&folder.display().to_string(), &flat_sha256(&flat))?;
         }
         let asked = self.options.method;
-        let lora = asked.go_on(lora, session.spec(), &self.options.settings()?)?;
-        let method = Kind::of(&*lora.method);
+        let method = asked.goes_on_as(Kind::of(&*lora.method));
         if given.contains(&"method") && method != asked {
             let what = format!("is {}, and the adapter in '{}' is {}", asked.name(), folder.display(), method.name());
             return Err(Error::setting("method", what, other_method(method)));

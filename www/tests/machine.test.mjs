@@ -32,6 +32,9 @@ const CASES = [
   ["too small buffers", { gpu: adapter({ maxStorageBufferBindingSize: 1 << 25 }) }, "too_small", /too small: 32(\.0)? MiB a buffer, 64(\.0)? MiB are needed/],
 ];
 
+/** Goes before the worker: there, too, no WebGPU. */
+const NO_GPU = `Object.defineProperty(WorkerNavigator.prototype, "gpu", { value: undefined });\n`;
+
 /** Goes before the page's scripts: other graphics than this machine has. */
 function instead(gpu) {
   const give = async () => {
@@ -66,7 +69,7 @@ test("graphics without fault are named, with their limits, and no advice", async
 });
 
 test("without WebGPU the same page trains on the CPU, and says how long it will take", async (t) => {
-  const bare = await serve({ inject: `Object.defineProperty(WorkerNavigator.prototype, "gpu", { value: undefined });\n` });
+  const bare = await serve({ inject: NO_GPU });
   t.after(bare.close);
   const context = await browser.newContext({ serviceWorkers: "block" });
   await context.addInitScript(instead, "none");
@@ -84,7 +87,7 @@ test("without WebGPU the same page trains on the CPU, and says how long it will 
 });
 
 test("a device that was asked for and is not there is said, and the CPU offered", async (t) => {
-  const bare = await serve({ inject: `Object.defineProperty(WorkerNavigator.prototype, "gpu", { value: undefined });\n` });
+  const bare = await serve({ inject: NO_GPU });
   t.after(bare.close);
   const page = await openApp(await browser.newContext({ serviceWorkers: "block" }), bare);
   await page.locator("#device").selectOption("webgpu");

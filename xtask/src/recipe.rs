@@ -77,7 +77,7 @@ fn commands(page: &str) -> Vec<String> {
     for line in page.lines() {
         let part = line.trim_end_matches('\\').trim();
         match line.strip_prefix("$ ") {
-            Some(_) => all.push(part[2..].to_string()),
+            Some(command) => all.push(command.trim_end_matches('\\').trim().into()),
             None if goes_on => all.last_mut().expect("a line that goes on").push_str(&format!(" {part}")),
             None => continue,
         }

@@ -3,7 +3,7 @@
 //! logits; Gemma 3 norms each head of q and k, and rotates its local layers at frequencies of their own
 //! (transformers `modeling_gemma2.py`, `modeling_gemma3.py`; llama.cpp archs `gemma2`, `gemma3`).
 
-use super::keys::{GgufKeys, Keys, activation_name, all_but_every, layer_types, size, under};
+use super::keys::{GgufKeys, Keys, WINDOW, activation_name, all_but_every, layer_types, size, under};
 use super::llama::{self, config, decoder, gguf_decoder, gguf_keys};
 use super::{Family, Names};
 use crate::error::Result;
@@ -88,7 +88,6 @@ pub static GEMMA3: Family = Family {
 
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
 const FINAL_CAP: &str = "final_logit_softcapping";
-const WINDOW: &str = "attention.sliding_window";
 const PATTERN: &str = "attention.sliding_window_pattern";
 const LOCAL_THETA: &str = "rope.freq_base_swa";
 

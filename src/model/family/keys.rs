@@ -198,6 +198,9 @@ pub fn rope_scaling(rope: &Rope, head_dim: usize, file: &str) -> Result<Option<V
     })
 }
 
+/// The key of a GGUF file for the sliding window.
+pub const WINDOW: &str = "attention.sliding_window";
+
 /// Keys of a GGUF file under an architecture's prefix; those without a value are left out.
 pub fn under<const N: usize>(arch: &str, pairs: [(&str, Option<gguf::Value>); N]) -> Metadata {
     pairs.into_iter().filter_map(|(key, value)| Some((format!("{arch}.{key}"), value?))).collect()

@@ -2,7 +2,7 @@
 //! positions (transformers `modeling_phi3.py`, llama.cpp arch `phi3`). The variants with long contexts scale their
 //! rotary frequencies by length, which is not covered.
 
-use super::keys::{everywhere, size, under, unsupported};
+use super::keys::{WINDOW, everywhere, size, under, unsupported};
 use super::llama::{self, config, decoder, gguf_decoder, gguf_keys, square};
 use super::{Family, Names};
 use crate::model::spec::ModelSpec;
@@ -58,5 +58,3 @@ pub static FAMILY: Family = Family {
         keys
     },
 };
-
-const WINDOW: &str = "attention.sliding_window";

@@ -32,9 +32,11 @@ model = PeftModel.from_pretrained(model, HERE / "adapter", is_trainable=True)
 model.print_trainable_parameters()
 
 
-
 class Trainer(SFTTrainer):
-    """TRL's, with LoRA+: B has a learning rate of its own. (PEFT's create_loraplus_optimizer gives it to DoRA's lengths too.)"""
+    """TRL's, with LoRA+: B has a learning rate of its own.
+
+    PEFT's create_loraplus_optimizer gives it to DoRA's lengths, too.
+    """
 
     def create_optimizer(self, *args, **kwargs):
         fresh, ratio = self.optimizer is None, config["loraplus_lr_ratio"]

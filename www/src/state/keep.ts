@@ -80,7 +80,6 @@ export async function carryTo(base: string): Promise<void> {
   if (!taken || !(await openNamed(base))) return;
   await guarded("keep", async () => {
     if (!app.api) return;
-    app.exported = null;
     // That it was learned on another base is what was asked for.
     await app.api.importPeft(files);
     await arrived(app.api, { name: "file 1", from: "file", label: tuned.label, method: tuned.method, stem: tuned.stem });

@@ -2,7 +2,7 @@
 
 import { type DataText, Luthier, type LuthierApi, type LuthierErrorData, type Method, type OptionRow, type Summary, type TrainOptions, ownOptions } from "luthier-web";
 import { asError } from "../lib/errors";
-import { fromHash, memoryLimit, pace, secondsOfRun, toHash } from "../lib/settings";
+import { fromHash, pace, secondsOfRun, toHash } from "../lib/settings";
 import { app, guarded } from "./app.svelte";
 import { readData } from "./data";
 
@@ -54,7 +54,7 @@ export async function estimate(): Promise<void> {
   const planned = await guarded("settings", async () => {
     summary = await api.estimate(data, options, validation?.data);
   });
-  if (!planned) summary = await tooLarge(api, data, options);
+  if (!planned && mine === latest) summary = await tooLarge(api, data, options);
   if (mine === latest) [app.summary, app.estimating] = [summary, false];
 }
 
@@ -63,10 +63,9 @@ const ENDLESS = 2 ** 20;
 
 /** The least that a run refused for its memory would take, so that the message has its picture; null: it was refused for something else. */
 async function tooLarge(api: LuthierApi, data: DataText, options: TrainOptions): Promise<Summary | null> {
-  const bounded = memoryLimit("webgpu", options.memory_gib ?? 4, 1);
   const least = { ...options, kept_blocks: options.kept_blocks ?? 0, workers: options.workers ?? 1, memory_gib: ENDLESS };
   const summary = await api.estimate(data, least).catch(() => null);
-  return summary && summary.memory.total > bounded ? summary : null;
+  return summary && summary.memory.total > (options.memory_gib ?? 4) * 2 ** 30 ? summary : null;
 }
 
 /** A method of those compared: what its run would be, or why it cannot be. */
