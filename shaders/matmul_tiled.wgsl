@@ -7,7 +7,7 @@
 // x counts as 0 and W repeats its last, so that no load needs a branch.
 //
 // HALF stages both operands as f16, which keeps 11 bits of each and no more than 65504, in half the workgroup memory; sums
-// and whatever is added to them stay f32.
+// and whatever is added to them stay f32. Gradients are staged times p.range: as they come they would lose bits below 2⁻¹⁴.
 
 #include matmul
 
@@ -152,7 +152,12 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         let at = min(k + sq * 4u, p.o - 4u);
         let inside = k + sq * 4u < p.o;
 #for s in X_LOADS
+#if HALF
+        xs[place(srow + {s}u * (THREADS / 4u), sq)] = Staged(select(vec4<f32>(), p.range * x[(sx{s} + at) / 4u], inside));
+#end
+#if WHOLE
         xs[place(srow + {s}u * (THREADS / 4u), sq)] = Staged(select(vec4<f32>(), x[(sx{s} + at) / 4u], inside));
+#end
 #end
 #for s in W_LOADS
         ws[{s}u * THREADS + lane] = Staged(load_w(min(k + sk{s}, p.o - 1u), sw{s}, p.i, p.w_off));
@@ -178,6 +183,11 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
 #for m in TALL
     let n{m} = min(row0 + ty + {m}u * TY, p.n - 1u);
+#if HALF
+#for j in WIDE by 4
+    c{m}_{j} /= p.range;
+#end
+#end
 #end
     let first = col0 + 4u * tx;
 #include low_rank_term

@@ -22,7 +22,8 @@ fn validated(label: &str, source: &str) -> (Module, ModuleInfo) {
         validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
     }
     if source.starts_with("enable f16;") {
-        validator = Validator::new(ValidationFlags::all(), core | Capabilities::SHADER_FLOAT16);
+        let units = if source.contains("coopLoad") { Capabilities::COOPERATIVE_MATRIX } else { Capabilities::empty() };
+        validator = Validator::new(ValidationFlags::all(), core | Capabilities::SHADER_FLOAT16 | units);
     }
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(source)));
     (module, info)
@@ -230,6 +231,25 @@ fn every_entry_point_is_a_kernel() {
 }
 
 /// What a product stages is shared out evenly, and fits what every WebGPU device has.
+/// Tiles of fragments, too.
+#[test]
+fn fragments_are_shared_out_evenly_and_fit() {
+    let shaders: Vec<_> = KERNELS.iter().flat_map(|k| k.shaders).filter(|s| s.constant("FRAG") > 0).collect();
+    assert!(!shaders.is_empty());
+    for shader in shaders {
+        let [frag, lanes, down, across] = ["FRAG", "LANES", "DOWN", "ACROSS"].map(|name| shader.constant(name));
+        let [tall, wide, steps] = ["TALL", "WIDE", "STEPS"].map(|name| shader.constant(name));
+        let (rows, outs, threads) = (down * tall * frag, across * wide * frag, down * across * lanes);
+        assert_eq!((shader.tile, steps * frag), ([rows, outs, 1], 32), "{shader}");
+        let loads = ["X_LOADS", "W_LOADS"].map(|name| shader.constant(name) * threads);
+        assert_eq!(loads, [rows * 8, outs * 8], "{shader}");
+        assert!(threads % 8 == 0 && threads <= 256, "{shader}");
+        // Halves: x, and W as either direction lays it. Floats: a row of fragments for each subgroup.
+        let halves = (rows * 40 + (outs * 40).max(32 * (outs + 8))) * 2;
+        assert!(halves + down * across * frag * wide * frag * 4 <= 48 << 10, "{shader}: more than 48 KiB");
+    }
+}
+
 #[test]
 fn tiles_are_shared_out_evenly_and_fit() {
     let shaders = KERNELS.iter().flat_map(|k| k.shaders).filter(|s| s.constant("TX") > 0);

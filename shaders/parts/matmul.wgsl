@@ -11,7 +11,7 @@
 #include factor
 struct Params {
     n: u32, i: u32, o: u32, ld: u32, col: u32, w_off: u32, scale: f32, flags: u32,
-    bias_off: u32, t_ld: u32, pad0: u32, pad1: u32, factors: array<Factor, 3>,
+    bias_off: u32, t_ld: u32, range: f32, pad: u32, factors: array<Factor, 3>,
 }
 @group(1) @binding(0) var<uniform> p: Params;
 

@@ -17,6 +17,8 @@ pub struct AdapterFacts {
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
     pub shader_f16: bool,
+    /// Matrix units that multiply halves and add up floats: rows and columns of what they multiply; 0 where there are none.
+    pub fragment: u32,
     #[serde(skip)]
     pub style: Style,
     /// Invocations of a subgroup, where all have the same number and kernels may use them; else 1.
@@ -46,9 +48,21 @@ fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
         shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
+        fragment: fragment(adapter, info.backend),
         style,
         lanes: if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 },
     }
+}
+
+/// Vulkan's matrix units alone: naga's Metal wants other pointers than `matmul_cooperative` has.
+fn fragment(adapter: &wgpu::Adapter, backend: wgpu::Backend) -> u32 {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let all = adapter.cooperative_matrix_properties();
+    let fits = |size: &u32| {
+        let mut square = all.iter().filter(|c| [c.m_size, c.n_size, c.k_size] == [*size; 3]);
+        square.any(|c| c.ab_type == F16 && c.cr_type == F32)
+    };
+    [16, 8].into_iter().find(fits).filter(|_| backend == wgpu::Backend::Vulkan).unwrap_or(0)
 }
 
 fn instance() -> wgpu::Instance {
@@ -93,6 +107,20 @@ fn rank(f: &AdapterFacts) -> u8 {
 
 /// Opens the best adapter. A software GPU is taken only where `software` allows it; `None` when there is nothing.
 pub async fn open(software: bool) -> Result<Option<Gpu>> {
+    let halves = std::env::var_os(HALVES).is_some_and(|on| on == "1");
+    let gpu = open_with(software, halves).await?;
+    match gpu {
+        Some(gpu) if halves && !gpu.halves => {
+            let what = format!("{HALVES}=1, but {} does not compute with halves", gpu.facts.name);
+            Err(Error::device(what, format!("unset {HALVES}")))
+        }
+        gpu => Ok(gpu),
+    }
+}
+
+/// [`open`], where shaders may keep their tiles as halves if `halves` says so and the GPU has them. Sums stay f32, but what
+/// is multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
+pub async fn open_with(software: bool, halves: bool) -> Result<Option<Gpu>> {
     let mut candidates = adapters().await;
     candidates.retain(|(f, _)| software || !f.software);
     candidates.sort_by_key(|(f, _)| rank(f));
@@ -102,26 +130,32 @@ pub async fn open(software: bool) -> Result<Option<Gpu>> {
         let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
         return Err(Error::device(what, "use --device cpu"));
     }
+    let halves = halves && facts.shader_f16;
+    let units = halves && facts.fragment > 0;
     let desc = wgpu::DeviceDescriptor {
         label: Some("luthier"),
-        required_features: adapter.features() & FEATURES,
+        required_features: adapter.features() & if units { FEATURES | MATRIX_UNITS } else { FEATURES },
         required_limits: adapter.limits(),
+        // SAFETY: what may be undefined is the use of matrix units. Shaders that use them index as others do, and are
+        // chosen only where they were seen to give the numbers of those.
+        experimental_features: if units {
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            Default::default()
+        },
         ..Default::default()
     };
     let (device, queue) = adapter
         .request_device(&desc)
         .await
         .map_err(|e| Error::device(format!("{}: {e}", facts.name), "update the driver, or use --device cpu"))?;
-    let mut gpu = Gpu::new(facts, device, queue);
-    if std::env::var_os(HALVES).is_some_and(|on| on == "1") && !gpu.set_halves(true) {
-        let what = format!("{HALVES}=1, but {} does not compute with halves", gpu.facts.name);
-        return Err(Error::device(what, format!("unset {HALVES}")));
-    }
-    Ok(Some(gpu))
+    Ok(Some(Gpu::new(facts, device, queue, halves)))
 }
 
-/// Set to 1 it lets products keep what they multiply as halves: [`Gpu::set_halves`]. In no browser.
+/// Set to 1 it lets products keep what they multiply as halves: [`open_with`]. In no browser.
 const HALVES: &str = "LUTHIER_F16_TILES";
+
+const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
 
 /// What is asked for where an adapter has it. wgpu asks browsers for subgroups in its own way.
 #[cfg(not(target_arch = "wasm32"))]

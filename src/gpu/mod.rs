@@ -11,7 +11,7 @@ mod shader;
 mod subgroups;
 mod tune;
 
-pub use adapters::{AdapterFacts, list, open};
+pub use adapters::{AdapterFacts, list, open, open_with};
 use shader::mentions;
 pub use shader::{assemble, defaults};
 
@@ -109,13 +109,13 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue) -> Gpu {
+    pub(crate) fn new(facts: AdapterFacts, device: wgpu::Device, queue: wgpu::Queue, halves: bool) -> Gpu {
         let fault = watch(&device);
         let params_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("params"),
             entries: &[entry(0, wgpu::BufferBindingType::Uniform, true)],
         });
-        let choices = tune::Choices::of(&facts, false);
+        let choices = tune::Choices::of(&facts, halves);
         let param_stride = (device.limits().min_uniform_buffer_offset_alignment as usize).max(MAX_PARAMS);
         let staging = new_staging(&device, KEPT_STAGING);
         let pipelines = Pipelines::new(device.clone(), params_layout.clone());
@@ -136,7 +136,7 @@ impl Gpu {
             pending_since: None,
             staging: Some(staging),
             choices,
-            halves: false,
+            halves,
             profile: None,
         }
     }

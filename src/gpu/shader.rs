@@ -11,7 +11,7 @@
 //! #include NAME           puts in shaders/parts/NAME.wgsl, which shaders of one contract share
 //! ```
 //!
-//! `{m+j}` is the sum. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
+//! `{m+j}` is the sum, and `{NAME}` a constant. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
 //! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE, by whether halves are computed
 //! with.
 
@@ -70,6 +70,7 @@ pub fn assemble(
     let lanes = shader.constant("LANES");
     let half = shader.constant("HALF");
     let mut source = String::from(if half > 0 { "enable f16;\n" } else { "" });
+    source += if shader.constant("FRAG") > 0 { "enable wgpu_cooperative_matrix;\n" } else { "" };
     // Browsers want the extension named; naga knows the functions and refuses the name.
     source += if cfg!(target_arch = "wasm32") && lanes > 1 { "enable subgroups;\n" } else { "" };
     source += PRELUDE;
@@ -104,7 +105,7 @@ fn unroll<'a>(lines: &[&'a str], known: &[(&str, u32)], vars: &mut Vec<(&'a str,
             ["#for", name, "in", end, "by", by] => (name, value(end), value(by)),
             ["#if", constant] => ("", value(constant).min(1), 1),
             _ => {
-                *out += &substitute(line, vars);
+                *out += &substitute(line, vars, known);
                 out.push('\n');
                 continue;
             }
@@ -129,13 +130,14 @@ fn body(lines: &[&str]) -> usize {
     end.expect("every # block has its #end")
 }
 
-/// Puts in `{m}` and `{m+j}`; other braces are WGSL's.
-fn substitute(line: &str, vars: &[(&str, u32)]) -> String {
+/// Puts in `{m}`, `{m+j}` and constants; other braces are WGSL's.
+fn substitute(line: &str, vars: &[(&str, u32)], known: &[(&str, u32)]) -> String {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((before, after)) = rest.split_once('{') {
         out += before;
-        let number = |word: &str| word.parse().ok().or_else(|| vars.iter().find(|v| v.0 == word).map(|v| v.1));
+        let named = |word: &str| vars.iter().chain(known).find(|(name, _)| *name == word).map(|(_, value)| *value);
+        let number = |word: &str| word.parse().ok().or_else(|| named(word));
         let sum = after.split_once('}').and_then(|(inner, tail)| {
             let terms: Option<Vec<u32>> = inner.split('+').map(number).collect();
             Some((terms?.iter().sum::<u32>(), tail))

@@ -7,7 +7,7 @@
 //! browsers by whoever opens the engine ([`Gpu::tune_with`]). By rule it goes on software drivers, which are known, and
 //! where nothing keeps what was measured.
 
-use super::{AdapterFacts, Gpu};
+use super::{AdapterFacts, Gpu, Recipe};
 use crate::clock::Instant;
 use crate::error::Result;
 use crate::plan::{Access, Elem, Plan, Sequence, Shader, Step, Style};
@@ -129,22 +129,17 @@ impl Gpu {
         pairs.any(|(shader, step)| shader.to_string() == name && self.fits(shader, step))
     }
 
-    /// Lets shaders keep their tiles as halves, or no longer; false where the GPU has none. Sums stay f32, but what is
-    /// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
-    pub fn set_halves(&mut self, on: bool) -> bool {
-        let has = self.device.features().contains(wgpu::Features::SHADER_F16);
-        self.halves = on && has;
-        self.choices = Choices::of(&self.facts, self.halves);
-        has
-    }
-
     /// Whether a shader can compute a step on this machine, and is meant to.
     fn fits(&self, shader: &Shader, step: &Step) -> bool {
         let lanes = shader.constant("LANES");
         let skinny = shader.constant("SKINNY");
         let (rows, outs) = (step.grid[0], step.grid[1]);
+        let fragment = shader.constant("FRAG");
         if shader.constant("HALF") > 0 && !self.halves {
             return false;
+        }
+        if fragment > 0 {
+            return fragment == self.facts.fragment && lanes == self.facts.lanes;
         }
         (lanes <= 1 || (lanes == self.facts.lanes && rows >= 4 * lanes))
             && (skinny == 0 || rows <= skinny || outs <= skinny)
@@ -199,22 +194,33 @@ impl Gpu {
             && step.bufs.iter().copied().enumerate().all(floats)
     }
 
+    /// What is to be compared with the plainest shader: the rule's choice, which the others must beat, then what is likely
+    /// to be fastest.
+    fn rivals(&self, step: &Step, plain: &Shader, by_rule: &Shader) -> Vec<&'static Shader> {
+        let all = step.kernel.shaders.iter().filter(|s| !std::ptr::eq(*s, plain) && self.fits(s, step));
+        let mut all: Vec<_> = all.collect();
+        all.sort_by_key(|s| {
+            std::cmp::Reverse((std::ptr::eq(*s, by_rule), s.constant("FRAG") > 0, s.constant("HALF") > 0))
+        });
+        all
+    }
+
     /// The fastest shader that gives the plainest one's numbers; `None` where the time ran out first.
     async fn fastest(&mut self, plan: &Plan, step: &Step) -> Result<Option<&'static Shader>> {
-        let trial = Trial::new(self, plan, step);
         let by_rule = self.choice(step);
         let plain = step.kernel.shaders.iter().find(|s| s.style == Style::Direct && s.constant("LANES") <= 1);
         let plain = plain.unwrap_or(by_rule);
+        let rivals = self.rivals(step, plain, by_rule);
+        // Natively several threads compile them; a browser would have to make all before the first is measured.
+        if cfg!(not(target_arch = "wasm32")) {
+            let recipes: Vec<_> = [plain].iter().chain(&rivals).map(|s| Recipe::new(step, s)).collect();
+            self.pipelines.make_ahead(recipes.into_iter());
+        }
+        let start = Instant::now();
+        let trial = Trial::new(self, plan, step);
         let Some((mut best_ms, want)) = trial.run(self, step, plain).await? else { return Ok(None) };
         let mut best = plain;
-        let shaders = step.kernel.shaders.iter().filter(|s| !std::ptr::eq(*s, plain));
-        let start = Instant::now();
-        // The rule's choice next: it is what the others must beat.
-        let (first, others): (Vec<_>, Vec<_>) = shaders.partition(|s| std::ptr::eq(*s, by_rule));
-        for shader in first.into_iter().chain(others) {
-            if !self.fits(shader, step) {
-                continue;
-            }
+        for shader in rivals {
             if self.choices.spent_ms + start.elapsed_ms() > BUDGET_MS {
                 break;
             }

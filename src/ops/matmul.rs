@@ -30,8 +30,9 @@ params!(
         bias_off: u32,
         /// Row length of t.
         t_ld: u32,
-        pad0: u32,
-        pad1: u32,
+        /// What dy is multiplied by while it is kept as halves, a power of 2: see [`range`].
+        range: f32,
+        pad: u32,
         /// Of the low-rank terms: Bᵀ forward, A backward; their columns are those of y or dx.
         factors: [Factor; 3],
     }
@@ -43,7 +44,8 @@ pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
 // The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
-// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for.
+// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for; FRAG needs matrix
+// units of that size, and is taken where it was measured to be fast and right.
 kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
     Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
@@ -57,7 +59,10 @@ kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadW
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
-    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_cooperative" [128, 128, 1] {FRAG: 16, LANES: 32, DOWN: 2, ACROSS: 4, TALL: 4, WIDE: 2, STEPS: 2, X_LOADS: 4, W_LOADS: 4, HALF: 1},
+    Tiled "matmul_cooperative" [64, 64, 1] {FRAG: 16, LANES: 32, DOWN: 2, ACROSS: 2, TALL: 2, WIDE: 2, STEPS: 2, X_LOADS: 4, W_LOADS: 4, HALF: 1},
+    Tiled "matmul_cooperative" [64, 64, 1] {FRAG: 8, LANES: 8, DOWN: 2, ACROSS: 4, TALL: 4, WIDE: 2, STEPS: 4, X_LOADS: 8, W_LOADS: 8, HALF: 1}
 ], forward_twin);
 kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params, [
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
@@ -71,7 +76,10 @@ kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Par
     Tiled "matmul_tiled" [64, 64, 1] {TALL: 4, WIDE: 4, TX: 16, TY: 16, X_LOADS: 1, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 64, 1] {TALL: 8, WIDE: 4, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 1},
     Tiled "matmul_tiled" [128, 128, 1] {TALL: 8, WIDE: 8, TX: 16, TY: 16, X_LOADS: 2, W_LOADS: 2},
-    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2}
+    Tiled "matmul_tiled" [32, 32, 1] {TALL: 4, WIDE: 4, TX: 8, TY: 8, X_LOADS: 2, W_LOADS: 2},
+    Tiled "matmul_cooperative" [128, 128, 1] {FRAG: 16, LANES: 32, DOWN: 2, ACROSS: 4, TALL: 4, WIDE: 2, STEPS: 2, X_LOADS: 4, W_LOADS: 4, HALF: 1},
+    Tiled "matmul_cooperative" [64, 64, 1] {FRAG: 16, LANES: 32, DOWN: 2, ACROSS: 2, TALL: 2, WIDE: 2, STEPS: 2, X_LOADS: 4, W_LOADS: 4, HALF: 1},
+    Tiled "matmul_cooperative" [64, 64, 1] {FRAG: 8, LANES: 8, DOWN: 2, ACROSS: 4, TALL: 4, WIDE: 2, STEPS: 4, X_LOADS: 8, W_LOADS: 8, HALF: 1}
 ], backward_twin);
 
 /// A matrix [rows, cols] in one or more buffers, split by rows where a binding would be too large.
@@ -170,6 +178,7 @@ pub fn forward(
             col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
             scale,
+            range: 1.0,
             flags: e.flags(),
             bias_off: e.bias.map_or(0, |b| (b.off + shard.row0) as u32),
             t_ld: e.low.map_or(0, |l| l.t.width as u32),
@@ -221,6 +230,7 @@ pub fn backward(
             col: col + shard.row0 as u32,
             w_off: shard.offset as u32,
             scale: 1.0,
+            range: range(n),
             flags: if accumulate || k > 0 { ACCUMULATE } else { 0 },
             t_ld: low.map_or(0, |l| l.t.width as u32),
             factors: factors(low),
@@ -233,6 +243,12 @@ pub fn backward(
             step.access[4] = Access::Write;
         }
     }
+}
+
+/// Brings gradients to where halves are exact, between 2⁻¹⁴ and 2¹⁵: those of a mean over n tokens are of the order of 1/n.
+/// Loss scaling (Micikevicius et al. 2018, Mixed Precision Training), within the product.
+fn range(n: usize) -> f32 {
+    n.next_power_of_two() as f32
 }
 
 /// What both directions set: `n` × `width` outputs, `inner` products each.

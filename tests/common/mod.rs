@@ -9,7 +9,12 @@ use std::path::PathBuf;
 
 /// Says SKIPPED; with `REQUIRE_GPU=1` a skipped GPU test fails.
 pub fn gpu() -> Option<Gpu> {
-    match pollster::block_on(luthier::gpu::open(true)) {
+    gpu_with(false)
+}
+
+/// One that may compute with halves, if `halves` says so.
+pub fn gpu_with(halves: bool) -> Option<Gpu> {
+    match pollster::block_on(luthier::gpu::open_with(true, halves)) {
         Ok(Some(gpu)) => Some(gpu),
         other => {
             let why = other.err().map_or("no GPU adapter".into(), |e| e.to_string());

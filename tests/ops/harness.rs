@@ -142,15 +142,11 @@ impl Suite {
     pub fn check(&self) {
         assert_eq!(self.plan.check(), Vec::<String>::new());
         let want = self.run_cpu::<f64>();
-        self.compare("CPU f32", &self.run_cpu::<f32>(), &want);
+        self.compare_by(self.tolerance, "CPU f32", &self.run_cpu::<f32>(), &want);
         for shader in self.shaders() {
-            let Some(mut gpu) = crate::common::gpu() else { return };
-            gpu.set_style(shader.style);
             let half = shader.constant("HALF") > 0;
-            if half && !gpu.set_halves(true) {
-                crate::common::skipped(&format!("{shader}: {} does not compute with halves", gpu.facts.name));
-                continue;
-            }
+            let Some(mut gpu) = crate::common::gpu_with(half) else { return };
+            gpu.set_style(shader.style);
             if !gpu.has_use_for(&self.plan, &shader.to_string()) {
                 crate::common::skipped(&format!("{shader}: fits no step here on {}", gpu.facts.name));
                 continue;
@@ -163,17 +159,18 @@ impl Suite {
     }
 
     /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
-    pub fn check_tuned(&self) -> BTreeMap<String, String> {
-        let Some(mut gpu) = crate::common::gpu() else { return BTreeMap::new() };
+    pub fn check_tuned(&self, halves: bool) -> BTreeMap<String, String> {
+        let Some(mut gpu) = crate::common::gpu_with(halves) else { return BTreeMap::new() };
         let want = self.run_cpu::<f64>();
+        let tolerance = if halves { HALF } else { self.tolerance };
         gpu.tune_with("");
-        self.compare("GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
+        self.compare_by(tolerance, "GPU tuned", &pollster::block_on(self.run_gpu(&mut gpu)).unwrap(), &want);
         let kept = gpu.newly_tuned().expect("something was measured");
         assert!(gpu.newly_tuned().is_none(), "handed out twice");
         // What was kept is taken, and nothing is measured again.
-        let mut again = crate::common::gpu().expect("there was one before");
+        let mut again = crate::common::gpu_with(halves).expect("there was one before");
         again.tune_with(&kept);
-        self.compare("GPU tuned before", &pollster::block_on(self.run_gpu(&mut again)).unwrap(), &want);
+        self.compare_by(tolerance, "GPU tuned before", &pollster::block_on(self.run_gpu(&mut again)).unwrap(), &want);
         assert!(again.newly_tuned().is_none() && again.tuned() == gpu.tuned());
         gpu.tuned().clone()
     }
@@ -210,10 +207,6 @@ impl Suite {
             all.push(outputs);
         }
         Ok(all)
-    }
-
-    fn compare(&self, device: &str, got: &[Vec<Vec<f64>>], want: &[Vec<Vec<f64>>]) {
-        self.compare_by(self.tolerance, device, got, want);
     }
 
     fn compare_by(&self, tolerance: Tolerance, device: &str, got: &[Vec<Vec<f64>>], want: &[Vec<Vec<f64>>]) {

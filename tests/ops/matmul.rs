@@ -189,10 +189,18 @@ fn executors_agree_on_backward() {
             let i = (i * 4).next_multiple_of(format.granule());
             let p = Product { format, n, i, o, extras: extras(f + k, o) };
             let dy = if n == 128 { with_outliers(n * o, o, 1) } else { random(n * o, 1) };
-            p.backward(s.case(p.label("backward")), &dy);
+            p.backward(s.case(p.label("backward")), &gradient(n, 1.0, dy));
         }
     }
+    // As small as they are in a batch of many tokens, late in a run.
+    let p = Product { format: WeightFormat::BF16, n: 4096, i: 32, o: 8, extras: PLAIN };
+    p.backward(s.case(p.label("backward, small")), &gradient(p.n, 1e-3, random(p.n * p.o, 1)));
     s.check();
+}
+
+/// Gradients of a mean over n tokens.
+fn gradient(n: usize, size: f64, dy: Vec<f64>) -> Vec<f64> {
+    dy.into_iter().map(|dy| (dy * size / n as f64) as f32 as f64).collect()
 }
 
 /// A matrix of no rows leaves the low-rank term alone: du·A by itself.
@@ -213,11 +221,14 @@ fn measured_shaders_agree() {
     let mut s = Suite::new(SUM);
     let p = Product { format: WeightFormat::BF16, n: 129, i: 128, o: 132, extras: PLAIN };
     p.forward(s.case(p.label("forward")), &random(p.n * p.i, 1));
-    let tuned = s.check_tuned();
-    let names: Vec<String> = matmul::FORWARD.shaders.iter().map(|s| s.to_string()).collect();
-    for (step, shader) in &tuned {
-        assert!(step.starts_with("matmul.forward bf16 129x132x1"), "{step}");
-        assert!(names.contains(shader), "{step}: {shader} is none of {names:?}");
+    for halves in [false, true] {
+        let tuned = s.check_tuned(halves);
+        let names: Vec<String> = matmul::FORWARD.shaders.iter().map(|s| s.to_string()).collect();
+        for (step, shader) in &tuned {
+            assert!(step.starts_with("matmul.forward bf16 129x132x1"), "{step}");
+            assert!(names.contains(shader), "{step}: {shader} is none of {names:?}");
+            assert!(halves || !shader.contains("HALF"), "{step}: {shader} was not asked for");
+        }
+        assert!(tuned.len() == 1 || crate::common::gpu().is_none(), "{tuned:?}");
     }
-    assert!(tuned.len() == 1 || crate::common::gpu().is_none(), "{tuned:?}");
 }
