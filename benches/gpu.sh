@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that a machine with a large GPU can tell, within one visit: benches/gpu.sh FOLDER [MINUTES]
 #
-# First whether every kernel is right there (both families of shaders, against their twins), then the table, then
-# PyTorch + PEFT on the same card. FOLDER gets report.json (all of it), table.md and the logs of the parts.
+# First whether every kernel is right there (all shaders, against their twins), then the table, in f32 and with halves, then
+# PyTorch + PEFT on the same card. FOLDER gets report.json (all of it), the tables and the logs of the parts.
 #
 # The machine may have no network and no compiler: these programs are then built elsewhere and brought along.
 #   LUTHIER_BENCH   the program of `cargo bench --bench luthier-bench --no-run`
@@ -59,17 +59,26 @@ parity() {
     [ $code -eq 0 ] || { echo "PARITY FAILED ($code): see parity.log"; failed=1; }
 }
 
+# table NAME SHARE OPTION...: a table of the cases, in this part of the time that is left, into NAME.json and NAME.md.
 table() {
-    echo "== table"
+    local name=$1 share=$2 budget
+    shift 2
+    echo "== $name"
+    # PyTorch gets its share first of what is left: without it the figures have nothing to stand beside.
+    budget=$(awk -v s="$(left "$torch_seconds")" -v part="$share" 'BEGIN { print s * part / 60 }')
+    # shellcheck disable=SC2046 # no options or two words
+    timeout "$(left 5)" "$bench" --device "${BENCH_DEVICE:-gpu}" --budget "$budget" $(card_memory) --json "$out/$name.json" \
+        "$@" 2> "$out/$name.log" | tee "$out/$name.md"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "THE TABLE HAS FAILURES: see $name.log"; failed=1; }
+}
+
+tables() {
     local cases=()
     [ -n "${BENCH_CASES:-}" ] && mapfile -t cases <<< "$BENCH_CASES"
-    # PyTorch gets its share first of what is left: without it the figures have nothing to stand beside.
-    local budget
-    budget=$(awk -v s="$(left "$torch_seconds")" 'BEGIN { print s / 60 }')
-    # shellcheck disable=SC2046 # no options or two words
-    timeout "$(left 5)" "$bench" --device "${BENCH_DEVICE:-gpu}" --budget "$budget" $(card_memory) --json "$out/bench.json" \
-        ${cases[@]+"${cases[@]}"} 2> "$out/bench.log" | tee "$out/table.md"
-    [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "THE TABLE HAS FAILURES: see bench.log"; failed=1; }
+    table table 0.6 ${cases[@]+"${cases[@]}"}
+    # What products do with halves, on matrix units where there are any: only they change.
+    [ -n "${BENCH_CASES:-}" ] || cases=("kernels matmul" "steps smollm2" "steps llama" "steps qwen")
+    table table-fp16 1 --fp16 "${cases[@]}"
 }
 
 pytorch() {
@@ -84,8 +93,11 @@ pytorch() {
 # One document of the parts, written aside first. Lines of JSON become a list without any program but awk.
 report() {
     {
-        printf '{\n"failed": %s,\n"bench": ' "$failed"
-        [ -s "$out/bench.json" ] && cat "$out/bench.json" || printf 'null\n'
+        printf '{\n"failed": %s' "$failed"
+        for name in table table-fp16; do
+            printf ',\n"%s": ' "$name"
+            [ -s "$out/$name.json" ] && cat "$out/$name.json" || printf 'null\n'
+        done
         printf ',\n"pytorch": ['
         [ -s "$out/pytorch.jsonl" ] && awk 'NR > 1 { print "," } { print }' "$out/pytorch.jsonl"
         printf ']\n}\n'
@@ -102,8 +114,8 @@ done
 torch_seconds=0
 "$python" -c 'import torch, transformers, peft' 2> /dev/null && torch_seconds=90
 parity
-table
+tables
 pytorch
 report
-echo "== done in $(($(date +%s) - started)) s: $out/report.json, $out/table.md"
+echo "== done in $(($(date +%s) - started)) s: $out/report.json, $out/table.md, $out/table-fp16.md"
 exit "$failed"

@@ -29,6 +29,9 @@ pub struct Args {
     /// Where to run: a real GPU where there is one and else the CPU (auto), a GPU, also a software one (gpu), or cpu.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
+    /// Products may keep their factors as halves, on matrix units where the GPU has them.
+    #[arg(long)]
+    pub fp16: bool,
     /// Minutes that it may take; 0 for no end.
     #[arg(long, alias = "minutes", default_value_t = 10.0, value_name = "MINUTES")]
     pub budget: f64,
@@ -88,7 +91,7 @@ pub struct Machine {
 impl Machine {
     fn open(args: &Args) -> Result<Machine> {
         pollster::block_on(async {
-            let device = Device::open(args.device).await?;
+            let device = Device::open_with(args.device, args.fp16).await?;
             let info = device.info();
             let gpu = info.kind != "cpu";
             let limits = benchmark::limits(device).await?;
@@ -102,7 +105,7 @@ impl Machine {
     }
 
     pub fn device(&self) -> Result<Device> {
-        pollster::block_on(Device::open(self.choice))
+        pollster::block_on(Device::open_with(self.choice, self.args.fp16))
     }
 
     /// Says how long something took, for the guess at what comes next.

@@ -52,9 +52,25 @@ const NO_ADAPTER: &str = if cfg!(target_arch = "wasm32") {
 
 impl Device {
     pub async fn open(choice: DeviceChoice) -> Result<Device> {
+        Device::open_with(choice, false).await
+    }
+
+    /// `fp16`: products keep their factors as halves, on matrix units where the GPU has them and they are right. Sums, and
+    /// everything beside products, stay f32. Nothing but a GPU that computes with halves will do then.
+    pub async fn open_with(choice: DeviceChoice, fp16: bool) -> Result<Device> {
+        let device = Device::found(choice, fp16).await?;
+        let halves = matches!(&device, Device::Gpu(gpu) if gpu.halves());
+        if fp16 && !halves {
+            let what = format!("fp16 was asked for, and {} does not compute with halves", device.describe());
+            return Err(Error::device(what, "leave fp16 out, or take a GPU that does"));
+        }
+        Ok(device)
+    }
+
+    async fn found(choice: DeviceChoice, fp16: bool) -> Result<Device> {
         match choice {
             DeviceChoice::Cpu => Ok(Device::cpu()),
-            DeviceChoice::Auto => match gpu::open(false).await {
+            DeviceChoice::Auto => match gpu::open(false, fp16).await {
                 Ok(Some(gpu)) => Ok(Device::Gpu(Box::new(gpu))),
                 Ok(None) => Ok(Device::cpu()),
                 Err(error) => {
@@ -62,7 +78,7 @@ impl Device {
                     Ok(Device::cpu())
                 }
             },
-            DeviceChoice::Gpu => match gpu::open(true).await? {
+            DeviceChoice::Gpu => match gpu::open(true, fp16).await? {
                 Some(gpu) => Ok(Device::Gpu(Box::new(gpu))),
                 None => Err(Error::device("no GPU adapter was found", NO_ADAPTER)),
             },
@@ -81,7 +97,8 @@ impl Device {
         match self {
             Device::Gpu(g) => {
                 let soft = if g.facts.software { ", software" } else { "" };
-                format!("{} ({}{soft})", g.facts.name, g.facts.backend)
+                let fp16 = if g.halves() { ", fp16" } else { "" };
+                format!("{} ({}{soft}{fp16})", g.facts.name, g.facts.backend)
             }
             Device::Cpu(_) if cfg!(target_arch = "wasm32") => "CPU (wasm, 1 thread)".into(),
             Device::Cpu(_) => format!("CPU ({} threads, f32)", threads()),

@@ -302,6 +302,12 @@ fn prompts_of_a_file_are_compared() {
 }
 
 #[test]
+fn halves_are_for_gpus_that_have_them() {
+    let args = ["generate", "--model", NANO, "--prompt", "a", "--device", "cpu", "--fp16"];
+    refused(&args, "fp16 was asked for, and CPU");
+}
+
+#[test]
 fn models_and_devices_are_described() {
     let model = &json_lines(&nano(&["inspect", "model"], &["--json"]))[0];
     assert_eq!(

@@ -236,7 +236,7 @@ mod tests {
         let close = |got: &[f32]| (0..64).all(|i| (got[i] as f64 - one(i as f64 / 64.0)).abs() < 1e-4);
         assert!(close(&chained), "{chained:?}");
         let mut others = vec![Device::cpu()];
-        match pollster::block_on(crate::gpu::open(true)) {
+        match pollster::block_on(crate::gpu::open(true, false)) {
             Ok(Some(gpu)) => others.push(Device::Gpu(Box::new(gpu))),
             other => {
                 let why = other.err().map_or("no GPU adapter".into(), |e| e.to_string());

@@ -71,7 +71,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
         (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file, &args.data)?),
         _ => None,
     };
-    let open = |likely: &Likely| args.model.session(args.device.device, None, likely);
+    let open = |likely: &Likely| args.model.session(&args.device, None, likely);
     // In a session of its own: what answering takes is no memory of the first method's run.
     let untuned = asked
         .as_ref()

@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ));
     }
     let records = args.data.read()?;
-    let mut session = args.model.session(args.device.device, args.adapter.as_deref(), &Likely::NOTHING)?;
+    let mut session = args.model.session(&args.device, args.adapter.as_deref(), &Likely::NOTHING)?;
     let data = session.encode(&records, args.seq_len)?;
     let losses = block_on(session.example_losses(&data, args.batch_size, args.seq_len, true, &mut |_, _| {}))?;
     let e = Summed::of(&losses);

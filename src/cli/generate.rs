@@ -74,7 +74,7 @@ struct Prompt {
 pub fn run(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling.checked()?;
     let prompts = prompts(&args)?;
-    let mut session = args.model.session(args.device.device, args.adapter.as_deref(), &Likely::ANSWERS)?;
+    let mut session = args.model.session(&args.device, args.adapter.as_deref(), &Likely::ANSWERS)?;
     if !args.chat && !args.json && session.tokenizer.chat_template().is_some() {
         eprintln!("note: this model has a chat template; with --chat the prompt goes through it");
     }

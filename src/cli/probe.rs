@@ -45,7 +45,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let records = args.columns.read(&args.data)?;
     let all = items(&records, &text(&args.data)?)?;
     let test = args.test_data.as_ref().map(|file| read(&args.columns, file)).transpose()?;
-    let mut session = args.model.session(args.device.device, None, &Likely::run(&args.options))?;
+    let mut session = args.model.session(&args.device, None, &Likely::run(&args.options))?;
     let bar = bar();
     let budget = ProbeOptions { minutes: args.minutes, steps: args.probe_steps };
     let probing = session.probe(&records, &all, test.as_deref(), &args.options, &budget, |what, done, total| match bar

@@ -90,14 +90,14 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let (records, validation) = recipe.read()?;
     let model = ModelArg { model: recipe.model.clone() };
     if args.dry_run {
-        let session = block_on(Session::planned(&model.open()?, &recipe.model, args.device.device))?;
+        let session = block_on(Session::planned(&model.open()?, &recipe.model, args.device.open()?))?;
         let initial = recipe.initial(&session, given)?;
         let summary = session.estimate(&records, validation.as_ref(), &recipe.options, initial)?;
         say(describe(&recipe, &summary));
         say("dry run: nothing was trained or written");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut session = model.session(args.device.device, None, &Likely::run(&recipe.options))?;
+    let mut session = model.session(&args.device, None, &Likely::run(&recipe.options))?;
     recipe.check_model(&session)?;
     let initial = recipe.initial(&session, given)?;
     let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;

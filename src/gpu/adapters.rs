@@ -106,21 +106,10 @@ fn rank(f: &AdapterFacts) -> u8 {
 }
 
 /// Opens the best adapter. A software GPU is taken only where `software` allows it; `None` when there is nothing.
-pub async fn open(software: bool) -> Result<Option<Gpu>> {
-    let halves = std::env::var_os(HALVES).is_some_and(|on| on == "1");
-    let gpu = open_with(software, halves).await?;
-    match gpu {
-        Some(gpu) if halves && !gpu.halves => {
-            let what = format!("{HALVES}=1, but {} does not compute with halves", gpu.facts.name);
-            Err(Error::device(what, format!("unset {HALVES}")))
-        }
-        gpu => Ok(gpu),
-    }
-}
-
-/// [`open`], where shaders may keep their tiles as halves if `halves` says so and the GPU has them. Sums stay f32, but what
-/// is multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
-pub async fn open_with(software: bool, halves: bool) -> Result<Option<Gpu>> {
+///
+/// With `fp16` shaders may keep their tiles as halves, where the GPU has them ([`Gpu::halves`]). Sums stay f32, but what is
+/// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
+pub async fn open(software: bool, fp16: bool) -> Result<Option<Gpu>> {
     let mut candidates = adapters().await;
     candidates.retain(|(f, _)| software || !f.software);
     candidates.sort_by_key(|(f, _)| rank(f));
@@ -130,7 +119,7 @@ pub async fn open_with(software: bool, halves: bool) -> Result<Option<Gpu>> {
         let what = format!("{} binds {has} storage buffers a stage, kernels need {MAX_BINDINGS}", facts.name);
         return Err(Error::device(what, "use --device cpu"));
     }
-    let halves = halves && facts.shader_f16;
+    let halves = fp16 && facts.shader_f16;
     let units = halves && facts.fragment > 0;
     let desc = wgpu::DeviceDescriptor {
         label: Some("luthier"),
@@ -151,9 +140,6 @@ pub async fn open_with(software: bool, halves: bool) -> Result<Option<Gpu>> {
         .map_err(|e| Error::device(format!("{}: {e}", facts.name), "update the driver, or use --device cpu"))?;
     Ok(Some(Gpu::new(facts, device, queue, halves)))
 }
-
-/// Set to 1 it lets products keep what they multiply as halves: [`open_with`]. In no browser.
-const HALVES: &str = "LUTHIER_F16_TILES";
 
 const MATRIX_UNITS: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
 

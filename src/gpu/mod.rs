@@ -11,7 +11,7 @@ mod shader;
 mod subgroups;
 mod tune;
 
-pub use adapters::{AdapterFacts, list, open, open_with};
+pub use adapters::{AdapterFacts, list, open};
 use shader::mentions;
 pub use shader::{assemble, defaults};
 
@@ -139,6 +139,11 @@ impl Gpu {
             halves,
             profile: None,
         }
+    }
+
+    /// Whether products may keep their factors as halves.
+    pub fn halves(&self) -> bool {
+        self.halves
     }
 
     /// The largest binding in bytes: larger matrices are split by rows.

@@ -125,8 +125,8 @@ impl Session {
     }
 
     /// A session that can only estimate: the model's weights are neither read nor given room.
-    pub async fn planned(files: &ModelFiles, name: &str, device: DeviceChoice) -> Result<Session> {
-        Session::new(files, name, Base::planned(files, Device::open(device).await?).await?)
+    pub async fn planned(files: &ModelFiles, name: &str, device: Device) -> Result<Session> {
+        Session::new(files, name, Base::planned(files, device).await?)
     }
 
     fn new(files: &ModelFiles, name: &str, base: Base) -> Result<Session> {

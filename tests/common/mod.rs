@@ -14,7 +14,7 @@ pub fn gpu() -> Option<Gpu> {
 
 /// One that may compute with halves, if `halves` says so.
 pub fn gpu_with(halves: bool) -> Option<Gpu> {
-    match pollster::block_on(luthier::gpu::open_with(true, halves)) {
+    match pollster::block_on(luthier::gpu::open(true, halves)) {
         Ok(Some(gpu)) => Some(gpu),
         other => {
             let why = other.err().map_or("no GPU adapter".into(), |e| e.to_string());
