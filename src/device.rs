@@ -59,8 +59,7 @@ impl Device {
     /// everything beside products, stay f32. Nothing but a GPU that computes with halves will do then.
     pub async fn open_with(choice: DeviceChoice, fp16: bool) -> Result<Device> {
         let device = Device::found(choice, fp16).await?;
-        let halves = matches!(&device, Device::Gpu(gpu) if gpu.halves());
-        if fp16 && !halves {
+        if fp16 && !device.fp16() {
             let what = format!("fp16 was asked for, and {} does not compute with halves", device.describe());
             return Err(Error::device(what, "leave fp16 out, or take a GPU that does"));
         }
@@ -120,6 +119,11 @@ impl Device {
             _ => ("cpu", false),
         };
         DeviceInfo { kind, description: self.describe(), software }
+    }
+
+    /// Whether products keep their factors as halves.
+    pub fn fp16(&self) -> bool {
+        matches!(self, Device::Gpu(gpu) if gpu.halves())
     }
 
     /// The largest binding in bytes; larger matrices are split by rows.

@@ -305,6 +305,16 @@ fn prompts_of_a_file_are_compared() {
 fn halves_are_for_gpus_that_have_them() {
     let args = ["generate", "--model", NANO, "--prompt", "a", "--device", "cpu", "--fp16"];
     refused(&args, "fp16 was asked for, and CPU");
+    let devices = &json_lines(&luthier(&["devices", "--json"]).stdout)[0];
+    if devices["gpus"][0]["shader_f16"] == true {
+        let temp = Temp::new("halves");
+        let (data, out) = (temp.data(), temp.path("a"));
+        let args =
+            ["train", "--model", NANO, "--data", &data, "--out", &out, "--device", "gpu", "--fp16", "--lr", "1e30"];
+        let ran = luthier(&[&args[..], &["--seq-len", "64", "--batch-size", "2", "--steps", "3"]].concat());
+        assert!(ran.code == Some(1) && ran.stderr.contains("leave fp16 out"), "{}", ran.stderr);
+        assert!(ran.stdout.contains(", fp16)"), "{}", ran.stdout);
+    }
 }
 
 #[test]

@@ -59,10 +59,10 @@ struct Pending {
 
 impl Pending {
     /// Mean loss and gradient norm; an error where the step was not finite and so not taken.
-    fn outcome(&self, ring: &[f32]) -> Result<(f64, f64)> {
+    fn outcome(&self, ring: &[f32], fp16: bool) -> Result<(f64, f64)> {
         let [loss, _, grad_norm, applied] = ring[self.slot as usize * REPORT..][..REPORT] else { unreachable!() };
         let loss = loss as f64 / self.supervised.max(1) as f64;
-        if applied == 1.0 { Ok((loss, grad_norm as f64)) } else { Err(diverged(self.step, loss, grad_norm)) }
+        if applied == 1.0 { Ok((loss, grad_norm as f64)) } else { Err(diverged(self.step, loss, grad_norm, fp16)) }
     }
 }
 
@@ -387,7 +387,7 @@ impl Trainer {
         self.steps_a_read = (fits as usize).clamp(1, RING_SLOTS.min(2 * pending.len()));
         let speed = pending.iter().map(|p| p.tokens).sum::<u64>() as f64 / seconds;
         for p in pending {
-            let (loss, grad_norm) = match p.outcome(&ring) {
+            let (loss, grad_norm) = match p.outcome(&ring, base.device.fp16()) {
                 Ok(outcome) => outcome,
                 Err(error) if reports.is_empty() => return Err(error),
                 Err(error) => {
@@ -467,7 +467,7 @@ impl Trainer {
         }
         let ring = base.device.read(self.io.ring, 0, RING_SLOTS * REPORT).await?;
         for p in &self.pending {
-            p.outcome(&ring)?;
+            p.outcome(&ring, base.device.fp16())?;
         }
         Ok(State {
             step: self.step,
@@ -548,10 +548,11 @@ fn supervised(window: &[Batch]) -> u64 {
     window.iter().map(|batch| batch.supervised as u64).sum()
 }
 
-fn diverged(step: u64, loss: f64, grad_norm: f32) -> Error {
+fn diverged(step: u64, loss: f64, grad_norm: f32, fp16: bool) -> Error {
+    let overflow = if fp16 { "leave fp16 out, since halves overflow at 65504; or " } else { "" };
     Error::Diverged {
         step,
         what: format!("the loss is {loss} and the gradient norm {grad_norm}; the adapter of step {} is kept", step - 1),
-        hint: "lower --lr, add --warmup-steps, or look at the data with `luthier inspect data`".into(),
+        hint: format!("{overflow}lower --lr, add --warmup-steps, or look at the data with `luthier inspect data`"),
     }
 }
