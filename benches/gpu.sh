@@ -78,7 +78,7 @@ tables() {
     table table 0.6 ${cases[@]+"${cases[@]}"}
     # What products do with halves, on matrix units where there are any: only they change.
     [ -n "${BENCH_CASES:-}" ] || cases=("kernels matmul" "steps smollm2" "steps llama" "steps qwen")
-    table table-fp16 1 --fp16 "${cases[@]}"
+    table table-fp16 0.9 --fp16 "${cases[@]}"
 }
 
 pytorch() {
