@@ -95,7 +95,7 @@ impl Asking {
         let gain = self.prompts as f64 * (alone.prefill_ms + alone.decode_ms) / (prefill_ms + decode_ms);
         let ideal = |name: &str| {
             let sequence = base.plan.sequences.iter().find(|sequence| sequence.name == name);
-            sequence.map(|sequence| machine.limits.ideal_ms_of(&base.plan, sequence.steps.iter()))
+            sequence.map(|sequence| machine.limits.ideal_ms_of(sequence.steps.iter()))
         };
         let groups = took.len() as f64;
         let chunks = (self.prompt_tokens * self.side_by_side).div_ceil(CHUNK) as f64 * groups;

@@ -167,7 +167,7 @@ impl Training {
         let (median, best) = (sorted[sorted.len() / 2], sorted[0]);
         machine.took(self.flops() / 1e9, median);
         let submitted = Submitted::of(&base)?;
-        let ideal = machine.limits.ideal_ms_of(&base.plan, submitted.steps(&base, self.b * (self.t - 1)));
+        let ideal = machine.limits.ideal_ms_of(submitted.steps(&base, self.b * (self.t - 1)));
         Ok(vec![row([
             ("case", self.name().into()),
             ("net", self.net.name.into()),

@@ -9,7 +9,7 @@ use luthier::model::{Base, Decoder, Inputs, ModelSpec, Module};
 use luthier::num::uniform;
 use luthier::ops::rmsnorm;
 use luthier::plan::memory::{Memory, Place};
-use luthier::plan::{Buf, Elem, Life, Plan};
+use luthier::plan::{Buf, Elem, Life, Plan, SequenceId};
 use luthier::train::options::Activations;
 use luthier::train::{TrainOptions, planned};
 use std::collections::HashMap;
@@ -179,8 +179,8 @@ fn slot_bytes(plan: &Plan) -> u64 {
     memory.slots.iter().map(|s| s.len as u64 * 4).sum()
 }
 
-/// Steps of "evaluate" and of "train" for a Llama of so many layers with LoRA on all linears.
-fn steps(layers: usize, keep: Keep) -> [usize; 2] {
+/// The plan of a Llama of so many layers with LoRA on all linears, its "evaluate" and "train", and the adapter's length.
+fn llama(layers: usize, keep: Keep) -> (Plan, [SequenceId; 2], usize) {
     let spec = ModelSpec {
         vocab: 32,
         hidden: 16,
@@ -201,7 +201,33 @@ fn steps(layers: usize, keep: Keep) -> [usize; 2] {
     let io = Inputs::declare(&mut plan, &spec, 16, 16);
     let sequences = decoder.loss_sequences(&mut plan, &io, Some(&patches), Some(keep));
     assert_eq!(plan.check(), Vec::<String>::new());
-    [sequences.evaluate, sequences.train.unwrap()].map(|id| plan.sequences[id].steps.len())
+    (plan, [sequences.evaluate, sequences.train.unwrap()], adapter.len)
+}
+
+/// Steps of "evaluate" and of "train".
+fn steps(layers: usize, keep: Keep) -> [usize; 2] {
+    let (plan, ids, _) = llama(layers, keep);
+    ids.map(|id| plan.sequences[id].steps.len())
+}
+
+/// What steps say they touch of buffers that many share: each gradient is written once, each weight is read once.
+#[test]
+fn steps_touch_their_parts() {
+    let (plan, [evaluate, train], adapter) = llama(3, Keep { blocks: 3, packed: false });
+    let touched = |sequence: SequenceId, kernel: &str, binding: usize| -> usize {
+        let steps = plan.sequences[sequence].steps.iter().filter(|step| format!("{:?}", step.kernel) == kernel);
+        steps.map(|step| step.touched[binding]).sum()
+    };
+    assert_eq!(touched(train, "low_rank.gradient", 4), adapter);
+    // q, k, v, o, gate, up and down of three blocks, and the head of one chunk: two bf16 a word.
+    let weights = 3 * (16 * (16 + 8 + 8 + 16) + 3 * 16 * 32) + 16 * 32;
+    assert_eq!(touched(evaluate, "matmul.forward", 1), weights / 2);
+    // Half of the adapter is projected with, the other half comes with the products.
+    assert_eq!(touched(evaluate, "low_rank.project", 1) + touched(evaluate, "matmul.forward", 3), adapter);
+    for step in plan.sequences.iter().flat_map(|sequence| &sequence.steps) {
+        let whole = |(binding, buf): (usize, &Buf)| step.touched[binding] <= plan.decl(*buf).len;
+        assert!(step.bufs.iter().enumerate().all(whole), "{}", step.name());
+    }
 }
 
 /// What a block costs in steps: each is a dispatch, and small models wait for little else.

@@ -24,18 +24,9 @@ impl Limits {
     }
 
     /// [`Limits::ideal_ms`] of each step, summed.
-    pub fn ideal_ms_of<'a>(&self, plan: &Plan, steps: impl Iterator<Item = &'a Step>) -> f64 {
-        steps.map(|step| self.ideal_ms(2.0 * step.work as f64, bytes(plan, step))).sum()
+    pub fn ideal_ms_of<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> f64 {
+        steps.map(|step| self.ideal_ms(2.0 * step.work as f64, step.bytes() as f64)).sum()
     }
-}
-
-/// Bytes that a step reads and writes at least: those of its buffers, each once a direction.
-pub fn bytes(plan: &Plan, step: &Step) -> f64 {
-    let bytes = |(buf, access): (&Buf, &Access)| {
-        let times = if *access == Access::ReadWrite { 2 } else { 1 };
-        plan.decl(*buf).len * 4 * times
-    };
-    step.bufs.iter().zip(&step.access).map(bytes).sum::<usize>() as f64
 }
 
 crate::ops::params!(Params { len: u32, rounds: u32, pad0: u32, pad1: u32 });

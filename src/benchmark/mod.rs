@@ -3,7 +3,7 @@
 mod limits;
 mod rows;
 
-pub use limits::{Limits, bytes, limits};
+pub use limits::{Limits, limits};
 pub use rows::{Bench, Row, Timing};
 
 use crate::clock::Instant;

@@ -1,6 +1,5 @@
 //! A bench of kernels: a plan with a sequence a row, buffers filled with random numbers, and the time a row takes.
 
-use super::limits;
 use crate::clock::Instant;
 use crate::device::Device;
 use crate::error::Result;
@@ -105,7 +104,7 @@ impl Bench {
 
     /// Bytes that the row's steps read and write at least.
     pub fn bytes(&self, row: &Row) -> f64 {
-        self.plan.sequences[row.sequence].steps.iter().map(|step| limits::bytes(&self.plan, step)).sum()
+        self.plan.sequences[row.sequence].steps.iter().map(|step| step.bytes() as f64).sum()
     }
 
     /// Allocates, and fills all buffers.

@@ -72,6 +72,11 @@ impl Shape {
         vec![("HEAD_DIM_4", self.d as u32 / 4), ("PER", if self.d > 64 { 1 } else { 2 })]
     }
 
+    /// q and k lie in one buffer, and v beside them or elsewhere.
+    fn touch(&self, step: &mut Step) {
+        step.touch(1, self.n * (self.heads + self.kv_heads) * self.d).touch(2, self.n * self.kv_heads * self.d);
+    }
+
     /// What every step over pairs of rows sets, each of which sees about `seen`.
     pub fn finish(&self, step: &mut Step, label: &str, seen: usize) {
         step.consts = self.consts();
@@ -84,6 +89,7 @@ impl Shape {
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, spans: Buf, qk: Buf, v: Buf, o: Buf, lse: Buf) {
     let grid = [s.n as u32, s.heads as u32, s.d as u32 / 4];
     let step = plan.push(&FORWARD, s.params(), &[spans, qk, v, o, lse], grid);
+    s.touch(step);
     s.finish(step, label, s.n.min(512));
 }
 
@@ -106,6 +112,7 @@ pub fn backward(plan: &mut Plan, label: &str, s: Shape, b: &Backward) {
     step.consts = s.consts();
     let bufs = [facts, b.qk, b.v, b.d_o, b.dqkv];
     let step = plan.push(&BACKWARD, s.params(), &bufs, [n, all, s.d as u32 / 4]);
+    s.touch(step);
     s.finish(step, label, s.n.min(512));
 }
 

@@ -47,7 +47,8 @@ fn push(
     let (n, heads, c, off) = (n as u32, heads as u32, c as u32, out.off as u32);
     let params = Params { n, c, off, flags, heads, ld, col, q_ld, q_col };
     let step = plan.push(&ACCUMULATE, params, &[p.buf, q.unwrap_or(p).buf, out.buf], [c, 1, 1]);
-    step.label = label.into();
+    let elements = (n * heads * c) as usize;
+    step.touch(0, elements).touch(1, if q.is_some() { elements } else { 0 }).touch(2, c as usize).label = label.into();
     step.work *= (n * heads) as u64;
     if !onto {
         step.access[2] = Access::Write;

@@ -29,6 +29,7 @@ pub fn forward(plan: &mut Plan, label: &str, n: usize, ids: Buf, w: &Matrix, sca
             step.access[2] = Access::Write;
         }
         step.format = Some(w.format);
+        step.touch(1, n * w.format.words(w.cols));
         step.label = label.into();
     }
 }

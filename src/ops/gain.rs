@@ -36,7 +36,8 @@ pub fn forward(
     let bias_off = bias.map_or(0, |b| b.off as u32);
     let params = Params { n: n as u32, c: c as u32, off: g.off as u32, flags, bias_off, ld, col };
     let bufs = [x, g.buf, bias.map_or(none, |b| b.buf), residual.unwrap_or(none), y.buf];
-    plan.push(&FORWARD, params, &bufs, [(n * c) as u32, 1, 1]).label = label.into();
+    let step = plan.push(&FORWARD, params, &bufs, [(n * c) as u32, 1, 1]);
+    step.touch(0, n * c).touch(1, c).touch(2, c).touch(3, n * c).touch(4, n * c).label = label.into();
 }
 
 /// `dx (+)= g∘dy`
@@ -53,7 +54,7 @@ pub fn backward(
     let [ld, col] = dy.place(c);
     let params = Params { n: n as u32, c: c as u32, off: g.off as u32, flags, bias_off: 0, ld, col };
     let step = plan.push(&BACKWARD, params, &[dy.buf, g.buf, dx], [(n * c) as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(0, n * c).touch(1, c).label = label.into();
     if !accumulate {
         step.access[2] = Access::Write;
     }

@@ -14,7 +14,8 @@ kernel!(BACKWARD, "layernorm", "backward", [Read, Read, Read, ReadWrite, ReadWri
 /// `y = (x − mean)·rstd·w + b` by rows of C.
 pub fn forward(plan: &mut Plan, label: &str, (n, c): (usize, usize), eps: f32, x: Buf, w: Buf, b: Buf, y: Buf) {
     let params = Params { n: n as u32, c: c as u32, eps, flags: 0 };
-    plan.push(&FORWARD, params, &[x, w, b, y], [n as u32, 1, 1]).label = label.into();
+    let step = plan.push(&FORWARD, params, &[x, w, b, y], [n as u32, 1, 1]);
+    step.touch(1, c).touch(2, c).label = label.into();
 }
 
 /// `dx (+)= rstd·(g − mean g − x̂·mean(g∘x̂))` for g = w∘dy and x̂ = (x − mean)·rstd; where `normed`, dy is
@@ -35,7 +36,7 @@ pub fn backward(
     let flags = accumulate as u32 * ADD + normed as u32 * NORMED;
     let params = Params { n: n as u32, c: c as u32, eps, flags };
     let step = plan.push(&BACKWARD, params, &[x, w, b, dy, dx], [n as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(1, c).touch(2, c).label = label.into();
     if !accumulate {
         step.access[4] = Access::Write;
     }

@@ -92,7 +92,9 @@ pub fn project(plan: &mut Plan, label: &str, n: usize, x: Buf, ld: usize, flat: 
     let params = ProjectParams { n: n as u32, ld: ld as u32, t_ld: t.width as u32, pad: 0, factors };
     let step = plan.push(&PROJECT, params, &[x, flat, t.buf], [n as u32, t.width as u32, 1]);
     step.label = label.into();
-    step.work = n as u64 * some(&factors).map(|f| (f.rank * f.width) as u64).sum::<u64>();
+    let elements: usize = some(&factors).map(|f| (f.rank * f.width) as usize).sum();
+    step.work = (n * elements) as u64;
+    step.touch(1, elements);
 }
 
 /// What a gradient is made of: `dF += s·tᵀ·x` for each factor; of `x` the row length counts.
@@ -123,7 +125,12 @@ pub fn gradient(plan: &mut Plan, label: &str, n: usize, first: Pair, second: Opt
     let bufs = [first.t.buf, first.x.buf, other.t.buf, other.x.buf, grads];
     let step = plan.push(&GRADIENT, params, &bufs, [rank, columns, 1]);
     step.label = label.into();
-    step.work = n as u64 * all().map(|f| (f.rank * f.width) as u64).sum::<u64>();
+    let elements: usize = all().map(|f| (f.rank * f.width) as usize).sum();
+    step.work = (n * elements) as u64;
+    step.touch(4, elements);
+    if second.is_none() {
+        step.touch(2, 0).touch(3, 0);
+    }
 }
 
 /// Up to so many rows of x, dot products beat a product: decoding.

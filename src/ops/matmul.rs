@@ -196,6 +196,8 @@ pub fn forward(
         ];
         let step = plan.push(&FORWARD, params, &bufs, [n as u32, shard.rows as u32, 1]);
         finish(step, label, w, n, shard.rows, w.cols);
+        touch(step, w.format.words(w.cols) * shard.rows, e.low);
+        step.touch(4, shard.rows).touch(5, n * shard.rows).touch(6, n * shard.rows);
         if !e.accumulate && shard.row0 == 0 {
             step.access[6] = Access::Write;
         }
@@ -239,6 +241,8 @@ pub fn backward(
         let bufs = [dy.buf, shard.buf, low.map_or(none, |l| l.t.buf), low.map_or(none, |l| l.flat), dx];
         let step = plan.push(&BACKWARD, params, &bufs, [n as u32, w.cols as u32, 1]);
         finish(step, label, w, n, w.cols, shard.rows);
+        touch(step, w.format.words(w.cols) * shard.rows, low);
+        step.touch(0, n * shard.rows);
         if params.flags & ACCUMULATE == 0 {
             step.access[4] = Access::Write;
         }
@@ -262,6 +266,12 @@ fn finish(step: &mut Step, label: &str, w: &Matrix, n: usize, width: usize, inne
         (..=8, _) => [1, 32],
         _ => [8, 8],
     };
+}
+
+/// Of the weight so many words, of an adapter's buffer the factors.
+fn touch(step: &mut Step, words: usize, low: Option<Lift>) {
+    let factors = low.map_or(0, |low| low.factors.iter().map(|f| (f.rank * f.width) as usize).sum());
+    step.touch(1, words).touch(3, factors);
 }
 
 /// The weight as a twin sees it: rows of floats, or of packed words.

@@ -34,13 +34,15 @@ pub fn forward(
 ) {
     let params = params(Heads::rows(n, c), c, eps, residual.map_or(0, |_| ADD));
     // Where there is no residual w stands in for it, unread.
-    plan.push(&FORWARD, params, &[x, w, residual.unwrap_or(w), y], [n as u32, 1, 1]).label = label.into();
+    let step = plan.push(&FORWARD, params, &[x, w, residual.unwrap_or(w), y], [n as u32, 1, 1]);
+    step.touch(1, c).touch(2, if residual.is_some() { n * c } else { 0 }).label = label.into();
 }
 
 /// The same for heads within wider rows, which lie alike in x and y.
 pub fn forward_heads(plan: &mut Plan, label: &str, at: Heads, c: usize, eps: f32, x: Buf, w: Buf, y: Buf) {
     let params = params(at, c, eps, 0);
-    plan.push(&FORWARD, params, &[x, w, w, y], [params.n, 1, 1]).label = label.into();
+    let (step, elements) = (plan.push(&FORWARD, params, &[x, w, w, y], [params.n, 1, 1]), params.n as usize * c);
+    step.touch(0, elements).touch(1, c).touch(2, 0).touch(3, elements).label = label.into();
 }
 
 /// `dx (+)= rstd · (w∘dy − x · rstd² · ⟨w∘dy, x⟩ / C)`; where `normed`, dy is turned into forward's output.
@@ -58,7 +60,7 @@ pub fn backward(
 ) {
     let params = params(Heads::rows(n, c), c, eps, accumulate as u32 * ADD + normed as u32 * NORMED);
     let step = plan.push(&BACKWARD, params, &[x, w, dy, dx], [n as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(1, c).label = label.into();
     if !accumulate {
         step.access[3] = Access::Write;
     }
@@ -67,7 +69,8 @@ pub fn backward(
 /// Turns dy into dx for heads within wider rows, which lie alike in x and dy.
 pub fn backward_heads(plan: &mut Plan, label: &str, at: Heads, c: usize, eps: f32, x: Buf, w: Buf, dy: Buf) {
     let params = params(at, c, eps, 0);
-    plan.push(&IN_PLACE, params, &[x, w, dy], [params.n, 1, 1]).label = label.into();
+    let (step, elements) = (plan.push(&IN_PLACE, params, &[x, w, dy], [params.n, 1, 1]), params.n as usize * c);
+    step.touch(0, elements).touch(1, c).touch(2, elements).label = label.into();
 }
 
 /// Where the heads of a wider row lie in it.

@@ -43,7 +43,8 @@ fn push(
     let [ld, _] = x.place(heads * d);
     let params = Params { n: n as u32, heads: heads as u32, d: d as u32, first: angles.first as u32, ld };
     let bufs = [angles.positions, angles.table, x.buf];
-    plan.push(kernel, params, &bufs, [(n * heads * d / 2) as u32, 1, 1]).label = label.into();
+    let step = plan.push(kernel, params, &bufs, [(n * heads * d / 2) as u32, 1, 1]);
+    step.touch(1, n * d).touch(2, n * heads * d).label = label.into();
 }
 
 fn rotate<F: Float>(call: &mut Call<F>, sign: F) {

@@ -31,7 +31,7 @@ pub fn forward(plan: &mut Plan, label: &str, o: usize, rows: Rows, aw: Buf, aa: 
         ..Default::default()
     };
     let step = plan.push(&FORWARD, params, &[rows.params, aw, aa, rows.squares, inv, gain], [o as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(0, (rows.rank + 1) * o).label = label.into();
     step.work *= (rows.rank * rows.rank) as u64;
 }
 

@@ -18,7 +18,7 @@ pub fn forward(plan: &mut Plan, label: &str, w: &Matrix, out: Buf) {
             Params { rows: shard.rows as u32, i: w.cols as u32, row0: shard.row0 as u32, w_off: shard.offset as u32 };
         let step = plan.push(&FORWARD, params, &[out, shard.buf], [shard.rows as u32, 1, 1]);
         step.format = Some(w.format);
-        step.label = label.into();
+        step.touch(0, shard.rows).touch(1, w.format.words(w.cols) * shard.rows).label = label.into();
         step.work *= w.cols as u64;
     }
 }

@@ -43,7 +43,7 @@ fn push_forward<'a>(
     let [ld, col] = x.place(c);
     let params = Params { n: n as u32, c: c as u32, off: table.off as u32, flags, scale, ld, col };
     let step = plan.push(&FORWARD, params, &[index, table.buf, x.buf], [(n * c) as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(1, n * c).touch(2, n * c).label = label.into();
     step
 }
 
@@ -68,7 +68,7 @@ pub fn backward(
     let flags = clear as u32 * CLEAR;
     let params = Params { n: n as u32, c: c as u32, off: grads.off as u32, flags, scale, ld, col };
     let step = plan.push(&BACKWARD, params, &[index, grads.buf, dx.buf], [(n * c) as u32, 1, 1]);
-    step.label = label.into();
+    step.touch(1, n * c).touch(2, n * c).label = label.into();
     step.work *= n as u64 / 2 + 1; // each row looks for its like
 }
 

@@ -127,6 +127,8 @@ pub struct Step {
     pub consts: Vec<(&'static str, u32)>,
     pub params: Vec<u32>,
     pub bufs: Vec<Buf>,
+    /// Elements of each buffer that are read or written, where a step works on a part: [`Step::touch`].
+    pub touched: Vec<usize>,
     /// The kernel's accesses; a wrapper turns `ReadWrite` into `Write` where nothing old is added to.
     pub access: Vec<Access>,
     /// The problem's extent; a shader's tile divides it into workgroups.
@@ -147,6 +149,18 @@ pub struct Sequence {
 }
 
 impl Step {
+    /// Of the buffer at this binding the step needs no more than so many elements.
+    pub fn touch(&mut self, binding: usize, elements: usize) -> &mut Step {
+        self.touched[binding] = self.touched[binding].min(elements);
+        self
+    }
+
+    /// Bytes that it reads and writes at least.
+    pub fn bytes(&self) -> u64 {
+        let directions = |access: &Access| if *access == Access::ReadWrite { 2 } else { 1 };
+        self.touched.iter().zip(&self.access).map(|(len, access)| *len as u64 * 4 * directions(access)).sum()
+    }
+
     /// The kernel, and the format of its weight if it reads one: "matmul.forward q4_1".
     pub fn name(&self) -> String {
         let format = self.format.map_or(String::new(), |f| format!(" {}", f.name()));
@@ -206,6 +220,7 @@ impl Plan {
             consts: Vec::new(),
             params: bytemuck::cast_slice(std::slice::from_ref(&params)).to_vec(),
             bufs: bufs.to_vec(),
+            touched: bufs.iter().map(|buf| self.decl(*buf).len).collect(),
             access: kernel.access.to_vec(),
             grid,
             workgroup: [1, 1],
