@@ -43,7 +43,7 @@ pub struct Summary {
     /// Those that each step is dealt to.
     pub workers: usize,
     pub memory: MemoryPlan,
-    /// What the run could do with less of, where memory is short.
+    /// What to do where memory is short: what the run could do with less of, or else another model.
     pub lower: String,
 }
 
@@ -273,7 +273,7 @@ impl Session {
             virtual_tokens: start.adapter.method.virtual_tokens(),
             workers,
             memory: start.planned.memory.clone(),
-            lower: start.planned.memory.what_to_lower(options),
+            lower: start.planned.memory.what_to_lower(options, "take a model that is smaller or quantised"),
         }
     }
 

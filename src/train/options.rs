@@ -196,6 +196,9 @@ pub fn method_table() -> Vec<MethodRow> {
 /// Micro-batches of a step are put together before it starts.
 const GRAD_ACCUM_MAX: usize = 4096;
 
+/// A token, and the one that follows it.
+pub(super) const MIN_SEQ_LEN: usize = 2;
+
 /// Refuses micro-batches of more tokens than one dispatch can have workgroups along a dimension.
 pub fn check_tokens(batch_size: usize, seq_len: usize) -> Result<()> {
     match batch_size.checked_mul(seq_len) {
@@ -268,10 +271,10 @@ impl TrainOptions {
             Some(steps) => positive("steps", steps as f64, "100 is a good start")?,
             None => positive("epochs", self.epochs, "3 is a good start")?,
         }
-        if self.seq_len < 2 {
+        if self.seq_len < MIN_SEQ_LEN {
             return Err(Error::setting(
                 "seq-len",
-                format!("is {}, expected at least 2", self.seq_len),
+                format!("is {}, expected at least {MIN_SEQ_LEN}", self.seq_len),
                 "256 is a good start",
             ));
         }

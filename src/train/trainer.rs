@@ -541,7 +541,7 @@ impl Trainer {
 
 /// What to run instead of what a device had no room for.
 fn instead(memory: &MemoryPlan, options: &TrainOptions) -> String {
-    format!("{}, or take a smaller model", memory.what_to_lower(options))
+    memory.what_to_lower(options, "take a smaller model")
 }
 
 fn supervised(window: &[Batch]) -> u64 {
