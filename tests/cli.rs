@@ -212,7 +212,8 @@ fn an_adapter_of_any_method_can_be_trained_further() {
     refused(&["handoff", "--model", NANO, "--adapter", &a, "--data", &data, "--out", &out], "PEFT has no method full");
 }
 
-/// Full tuning goes on a few blocks at a time, and what lisa made goes on as either; another method wants a model of it.
+/// Full tuning goes on a few blocks at a time, and what lisa made goes on as either; another method wants a model of
+/// it.
 #[test]
 fn what_full_tuning_made_goes_on_by_lisa() {
     let temp = Temp::new("further-lisa");

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! `{m+j}` is the sum. Bounds are numbers or constants. Beside the shader's own constants there are SHARED, 1 where
-//! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE, by whether halves are computed
-//! with.
+//! LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE, by whether halves are
+//! computed with.
 
 use crate::format::WeightFormat;
 use crate::plan::Shader;

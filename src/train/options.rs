@@ -49,7 +49,8 @@ options! {
     dropout: f32 = 0.0, [value_name = "N"];
     /// Scale by alpha / √rank.
     rslora: bool, [];
-    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...). Left out, the method's own.
+    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...). Left out, the method's
+    /// own.
     target_modules: Option<String>, [value_name = "NAMES"];
     /// Other ranks for some linears, by the end of their path: q_proj=16,layers.0.mlp.down_proj=4.
     rank_pattern: Option<String>, [value_name = "NAME=N"];
@@ -57,7 +58,8 @@ options! {
     alpha_pattern: Option<String>, [value_name = "NAME=N"];
     /// LoRA+: how many times A's learning rate B learns with; the paper found 16 good.
     loraplus_lr_ratio: f32 = 1.0, [value_name = "N"];
-    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first columns).
+    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first
+    /// columns).
     init_lora_weights: String = String::from("kaiming"), [value_name = "KIND"];
     /// Virtual tokens of prompt and prefix tuning.
     num_virtual_tokens: usize = 16, [value_name = "N"];
@@ -105,13 +107,13 @@ options! {
     val_fraction: f64 = 0.1, [value_name = "N"];
     /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
     kept_blocks: Option<usize>, [value_name = "N"];
-    /// How the widest activations are kept between forward and backward: f32, or bf16, rounded to 8 bits of precision in half
-    /// the memory.
+    /// How the widest activations are kept between forward and backward: f32, or bf16, rounded to 8 bits of precision
+    /// in half the memory.
     activations: Activations = Activations::F32, [value_name = "TYPE", value_enum, hide_possible_values = true];
     /// GiB the run may use; decides --kept-blocks.
     memory_gib: f64 = 4.0, [value_name = "N"];
-    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively it only
-    /// changes how sums are rounded.
+    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively
+    /// it only changes how sums are rounded.
     workers: Option<usize>, [value_name = "N"];
 }
 

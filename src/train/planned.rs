@@ -32,7 +32,8 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// What the run could do with less of, for a hint: what weighs, and is not as small already; `or` is the last resort.
+    /// What the run could do with less of, for a hint: what weighs, and is not as small already; `or` is the last
+    /// resort.
     pub fn what_to_lower(&self, options: &TrainOptions, or: &str) -> String {
         // Where all blocks are recomputed, next to nothing is kept.
         let keeps = self.kept_blocks > 0;

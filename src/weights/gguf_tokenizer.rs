@@ -230,8 +230,8 @@ impl Split {
 
 fn split(gguf: &Gguf) -> Result<Split> {
     let name = gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("missing");
-    // Two names of one rule. "default" is none: what a converter writes that does not know the rule, and llama.cpp's own
-    // is not GPT-2's.
+    // Two names of one rule. "default" is none: what a converter writes that does not know the rule, and llama.cpp's
+    // own is not GPT-2's.
     let known = if name == "starcoder" { "smollm" } else { name };
     Split::ALL.into_iter().find(|split| split.name() == known).ok_or_else(|| {
         let what = format!("pre-tokenizer '{name}' (tokenizer.ggml.pre)");
