@@ -1,5 +1,5 @@
-//! Generation: prompts through the cache and tokens one after the other, alone and 32 side by side, and what it saves to
-//! ask 200 prompts at once instead of one by one.
+//! Generation: prompts through the cache and tokens one after the other, alone and 32 side by side, and what it saves
+//! to ask 200 prompts at once instead of one by one.
 
 use super::nets::{self, Net};
 use super::report::{Column, Row, row};

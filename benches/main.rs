@@ -1,5 +1,5 @@
-//! `cargo xtask bench [CASE...]`: kernels, training steps, generation and loading on one device, each row beside what the
-//! device can do at most. `benches/README.md` says what the columns mean.
+//! `cargo xtask bench [CASE...]`: kernels, training steps, generation and loading on one device, each row beside what
+//! the device can do at most. `benches/README.md` says what the columns mean.
 //!
 //! Cases run in the order of their importance for as long as the budget lasts; the others are listed as not run.
 

@@ -45,7 +45,7 @@ fn note(text: &str) {
 }
 
 const NO_ADAPTER: &str = if cfg!(target_arch = "wasm32") {
-    "use --device cpu, or a browser that has WebGPU and a page that came over https; chrome://gpu says why it is off"
+    "use --device cpu, or a browser that has WebGPU and a page that came over https"
 } else {
     "use --device cpu, or install a Vulkan, Metal or DX12 driver"
 };

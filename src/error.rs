@@ -48,6 +48,15 @@ pub enum Error {
     Diverged { step: u64, what: String, hint: String },
 }
 
+/// Bytes as people read them.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 => format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64),
+        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / (1u64 << 20) as f64),
+        b => format!("{:.1} KiB", b as f64 / 1024.0),
+    }
+}
+
 /// One wrong setting makes hundreds of tensors wrong; the first few tell.
 fn first_few(problems: &[String]) -> String {
     const SHOWN: usize = 6;
@@ -113,7 +122,7 @@ impl Error {
 
     /// `bytes` are what was asked for; `what` says where and, if the system says so, why.
     pub fn out_of_memory(what: &str, bytes: u64) -> Error {
-        let what = format!("there is no room for {:.2} GiB {what}", bytes as f64 / (1u64 << 30) as f64);
+        let what = format!("there is no room for {} {what}", size(bytes));
         Error::OutOfMemory { what, hint: "take a smaller model, or one that is quantised".into() }
     }
 

@@ -10,7 +10,8 @@
 //!
 //! The quantised blocks are ggml's (`ggml-common.h`) moved to word boundaries: the f16 scale `d` gets a word of its
 //! own (Q4_1's block is 20 bytes already). In a block of 4-bit values the low nibble of byte j is value j, the high
-//! nibble value j + 16. Words are little-endian, as on every machine there is a GPU for. `shaders/load_w/NAME.wgsl` reads the same layout; a test compares the two.
+//! nibble value j + 16. Words are little-endian, as on every machine there is a GPU for. `shaders/load_w/NAME.wgsl`
+//! reads the same layout; a test compares the two.
 
 use crate::num::Float;
 use crate::simd::simd;

@@ -93,7 +93,8 @@ float!(f64, f64::exp);
 #[allow(clippy::excessive_precision)]
 fn exp32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer, held in the low bits
-    // What is 0 in the end counts as 0 from here on: half of a tiny result is denormal, which takes processors 100 cycles.
+    // What is 0 in the end counts as 0 from here on: half of a tiny result is denormal, which takes processors 100
+    // cycles.
     let tiny = x < -86.9;
     let x = if tiny {
         0.0

@@ -1,5 +1,5 @@
-//! Row loops compiled for the widest vectors of the processor at hand: x86-64's baseline has 4 lanes, AVX2 8, AVX-512 16;
-//! wasm needs simd128 named. Nothing is reordered or fused by that: every version gives the same bits.
+//! Row loops compiled for the widest vectors of the processor at hand: x86-64's baseline has 4 lanes, AVX2 8, AVX-512
+//! 16; wasm needs simd128 named. Nothing is reordered or fused by that: every version gives the same bits.
 
 use crate::num::Float;
 

@@ -56,7 +56,7 @@ fn nothing_is_dropped_in_silence() {
     let missing = report["not_run"].as_array().unwrap();
     assert_eq!(missing.len(), 2, "{report}");
     let why = missing[0]["why"].as_str().unwrap();
-    assert!(why.contains("does not fit") && why.contains("GiB"), "{why}");
+    assert!(why.contains("does not fit") && why.contains("MiB"), "{why}");
     let report = run(&["steps llama", "--device", "cpu", "--budget", "0.001"]);
     let why = report["not_run"][0]["why"].as_str().unwrap();
     assert!(why.contains("needs about") && report.get("steps").is_none(), "{report}");

@@ -212,7 +212,8 @@ fn an_adapter_of_any_method_can_be_trained_further() {
     refused(&["handoff", "--model", NANO, "--adapter", &a, "--data", &data, "--out", &out], "PEFT has no method full");
 }
 
-/// Full tuning goes on a few blocks at a time, and what lisa made goes on as either; another method wants a model of it.
+/// Full tuning goes on a few blocks at a time, and what lisa made goes on as either; another method wants a model of
+/// it.
 #[test]
 fn what_full_tuning_made_goes_on_by_lisa() {
     let temp = Temp::new("further-lisa");
@@ -399,11 +400,13 @@ fn bad_settings() {
     bad(&["--lr", "-1"], "--lr: is -1");
     bad(&["--batch-size", "1000000"], "65535 tokens");
     bad(&["--grad-accum", "18446744073709551615"], "at most 4096");
-    bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 0.10");
+    bad(&["--kept-blocks", "1", "--batch-size", "250", "--memory-gib", "0.1"], "allowed are 102.4 MiB");
     // Memory: what would help, and is not set already.
     let short = |more: &[&str], part: &str| bad(&[&["--memory-gib", "0.01"], more].concat(), part);
     short(&["--kept-blocks", "1"], "--seq-len or --kept-blocks, set --activations to bf16, or allow more with");
     short(&["--kept-blocks", "1", "--activations", "bf16"], "--seq-len or --kept-blocks, or allow more with");
+    short(&["--batch-size", "1", "--rank", "64"], ": lower --seq-len or --rank, set --optim");
+    short(&["--batch-size", "1", "--method", "full"], ": lower --seq-len, set --optim to adamw_8bit, or allow");
     short(&["--rank", "64"], "--seq-len or --rank, set --optim to adamw_8bit, or allow more with");
     for method in ["full", "last-k", "lisa"] {
         short(&["--method", method], "--batch-size or --seq-len, set --optim to adamw_8bit, or allow more with");

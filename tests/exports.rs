@@ -355,7 +355,9 @@ fn gemmas_vocabulary_survives_gguf() {
     assert_eq!(metadata["tokenizer.ggml.model"], "llama".into());
     assert_eq!(metadata["tokenizer.ggml.add_space_prefix"], false.into());
     // llama.cpp would have special tokens swallow white space.
-    assert_eq!(metadata["general.name"], "my-phi 3".into());
+    assert_eq!(metadata["general.name"], "my-Phi 3".into());
+    let (metadata, _) = through_gguf(&document, "PHI-3 or Phi3").unwrap();
+    assert_eq!(metadata["general.name"], "PHI 3 or Phi 3".into());
     same_ids(files);
     // Scores cannot say that "ab" comes between two ways to make "▁▁▁".
     document["model"]["merges"].as_array_mut().unwrap().swap(3, 6);

@@ -1,5 +1,6 @@
 //! Every family's GGUF files: what llama.cpp's converter makes of a golden model is read as the same model, and what we
-//! write as its config.json is read back. The names here are written down once more, from gguf-py's `tensor_mapping.py`.
+//! write as its config.json is read back. The names here are written down once more, from gguf-py's
+//! `tensor_mapping.py`.
 
 #[path = "common/mod.rs"]
 mod common;

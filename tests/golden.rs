@@ -1,5 +1,5 @@
-//! A tiny model of each family with non-zero adapters against PyTorch + PEFT: logits, loss, gradients, ten AdamW steps, generation.
-//! The files and how they were made: `tests/golden/README.md`.
+//! A tiny model of each family with non-zero adapters against PyTorch + PEFT: logits, loss, gradients, ten AdamW steps,
+//! generation. The files and how they were made: `tests/golden/README.md`.
 
 #[path = "common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! What holds for every method: it starts as the base (or beside it), recomputed blocks are kept blocks, the cache gives
-//! what the whole forward gives, folded weights are the adapted model, and the base stays as it is.
+//! What holds for every method: it starts as the base (or beside it), recomputed blocks are kept blocks, the cache
+//! gives what the whole forward gives, folded weights are the adapted model, and the base stays as it is.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -353,8 +353,8 @@ fn blocks_take_turns() {
     assert_eq!(moved(30), [0, 1, 2]);
 }
 
-/// Factors that are a part of the weights change nothing at first, whatever linears a family fuses; only the first half of
-/// them moves, and what is written is plain LoRA of twice the rank with the same scale.
+/// Factors that are a part of the weights change nothing at first, whatever linears a family fuses; only the first half
+/// of them moves, and what is written is plain LoRA of twice the rank with the same scale.
 #[test]
 fn factors_taken_from_the_weights_are_plain_lora() {
     for (model, taken) in

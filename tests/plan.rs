@@ -241,8 +241,8 @@ fn a_block_is_few_steps() {
     let [forward, both] = a_block([3, 4], false);
     // Forward: norm, u, q+k+v, rope, attention, u, o; norm, u, gate+up, activation, u, down.
     assert_eq!(forward, 13);
-    // Backward: du, down, activation, gradients, du, gate+up, norm, gradients; du, o, gradients, two of attention, rope,
-    // du, q+k+v, norm, gradients.
+    // Backward: du, down, activation, gradients, du, gate+up, norm, gradients; du, o, gradients, two of attention,
+    // rope, du, q+k+v, norm, gradients.
     assert_eq!(both - forward, 18);
     // A block that is recomputed leaves out its last product.
     let [_, recomputed] = a_block([0, 0], false);

@@ -1,4 +1,5 @@
-//! A step dealt to several workers, each a session of its own, is the step of one; its bits depend on their number alone.
+//! A step dealt to several workers, each a session of its own, is the step of one; its bits depend on their number
+//! alone.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -91,7 +92,8 @@ fn started(options: &TrainOptions) -> Session {
     session
 }
 
-/// Bits of losses, norms and validations, and the adapter's bytes. In steps that `helped` says, helpers bring their shares.
+/// Bits of losses, norms and validations, and the adapter's bytes. In steps that `helped` says, helpers bring their
+/// shares.
 fn run(options: &TrainOptions, helpers: &mut [Session], helped: impl Fn(u64) -> bool) -> (Vec<u64>, Vec<u8>) {
     let mut session = started(options);
     let mut bits = Vec::new();

@@ -1,5 +1,5 @@
-//! Several adapters of one base as one: `ΔW = Σ wᵢ·sᵢ·Bᵢ·Aᵢ`, in the three ways of PEFT's `add_weighted_adapter` that go by
-//! no chance. The result has alpha = rank, so that its scale is 1 and all weights and scales are in its factors.
+//! Several adapters of one base as one: `ΔW = Σ wᵢ·sᵢ·Bᵢ·Aᵢ`, in the three ways of PEFT's `add_weighted_adapter` that
+//! go by no chance. The result has alpha = rank, so that its scale is 1 and all weights and scales are in its factors.
 
 use super::factors::Factors;
 use super::linalg::{Columns, jacobi, orthogonal};
@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "wasm32"), derive(clap::ValueEnum))]
 pub enum Combination {
-    /// Sums of the A and of the B, each with the roots of the weights: small and quick, but its product has cross terms.
+    /// Sums of the A and of the B, each with the roots of the weights: small and quick, but its product has cross
+    /// terms.
     Linear,
     /// Factors side by side: the very sum, at the sum of the ranks.
     Cat,
@@ -109,8 +110,8 @@ fn cat(here: &[&Factors]) -> Factors {
     Factors { site: here[0].site, rank, scale: 1.0, a, b: (0..o).flat_map(row).collect() }
 }
 
-/// `B·A` at another rank, and the squared norms of what is kept and of the whole. B = Q·R and Aᵀ = P·S leave a core R·Sᵀ as small
-/// as the rank, whose singular values are those of the product: nothing as large as the weights is made.
+/// `B·A` at another rank, and the squared norms of what is kept and of the whole. B = Q·R and Aᵀ = P·S leave a core
+/// R·Sᵀ as small as the rank, whose singular values are those of the product: nothing as large as the weights is made.
 fn svd(product: &Factors, rank: usize) -> (Factors, (f64, f64)) {
     let (r, (o, i)) = (product.rank, product.shape());
     let columns = |len: usize, value: &dyn Fn(usize, usize) -> f32| -> Columns {

@@ -1,7 +1,7 @@
 //! Adapters as llama.cpp reads them (`llama-adapter.cpp`; Ollama and wllama with it): one GGUF file, no tokenizer.
 //!
-//! Its loader computes `alpha / rank · B·A`, rank being the tensor's own, and knows no other scale: rsLoRA's √ goes into alpha,
-//! and where linears differ in more than rank, what is left into B. Its tensors are named
+//! Its loader computes `alpha / rank · B·A`, rank being the tensor's own, and knows no other scale: rsLoRA's √ goes
+//! into alpha, and where linears differ in more than rank, what is left into B. Its tensors are named
 //! after the base's in GGUF, and where the base's rows are in another order (q and k of arch llama) so are B's.
 
 use super::factors::{self, Factors};

@@ -11,7 +11,8 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// X = Q·R by Gram and Schmidt, each column twice; what depends on the columns before it becomes zero. `R[k]` is column k.
+/// X = Q·R by Gram and Schmidt, each column twice; what depends on the columns before it becomes zero. `R[k]` is column
+/// k.
 pub(super) fn orthogonal(columns: Columns) -> (Columns, Columns) {
     let (mut q, mut r): (Columns, Columns) = (Vec::new(), Vec::new());
     for mut x in columns {

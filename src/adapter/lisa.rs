@@ -1,10 +1,10 @@
 //! LISA (Pan et al. 2024): everything is trained, but not all at the same time. Embeddings, head and last norm always
 //! are; of the blocks a few, drawn anew every so many steps. Backward makes no dW for the others.
 //!
-//! Optimizer states begin anew with each drawing, those of what is always trained among them, so that a step's size does
-//! not depend on how long a block had rested. The authors' code (LMFlow) keeps them: a block goes on with the moments and
-//! the count of steps it had when it was drawn last. Drawing is as there: uniform, without putting back, blocks alone
-//! freeze, the last norm never does. All f32 copies stay on the device: it saves time, not memory.
+//! Optimizer states begin anew with each drawing, those of what is always trained among them, so that a step's size
+//! does not depend on how long a block had rested. The authors' code (LMFlow) keeps them: a block goes on with the
+//! moments and the count of steps it had when it was drawn last. Drawing is as there: uniform, without putting back,
+//! blocks alone freeze, the last norm never does. All f32 copies stay on the device: it saves time, not memory.
 
 use super::base::OfTheBase;
 use super::method::{Initial, Method, Role};

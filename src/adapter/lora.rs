@@ -2,8 +2,8 @@
 //! differ from linear to linear, and B may learn faster than A (LoRA+, Hayou et al. 2024).
 //!
 //! Parts: A:[R, I] and the transposed Bᵀ:[R, O] of every adapted linear, in order of layer and module. Where a family
-//! fuses linears into one tensor (GPT-2's c_attn), they have one A and each its rows of B, as PEFT has them; only dropout
-//! draws a mask for each where PEFT draws one.
+//! fuses linears into one tensor (GPT-2's c_attn), they have one A and each its rows of B, as PEFT has them; only
+//! dropout draws a mask for each where PEFT draws one.
 
 use super::method::{Initial, LowRank, Method, Role, Taken};
 use super::peft;
@@ -39,8 +39,8 @@ pub enum Start {
     Kaiming,
     /// A normal with deviation 1/r, B zero.
     Gaussian,
-    /// The weight's principal part (PiSSA, Meng et al. 2024), or its first columns (OLoRA, Büyükakyüz 2024). The base stays
-    /// as it is: frozen factors take the part back, so what is trained is plain LoRA of twice the rank.
+    /// The weight's principal part (PiSSA, Meng et al. 2024), or its first columns (OLoRA, Büyükakyüz 2024). The base
+    /// stays as it is: frozen factors take the part back, so what is trained is plain LoRA of twice the rank.
     Taken(Taken),
 }
 

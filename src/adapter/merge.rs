@@ -1,7 +1,7 @@
 //! The base model with the adapter folded in: a model that needs neither Luthier nor PEFT.
 //!
-//! Here is what every format has in common: the merged tensors, some rows at a time. `hf` and `gguf_model` write them. All
-//! goes to a sink piece by piece: no tensor is ever whole in memory.
+//! Here is what every format has in common: the merged tensors, some rows at a time. `hf` and `gguf_model` write them.
+//! All goes to a sink piece by piece: no tensor is ever whole in memory.
 
 use super::method::Adapter;
 use super::{gguf_model, hf};

@@ -100,7 +100,8 @@ pub trait Method: Debug + Send + Sync {
         1.0
     }
 
-    /// The same with another ratio of learning rates (LoRA+), which is a run's and in no file; none where there is no ratio.
+    /// The same with another ratio of learning rates (LoRA+), which is a run's and in no file; none where there is no
+    /// ratio.
     fn with_ratio(&self, _ratio: f32) -> Option<Arc<dyn Method>> {
         None
     }

@@ -82,7 +82,8 @@ impl Kind {
     }
 
     /// The learning rate to start from. Vectors and soft prompts want 10 to 60 times LoRA's (Liu et al. 2022: 3e-3 for
-    /// (IA)³; Lester et al. 2021: 0.3 with Adafactor's relative steps, some 3e-2 with Adam's), all weights a fifth of it.
+    /// (IA)³; Lester et al. 2021: 0.3 with Adafactor's relative steps, some 3e-2 with Adam's), all weights a fifth of
+    /// it.
     pub fn lr(self) -> f64 {
         match self {
             Kind::Lora | Kind::Dora => 5e-4,
@@ -168,8 +169,8 @@ impl Kind {
         })
     }
 
-    /// The method by which a run that asks for this one goes on from an adapter: the adapter's own. But what full tuning
-    /// trained, or lisa, may go on a few blocks at a time: it is the same tensors.
+    /// The method by which a run that asks for this one goes on from an adapter: the adapter's own. But what full
+    /// tuning trained, or lisa, may go on a few blocks at a time: it is the same tensors.
     pub fn goes_on_as(self, own: Kind) -> Kind {
         match own {
             Kind::Full if self == Kind::Lisa => self,
@@ -177,7 +178,8 @@ impl Kind {
         }
     }
 
-    /// An adapter as a run that asks for this method goes on from it, with what is the run's and in no file: LoRA+'s ratio.
+    /// An adapter as a run that asks for this method goes on from it, with what is the run's and in no file: LoRA+'s
+    /// ratio.
     pub fn go_on(self, adapter: Adapter, spec: &ModelSpec, settings: &Settings) -> Result<Adapter> {
         let own = Kind::of(&*adapter.method);
         if self.goes_on_as(own) != own {

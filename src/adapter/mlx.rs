@@ -1,5 +1,6 @@
 //! Adapters as mlx-lm reads them (`mlx_lm/tuner/utils.py`, `load_adapters`): `adapters.safetensors` and
-//! `adapter_config.json`. Its factors are Aᵀ:[I, R] and Bᵀ:[R, O], and its scale is the whole of s: no alpha, no rank in it.
+//! `adapter_config.json`. Its factors are Aᵀ:[I, R] and Bᵀ:[R, O], and its scale is the whole of s: no alpha, no rank
+//! in it.
 
 use super::factors::{self, Factors, transpose};
 use super::lora::{Lora, LoraConfig};
@@ -20,8 +21,8 @@ fn key(spec: &ModelSpec, site: Site, factor: &str) -> String {
     format!("{}.lora_{factor}", spec.family.hf.path(site))
 }
 
-/// One rank and one scale hold for all: smaller ranks get zeros, other scales go into B. Linears that `keys` names and that
-/// are not in the file stay as they are: mlx-lm begins with B = 0.
+/// One rank and one scale hold for all: smaller ranks get zeros, other scales go into B. Linears that `keys` names and
+/// that are not in the file stay as they are: mlx-lm begins with B = 0.
 pub fn files(adapter: &Adapter, flat: &[f32], spec: &ModelSpec, base: BaseName) -> Result<Files> {
     let factors = adapter.factors(flat, "an mlx-lm adapter")?;
     factors::unstacked(spec, &spec.family.hf, &factors, "mlx-lm")?;

@@ -1,8 +1,8 @@
 //! Prompt tuning (Lester et al. 2021): learned embeddings before each text, and nothing else.
 //!
 //! They start as the embeddings of a text, or of tokens drawn from the vocabulary: both lie where the model expects
-//! inputs. PEFT's RANDOM is a standard normal, some twenty times as large as any embedding of a small model; ours has the
-//! deviation that embeddings are initialised with.
+//! inputs. PEFT's RANDOM is a standard normal, some twenty times as large as any embedding of a small model; ours has
+//! the deviation that embeddings are initialised with.
 
 use super::method::{Initial, Method, Role};
 use crate::model::ModelSpec;

@@ -135,8 +135,8 @@ impl Bench {
         Ok(Timing { median_ms: walls[walls.len() / 2], best_ms: walls[0], core_ms })
     }
 
-    /// Milliseconds and CPU milliseconds of one run, from `repeats` in a row. Kernels that work in place would otherwise
-    /// run into denormals, so buffers are filled anew before.
+    /// Milliseconds and CPU milliseconds of one run, from `repeats` in a row. Kernels that work in place would
+    /// otherwise run into denormals, so buffers are filled anew before.
     async fn sample(&self, device: &mut Device, row: &Row, repeats: usize) -> Result<(f64, f64)> {
         let used: Vec<Buf> = self.plan.sequences[row.sequence].steps.iter().flat_map(|s| s.bufs.clone()).collect();
         for (buf, words) in self.fills.iter().filter(|(buf, _)| used.contains(buf)) {

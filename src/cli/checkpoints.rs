@@ -1,5 +1,5 @@
-//! `OUT/checkpoints`: where a run stands, so that it survives a kill, a crash or a power cut. Each file is written aside,
-//! flushed and renamed; the last two are kept, and none once the run has its adapter.
+//! `OUT/checkpoints`: where a run stands, so that it survives a kill, a crash or a power cut. Each file is written
+//! aside, flushed and renamed; the last two are kept, and none once the run has its adapter.
 
 use luthier::train::Checkpoint;
 use luthier::weights::atomic_write;

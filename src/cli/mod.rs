@@ -27,6 +27,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use luthier::adapter::{self, Adapter};
 use luthier::data::{ColumnMap, ReadOptions, Records, read_file};
 use luthier::device::{Device, DeviceChoice};
+use luthier::error::size;
 use luthier::session::{Likely, Session};
 use luthier::train::option_table;
 use luthier::weights::{ModelFiles, hub};
@@ -261,15 +262,6 @@ fn write_table(table: &[Vec<String>]) {
     for row in table {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
         say(cells.join("  ").trim_end());
-    }
-}
-
-/// Bytes as people read them.
-fn size(bytes: u64) -> String {
-    match bytes {
-        b if b >= 1 << 30 => format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64),
-        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / (1u64 << 20) as f64),
-        b => format!("{:.1} KiB", b as f64 / 1024.0),
     }
 }
 

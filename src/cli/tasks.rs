@@ -1,5 +1,5 @@
-//! `luthier eval --task`: answers of the tuned model beside those of the untuned one, of a constant and of other models'
-//! files, with intervals; and what tuning cost on plain sentences.
+//! `luthier eval --task`: answers of the tuned model beside those of the untuned one, of a constant and of other
+//! models' files, with intervals; and what tuning cost on plain sentences.
 
 use super::{ColumnArgs, count, eval::Args, say, write_table};
 use indicatif::{ProgressBar, ProgressStyle};

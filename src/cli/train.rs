@@ -48,8 +48,8 @@ pub struct Args {
     /// Validation records; without them a part of the data is held out (--val-fraction).
     #[arg(long, value_name = "FILE")]
     pub(super) eval_data: Option<PathBuf>,
-    /// Go on from this adapter, with its method, rank, alpha, modules and whatever else it was made with. What full tuning
-    /// made can go on with --method lisa, too.
+    /// Go on from this adapter, with its method, rank, alpha, modules and whatever else it was made with. What full
+    /// tuning made can go on with --method lisa, too.
     #[arg(long, value_name = "DIR", conflicts_with_all = OF_THE_ADAPTER)]
     pub(super) init_adapter: Option<PathBuf>,
     /// Run again what this run.json says; --model and --data tell where its files are now.

@@ -35,8 +35,8 @@ impl<F: Float> Store<F> {
     }
 }
 
-/// Asks for memory in a way that can be refused, and gives it back: the allocation that follows aborts the program where
-/// there is none (wasm ends at 4 GiB).
+/// Asks for memory in a way that can be refused, and gives it back: the allocation that follows aborts the program
+/// where there is none (wasm ends at 4 GiB).
 fn room<T>(len: usize) -> Result<()> {
     let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
     Vec::<T>::new().try_reserve_exact(len).map_err(|_| Error::out_of_memory("in the memory of the CPU", bytes))

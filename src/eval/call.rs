@@ -1,8 +1,9 @@
-//! Function calls as answers, checked as the Berkeley Function-Calling Leaderboard (v4, Python) checks them: the call is
-//! parsed, its function and parameters compared with the definition, each value with the list of those that are allowed.
+//! Function calls as answers, checked as the Berkeley Function-Calling Leaderboard (v4, Python) checks them: the call
+//! is parsed, its function and parameters compared with the definition, each value with the list of those that are
+//! allowed.
 //!
-//! A string counts without regard to case, spaces and `,./-_*^`; an integer serves as a float; an allowed `""` says that
-//! the parameter may be left out. For questions that none of the functions answers, any call is wrong.
+//! A string counts without regard to case, spaces and `,./-_*^`; an integer serves as a float; an allowed `""` says
+//! that the parameter may be left out. For questions that none of the functions answers, any call is wrong.
 
 use super::python::{Expr, Kind, expression};
 use serde_json::Value as Json;

@@ -75,8 +75,8 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// From (size, loss) of the runs. Priors are flat: on the exponent, and on the share of the lowest loss that no data
-    /// can teach; errors are relative and normal, of a size not known.
+    /// From (size, loss) of the runs. Priors are flat: on the exponent, and on the share of the lowest loss that no
+    /// data can teach; errors are relative and normal, of a size not known.
     pub fn new(points: &[(f64, f64)], seed: u64) -> Curve {
         let lowest = points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
         let largest = points.iter().map(|p| p.0).fold(0.0, f64::max);

@@ -1,4 +1,5 @@
-//! Short answers, compared as SQuAD's script compares them: lower case, without punctuation and the articles a, an, the.
+//! Short answers, compared as SQuAD's script compares them: lower case, without punctuation and the articles a, an,
+//! the.
 
 use super::score::Counts;
 

@@ -2,7 +2,8 @@
 //! untuned model reach. Nothing here computes with a model: answers and losses come in, verdicts go out.
 //!
 //! * `item`       records as items: a prompt, the expected answer, and what the task needs besides
-//! * `judge`      an answer against an item, by task: `labels`, `fields`, `chrf`, `bleu`, `facts`, `command`, `api`, `call`
+//! * `judge`      an answer against an item, by task: `labels`, `fields`, `chrf`, `bleu`, `facts`, `command`, `api`,
+//!   `call`
 //! * `score`      figures from counts, and their intervals by the bootstrap
 //! * `report`     systems side by side: what differs, what is not shown to differ
 //! * `near`       near-duplicates, and a split that they do not straddle

@@ -13,8 +13,8 @@ use serde::Serialize;
 /// Losses of the held-out items: (summed, tokens).
 pub type Losses = Vec<(f64, f64)>;
 
-/// Which held-out answers are exactly right: by the tuned model at the end of its run, and by each of what it has to beat:
-/// the untuned model, the control at its end, and the answer that is given most often.
+/// Which held-out answers are exactly right: by the tuned model at the end of its run, and by each of what it has to
+/// beat: the untuned model, the control at its end, and the answer that is given most often.
 #[derive(Clone, Debug)]
 pub struct Right {
     pub tuned: Vec<bool>,
@@ -110,8 +110,8 @@ pub fn share(hits: &[bool]) -> f64 {
     hits.iter().filter(|hit| **hit).count() as f64 / hits.len().max(1) as f64
 }
 
-/// Points of percent by which the tuned model has more right than the best of the others, over the same items; `chance` is
-/// that of one run.
+/// Points of percent by which the tuned model has more right than the best of the others, over the same items; `chance`
+/// is that of one run.
 fn more_right(right: &Right, chance: f64, seed: u64) -> Estimate {
     let best = right.others.iter().max_by(|a, b| share(a).total_cmp(&share(b))).expect("some to beat");
     let counts = |hits: &[bool]| -> Vec<Counts> {
@@ -119,15 +119,15 @@ fn more_right(right: &Right, chance: f64, seed: u64) -> Estimate {
     };
     let figure = [Figure { name: "exact", rule: Rule::Share(0, 1) }];
     let [ours, theirs] = [&right.tuned, best].map(|hits| score::measure(&figure, 2, &counts(hits), seed).remove(0));
-    // Small parts have nothing right where a task is hard, and then tell nothing of chance: it counts as no less than that
-    // of drawing the items.
+    // Small parts have nothing right where a task is hard, and then tell nothing of chance: it counts as no less than
+    // that of drawing the items.
     let p = share(&right.tuned);
     let least = 196.0 * (p * (1.0 - p) / right.tuned.len().max(1) as f64).sqrt();
     widened(score::difference(&ours, &theirs), chance.max(least) * 2f64.sqrt())
 }
 
-/// How far apart runs on as much data as the largest are: 95 % of one run's chance, by Student's t, from the pairs of runs
-/// on parts of one size, as `apart` tells it. 0 where there are none.
+/// How far apart runs on as much data as the largest are: 95 % of one run's chance, by Student's t, from the pairs of
+/// runs on parts of one size, as `apart` tells it. 0 where there are none.
 fn chance(parts: &[Point], largest: usize, apart: impl Fn(&Point, &Point) -> f64) -> f64 {
     const T: [f64; 5] = [0.0, 12.71, 4.30, 3.18, 2.78];
     let twin = |(i, p): (usize, &Point)| {

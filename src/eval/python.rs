@@ -1,6 +1,6 @@
-//! A parser of Python expressions, as far as calls with literals need it: names, attributes, calls, subscripts, strings,
-//! numbers, lists, tuples, sets, dictionaries, signs and arithmetic. No statements beyond `target = expression`, no
-//! lambdas, comprehensions or f-strings: a model that answers with those did not answer with a call.
+//! A parser of Python expressions, as far as calls with literals need it: names, attributes, calls, subscripts,
+//! strings, numbers, lists, tuples, sets, dictionaries, signs and arithmetic. No statements beyond `target =
+//! expression`, no lambdas, comprehensions or f-strings: a model that answers with those did not answer with a call.
 
 use std::ops::Range;
 

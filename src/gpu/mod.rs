@@ -291,8 +291,8 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// Has the pipelines of plans made that will probably be run, beside what is done meanwhile. Nothing of the plans is
-    /// allocated, nothing is waited for, and nothing fails here.
+    /// Has the pipelines of plans made that will probably be run, beside what is done meanwhile. Nothing of the plans
+    /// is allocated, nothing is waited for, and nothing fails here.
     pub fn make_ahead(&mut self, plans: &[Plan]) {
         let steps = plans.iter().flat_map(|plan| &plan.sequences).flat_map(|sequence| &sequence.steps);
         let recipes: Vec<_> = steps.map(|step| Recipe::new(step, self.choice(step))).collect();

@@ -1,7 +1,8 @@
 //! Pipelines, one for each source. Those that will probably be wanted are made ahead, beside other work: natively by
 //! threads, in browsers by the GPU's process, which compiles what it was asked for while nobody waits.
 //!
-//! What goes wrong ahead of time is forgotten: the pipeline is made again where it is wanted, and there the error counts.
+//! What goes wrong ahead of time is forgotten: the pipeline is made again where it is wanted, and there the error
+//! counts.
 
 use super::shader::{assemble, mentions};
 use super::{entry, workgroup};
@@ -51,8 +52,8 @@ impl Maker {
         let label = format!("{kernel:?}");
         let source = wgpu::ShaderSource::Wgsl(assemble(shader, *format, consts, *workgroup).into());
         let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source };
-        // SAFETY: the checks left out are bounds, loop and division guards. An index of our shaders is derived from sizes
-        // the plan was built with, or is one that the host wrote: token ids, which are below the vocabulary (the
+        // SAFETY: the checks left out are bounds, loop and division guards. An index of our shaders is derived from
+        // sizes the plan was built with, or is one that the host wrote: token ids, which are below the vocabulary (the
         // tokenizer refuses others, and so does whoever writes them), and rows, slots and spans, which are computed
         // from the same sizes. GPU tests run each kernel with guards around its buffers.
         let module = unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) };

@@ -1,6 +1,6 @@
 //! Subgroups in browsers. wgpu 30 cannot ask a browser for them (gfx-rs/wgpu#10146: one line is missing in its list of
-//! features), so what it asks for is completed on its way: `requestAdapter` is replaced while wgpu calls it, so that the
-//! adapter it gets has a `requestDevice` that adds the feature. To be deleted with the first wgpu that can.
+//! features), so what it asks for is completed on its way: `requestAdapter` is replaced while wgpu calls it, so that
+//! the adapter it gets has a `requestDevice` that adds the feature. To be deleted with the first wgpu that can.
 
 use js_sys::{Array, Function, Promise, Reflect};
 use std::cell::Cell;

@@ -1,11 +1,11 @@
 //! Which of a kernel's shaders runs: by rule, or by measurement where the machine is unknown.
 //!
 //! No tile is good on every GPU, so on real ones each product's shaders are tried once on scratch buffers of its own
-//! size. A shader counts only if it gives the numbers that the plainest one gives, so that a driver's bug costs speed and
-//! not truth; it must also be clearly faster than the rule's choice, so that noise decides nothing. What was measured is
-//! kept per adapter and driver, since a resumed run is to give the bits of an uninterrupted one: natively in a file, in
-//! browsers by whoever opens the engine ([`Gpu::tune_with`]). By rule it goes on software drivers, which are known, and
-//! where nothing keeps what was measured.
+//! size. A shader counts only if it gives the numbers that the plainest one gives, so that a driver's bug costs speed
+//! and not truth; it must also be clearly faster than the rule's choice, so that noise decides nothing. What was
+//! measured is kept per adapter and driver, since a resumed run is to give the bits of an uninterrupted one: natively
+//! in a file, in browsers by whoever opens the engine ([`Gpu::tune_with`]). By rule it goes on software drivers, which
+//! are known, and where nothing keeps what was measured.
 
 use super::{AdapterFacts, Gpu, Recipe};
 use crate::clock::Instant;

@@ -47,7 +47,8 @@ pub struct Cache {
     pub capacity: usize,
 }
 
-/// What backward needs of forward. The norms' outputs and the activation are made again, in places that are free by then.
+/// What backward needs of forward. The norms' outputs and the activation are made again, in places that are free by
+/// then.
 pub struct Kept {
     attention: Attention,
     attended: Buf,

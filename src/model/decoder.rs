@@ -33,7 +33,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Declares the buffers. `format` says how each matrix is stored; matrices over `max_binding` bytes are split by rows.
+    /// Declares the buffers. `format` says how each matrix is stored; matrices over `max_binding` bytes are split by
+    /// rows.
     pub fn declare(
         plan: &mut Plan,
         spec: &ModelSpec,

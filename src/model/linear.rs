@@ -1,6 +1,6 @@
 //! Linears with their patches, grouped by their input: the only place where adapters meet frozen weights (formulas: the
-//! seam's docs). Backward comes in two parts, the gradient of the input first, then those of the weights: in between, what
-//! comes next on the way back may leave the input itself, made again, in the place of its gradient.
+//! seam's docs). Backward comes in two parts, the gradient of the input first, then those of the weights: in between,
+//! what comes next on the way back may leave the input itself, made again, in the place of its gradient.
 
 use super::seam::{Gain, LinearPatch, Patches, Site};
 use super::tensors::Tensor;
@@ -76,8 +76,8 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Linears of one input: q, k and v; gate and up; or one by itself. Their outputs lie side by side in one buffer, and they
-/// are one product where nothing sets one of them apart (`Group::runs`).
+/// Linears of one input: q, k and v; gate and up; or one by itself. Their outputs lie side by side in one buffer, and
+/// they are one product where nothing sets one of them apart (`Group::runs`).
 #[derive(Clone, Debug)]
 pub struct Group {
     pub linears: Vec<Linear>,

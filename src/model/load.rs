@@ -286,8 +286,8 @@ impl<'a> Opened<'a> {
         self.spec.family.less(tensor) > 0.0
     }
 
-    /// A tensor's values as f32 as transformers has them: its order of rows, its norms; some rows at a time: `each` gets the first row and the
-    /// values. A vector is one row.
+    /// A tensor's values as f32 as transformers has them: its order of rows, its norms; some rows at a time: `each`
+    /// gets the first row and the values. A vector is one row.
     pub async fn read(&self, tensor: Tensor, mut each: impl AsyncFnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
         let shape = self.spec.shape(tensor);
         let [all, cols] = shape[..] else {

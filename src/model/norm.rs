@@ -75,7 +75,8 @@ impl Norm {
         }
     }
 
-    /// Adds the gradients of what is trained: `dw = Σ dy ∘ x̂` with x̂ the norm of x without weight and bias, `db = Σ dy`.
+    /// Adds the gradients of what is trained: `dw = Σ dy ∘ x̂` with x̂ the norm of x without weight and bias,
+    /// `db = Σ dy`.
     pub fn gradients(&self, cx: &mut Build, n: usize, x: Buf, dy: Buf) {
         if self.is_trained(cx) {
             let [one, zero] = cx.units;

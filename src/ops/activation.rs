@@ -4,7 +4,8 @@
 //! SiLU and the tanh form of GELU are one function, `f(x) = x·σ(a·(x + b·x³))`, because (1 + tanh z) / 2 = σ(2z).
 //!
 //! The input is the widest thing that a block keeps from forward to backward. It may be kept as bf16, in half the room:
-//! y is computed from what was not rounded, so that the loss is what it was; gradients follow from gate and up rounded to 2⁻⁹.
+//! y is computed from what was not rounded, so that the loss is what it was; gradients follow from gate and up rounded
+//! to 2⁻⁹.
 
 use super::{kernel, par, params};
 use crate::num::Float;

@@ -3,9 +3,9 @@
 //!
 //! A moment takes 65 words for 256 floats: codes, and the largest magnitude. The step itself is `adamw`'s, on moments
 //! that are unpacked for it alone. Two things differ from bitsandbytes: blocks run over the whole flat buffer, where it
-//! begins anew in each tensor and leaves those below 4096 numbers, and embeddings, in f32; and a second moment above 0 never
-//! becomes 0, as it does there below 1.6e-7 of its block's largest. It would live in a block with larger ones here, and a
-//! step by a first moment that is left over a second one that is not would be enormous.
+//! begins anew in each tensor and leaves those below 4096 numbers, and embeddings, in f32; and a second moment above 0
+//! never becomes 0, as it does there below 1.6e-7 of its block's largest. It would live in a block with larger ones
+//! here, and a step by a first moment that is left over a second one that is not would be enormous.
 
 use super::adamw::{AdamW, Params, Rule, State};
 use super::{kernel, par};
@@ -116,7 +116,8 @@ simd! {
 /// Finds the nearest of ascending values without a branch: the upper bits of a float say between which middles of two
 /// values it lies, but for one, and that one says the rest.
 struct Nearest<F> {
-    /// For each cell, the lowest code of its floats; the highest is at most one more. Words, since processors gather those.
+    /// For each cell, the lowest code of its floats; the highest is at most one more. Words, since processors gather
+    /// those.
     starts: [u32; 2 * CELLS],
     /// From a value to the next; behind the last there is none.
     middles: [F; CODES],

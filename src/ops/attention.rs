@@ -1,8 +1,8 @@
 //! Causal attention over packed documents, with grouped kv heads. Contract: `shaders/parts/attention.wgsl`.
 //!
-//! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest `window`
-//! of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps the
-//! log-sum-exp (Dao 2023, FlashAttention-2); the backward pass recomputes the probabilities from it. On a GPU one
+//! `spans[n]` = (first, end) are the rows of n's document, so a query sees the keys `first..=n`, or the nearest
+//! `window` of them, and cost follows the documents' lengths, not T². The forward pass is an online softmax that keeps
+//! the log-sum-exp (Dao 2023, FlashAttention-2); the backward pass recomputes the probabilities from it. On a GPU one
 //! dispatch has workgroups for dq, by queries, and others for dk and dv, by keys: no atomics, and scores never exist as
 //! a whole. The twins work in blocks of rows, with products by GEMM, and compute the probabilities of a block once for
 //! all three gradients.
@@ -66,8 +66,8 @@ impl Shape {
         if self.window == 0 { u32::MAX } else { self.window as u32 }
     }
 
-    /// The constants prepended to the shader. PER rows of a head belong to a direct invocation: one where heads are wide,
-    /// since what is unrolled over them then compiles for a minute.
+    /// The constants prepended to the shader. PER rows of a head belong to a direct invocation: one where heads are
+    /// wide, since what is unrolled over them then compiles for a minute.
     pub fn consts(&self) -> Vec<(&'static str, u32)> {
         vec![("HEAD_DIM_4", self.d as u32 / 4), ("PER", if self.d > 64 { 1 } else { 2 })]
     }
@@ -181,7 +181,8 @@ impl<'a, F: Float> Block<'a, F> {
         kv_head * group..(kv_head + 1) * group
     }
 
-    /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: rows are [`padded`].
+    /// Scaled and capped scores of the queries `rows` against the keys `keys` for `head` of `kv_head`: rows are
+    /// [`padded`].
     fn scores(&self, (head, kv_head): (usize, usize), rows: &Range, keys: &Range, out: &mut [F], scratch: &Scratch<F>) {
         let (q, k) = (self.q(head, rows.start), self.k(kv_head, keys.start).turned());
         let (shape, ld) = ((rows.len(), keys.len()), padded(keys));
@@ -202,7 +203,8 @@ fn padded(keys: &Range) -> usize {
     keys.len().next_multiple_of(simd::LANES)
 }
 
-/// The whole vectors of a row of scores that hold what the mask shows: −∞ where it does not, zeros in the other vectors.
+/// The whole vectors of a row of scores that hold what the mask shows: −∞ where it does not, zeros in the other
+/// vectors.
 fn seen<'a, F: Float>(scores: &'a mut [F], keys: &Range, first: usize, row: usize) -> &'a mut [F] {
     let lo = first.clamp(keys.start, keys.end) - keys.start;
     let hi = (row + 1).clamp(keys.start + lo, keys.end) - keys.start;

@@ -1,6 +1,6 @@
 //! Attention over a KV cache, for generation. Contract: `shaders/parts/attention_cached.wgsl`;
-//! `attention_cached_tiled.wgsl` shares the positions of a row and head out over a workgroup, so that a GPU has work for
-//! its lanes also where one sequence is decoded.
+//! `attention_cached_tiled.wgsl` shares the positions of a row and head out over a workgroup, so that a GPU has work
+//! for its lanes also where one sequence is decoded.
 //!
 //! Each row n is a token of sequence `slots[2n]` at position `slots[2n+1]`; a row whose sequence is NONE is idle. Rows
 //! append their k and v to the cache first, so one kernel serves a chunk of prompt and a step of decoding alike.

@@ -40,7 +40,8 @@ kernel!(REPORT, "cross_entropy", "report", [Read, Read, ReadWrite], Params, [Dir
 /// Floats a row of `rows` keeps: loss, 1 if the best logit is the target, log-sum-exp, unused.
 pub const ROW: usize = 4;
 
-/// For chunk rows m < M (row `first + m` of the micro-batch): `rows[first + m] = (loss, hit, lse, 0)` from logits:[M,V].
+/// For chunk rows m < M (row `first + m` of the micro-batch): `rows[first + m] = (loss, hit, lse, 0)` from
+/// logits:[M,V].
 pub fn forward(plan: &mut Plan, c: Chunk, targets: Buf, logits: Buf, rows: Buf) {
     let step = plan.push(&FORWARD, c.params(), &[targets, logits, rows], [c.m as u32, 1, 1]);
     step.work *= c.v as u64;

@@ -1,9 +1,9 @@
 //! The low-rank terms of linears that share an input, `s·(x·Aᵀ)·Bᵀ`, several at a time.
 //! Contracts: `shaders/parts/low_rank_project.wgsl`, `low_rank_gradient.wgsl`.
 //!
-//! The factors are stored so that both have rows along the wide side: A as [R, I], B transposed as Bᵀ [R, O]. A [`Factor`]
-//! says where one lies, which columns of the wide side it works on and which of the narrow side, t. There are three things
-//! to do with it, and a LoRA layer does each of them twice:
+//! The factors are stored so that both have rows along the wide side: A as [R, I], B transposed as Bᵀ [R, O]. A
+//! [`Factor`] says where one lies, which columns of the wide side it works on and which of the narrow side, t. There
+//! are three things to do with it, and a LoRA layer does each of them twice:
 //!
 //! ```text
 //! project    t = s·x·Fᵀ       u = x·Aᵀ            du = s·dz·B
@@ -164,7 +164,8 @@ fn project_twin<F: Float>(call: &mut Call<F>) {
     });
 }
 
-/// The factors in runs that work on the same columns of x, one after the other in t; whether t holds something to add to.
+/// The factors in runs that work on the same columns of x, one after the other in t; whether t holds something to add
+/// to.
 fn runs(factors: &Factors) -> impl Iterator<Item = (bool, &[Factor])> {
     let joined = |a: &Factor, b: &Factor| {
         a.rank > 0

@@ -291,8 +291,8 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
-    /// How many bf16 add up to a value. Two hold 16 bits: a value in f16 has 11, one in four bits 15 (more only beside a
-    /// minimum far below its step, and then of no weight).
+    /// How many bf16 add up to a value. Two hold 16 bits: a value in f16 has 11, one in four bits 15 (more only beside
+    /// a minimum far below its step, and then of no weight).
     fn parts(&self) -> usize {
         match self {
             Weight::Floats(_) | Weight::Packed(_, WeightFormat::F32 | WeightFormat::Q8_0) => 3,

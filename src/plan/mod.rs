@@ -54,7 +54,8 @@ pub enum Access {
 /// Which machines a shader is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Loads are dear and registers are memory: software drivers. Where a kernel has none of this style, its first serves.
+    /// Loads are dear and registers are memory: software drivers. Where a kernel has none of this style, its first
+    /// serves.
     Software,
     /// No workgroup memory, no barriers: Apple GPUs.
     Direct,

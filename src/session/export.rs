@@ -1,4 +1,5 @@
-//! What leaves a session: adapters and merged models, read back and compared with the live model before they are offered.
+//! What leaves a session: adapters and merged models, read back and compared with the live model before they are
+//! offered.
 
 use super::Session;
 use crate::adapter::merge::{self, Dtype, Target};
@@ -15,12 +16,12 @@ const PROBE: &str = "On 14 March 1879 Albert Einstein was born in Ulm. He wrote 
     Now list three fruits: apples, pears and plums. def add(a, b): return a + b. Das Wetter ist heute schön.";
 const PROBE_TOKENS: usize = 96;
 
-/// The share of what the adapter does that an export may lose where nothing but the order of sums has changed, and bounds
-/// for adapters that do next to nothing or a lot. A wrong scale or order of rows is orders of magnitude beyond.
+/// The share of what the adapter does that an export may lose where nothing but the order of sums has changed, and
+/// bounds for adapters that do next to nothing or a lot. A wrong scale or order of rows is orders of magnitude beyond.
 const LOST: f64 = 0.01;
 const LOST_NATS: (f64, f64) = (1e-7, 1e-4);
-/// Where weights are rounded that share may be so large, since one that is merged without the adapter loses all of it; and
-/// nats that rounding alone may cost: 4 bits are coarse, rows in another order are still far beyond.
+/// Where weights are rounded that share may be so large, since one that is merged without the adapter loses all of it;
+/// and nats that rounding alone may cost: 4 bits are coarse, rows in another order are still far beyond.
 const ROUNDED: f64 = 0.5;
 const ROUNDED_NATS: [(&[Dtype], f64); 2] =
     [(&[Dtype::F16, Dtype::Bf16, Dtype::Q8_0], 0.02), (&[Dtype::Q4_0, Dtype::Q4_1], 1.0)];
@@ -68,7 +69,8 @@ impl Session {
         merge::size(&self.files, self.tuned()?, target).await
     }
 
-    /// Whether merging rounds the base's weights anew: those of a quantised base come in blocks that the sum does not fit.
+    /// Whether merging rounds the base's weights anew: those of a quantised base come in blocks that the sum does not
+    /// fit.
     pub fn quantised(&self) -> bool {
         !["f32", "f16", "bf16"].contains(&self.base.decoder.main_format().name())
     }

@@ -233,8 +233,8 @@ impl Session {
         }
     }
 
-    /// Worked examples for a base model: up to `most`, as many as leave every question its room, drawn by the seed; of a
-    /// classification one of each label in turn.
+    /// Worked examples for a base model: up to `most`, as many as leave every question its room, drawn by the seed; of
+    /// a classification one of each label in turn.
     pub fn shots<'a>(
         &self,
         judge: &Judge,

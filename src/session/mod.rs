@@ -62,8 +62,8 @@ pub struct Session {
     evaluation: Option<(Inputs, usize, (usize, usize, bool))>,
 }
 
-/// Workers that may share a run on the CPU, this one among them, and the GiB that all of them may take; each holds a copy of
-/// the model.
+/// Workers that may share a run on the CPU, this one among them, and the GiB that all of them may take; each holds a
+/// copy of the model.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
     pub workers: usize,
@@ -334,7 +334,8 @@ impl Session {
         self.adapter.as_ref().map(|(adapter, _)| adapter.method.name())
     }
 
-    /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is one.
+    /// Mean loss, perplexity and accuracy over data encoded to `seq_len`, with the adapter if asked and if there is
+    /// one.
     pub async fn evaluate(
         &mut self,
         data: &Dataset,

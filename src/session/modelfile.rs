@@ -1,7 +1,7 @@
 //! Ollama's Modelfile: where the weights are, how a conversation is put into text, what ends an answer.
 //!
-//! Ollama's templates are Go's, models' are Jinja. A Jinja template is not translated but observed: what it puts before each
-//! turn of a sample conversation is what the Go template puts there. Where a template does more than that, none is
+//! Ollama's templates are Go's, models' are Jinja. A Jinja template is not translated but observed: what it puts before
+//! each turn of a sample conversation is what the Go template puts there. Where a template does more than that, none is
 //! written, and Ollama chooses one by the template that the GGUF file carries.
 
 use crate::data::{Message, Tokenizer};

@@ -43,7 +43,7 @@ pub struct Summary {
     /// Those that each step is dealt to.
     pub workers: usize,
     pub memory: MemoryPlan,
-    /// What the run could do with less of, where memory is short.
+    /// What to do where memory is short: what the run could do with less of, or else another model.
     pub lower: String,
 }
 
@@ -104,7 +104,8 @@ pub fn flat_sha256(flat: &[f32]) -> String {
     sha256(bytemuck::cast_slice(flat))
 }
 
-/// The options of a run that goes on from an adapter: its method is that of the adapter, and so is the usual learning rate.
+/// The options of a run that goes on from an adapter: its method is that of the adapter, and so is the usual learning
+/// rate.
 fn going_on(options: TrainOptions, initial: Initial, spec: &ModelSpec) -> Result<(TrainOptions, Initial)> {
     let Some((adapter, flat)) = initial else { return Ok((options, None)) };
     let adapter = options.method.go_on(adapter, spec, &options.settings()?)?;
@@ -228,8 +229,8 @@ impl Session {
         Ok(Start { adapter, planned, options, flat, given, train, batches, held_out, validation })
     }
 
-    /// Plans a run for the workers that it asks for, or for as many of those offered as fit. Only the number that came of
-    /// it is left in the options, where there is more than one: runs with the same options give the same bits.
+    /// Plans a run for the workers that it asks for, or for as many of those offered as fit. Only the number that came
+    /// of it is left in the options, where there is more than one: runs with the same options give the same bits.
     fn plan_run(&self, adapter: &Adapter, options: TrainOptions) -> Result<(Planned, TrainOptions)> {
         let among = |workers: usize, gib: f64| {
             let workers = Deal::among(workers, &options).workers;
@@ -273,7 +274,7 @@ impl Session {
             virtual_tokens: start.adapter.method.virtual_tokens(),
             workers,
             memory: start.planned.memory.clone(),
-            lower: start.planned.memory.what_to_lower(options),
+            lower: start.planned.memory.what_to_lower(options, "take a model that is smaller or quantised"),
         }
     }
 
@@ -376,7 +377,8 @@ impl Session {
         trainer.evaluate(&mut self.base, batches).await.map(Some)
     }
 
-    /// [`Session::validate`] as it would have been before the first step, asked after it: the first step is seen sooner.
+    /// [`Session::validate`] as it would have been before the first step, asked after it: the first step is seen
+    /// sooner.
     pub async fn validate_start(&mut self) -> Result<Option<Evaluation>> {
         let Some(batches) = &self.validation else { return Ok(None) };
         let trainer = self.trainer.as_mut().expect("validation data belong to a run");

@@ -49,7 +49,8 @@ options! {
     dropout: f32 = 0.0, [value_name = "N"];
     /// Scale by alpha / √rank.
     rslora: bool, [];
-    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...). Left out, the method's own.
+    /// Which linears to adapt: all-linear, or names separated by commas (q_proj,v_proj ...). Left out, the method's
+    /// own.
     target_modules: Option<String>, [value_name = "NAMES"];
     /// Other ranks for some linears, by the end of their path: q_proj=16,layers.0.mlp.down_proj=4.
     rank_pattern: Option<String>, [value_name = "NAME=N"];
@@ -57,7 +58,8 @@ options! {
     alpha_pattern: Option<String>, [value_name = "NAME=N"];
     /// LoRA+: how many times A's learning rate B learns with; the paper found 16 good.
     loraplus_lr_ratio: f32 = 1.0, [value_name = "N"];
-    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first columns).
+    /// What LoRA's factors start as: kaiming, gaussian, pissa (the weight's principal part) or olora (its first
+    /// columns).
     init_lora_weights: String = String::from("kaiming"), [value_name = "KIND"];
     /// Virtual tokens of prompt and prefix tuning.
     num_virtual_tokens: usize = 16, [value_name = "N"];
@@ -105,13 +107,13 @@ options! {
     val_fraction: f64 = 0.1, [value_name = "N"];
     /// Blocks whose activations are kept; the others are recomputed. Chosen to fit the memory when left out.
     kept_blocks: Option<usize>, [value_name = "N"];
-    /// How the widest activations are kept between forward and backward: f32, or bf16, rounded to 8 bits of precision in half
-    /// the memory.
+    /// How the widest activations are kept between forward and backward: f32, or bf16, rounded to 8 bits of precision
+    /// in half the memory.
     activations: Activations = Activations::F32, [value_name = "TYPE", value_enum, hide_possible_values = true];
     /// GiB the run may use; decides --kept-blocks.
     memory_gib: f64 = 4.0, [value_name = "N"];
-    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively it only
-    /// changes how sums are rounded.
+    /// Web workers that a step's rows are dealt to, on the CPU; left out, as many as cores and memory allow. Natively
+    /// it only changes how sums are rounded.
     workers: Option<usize>, [value_name = "N"];
 }
 
@@ -196,6 +198,9 @@ pub fn method_table() -> Vec<MethodRow> {
 /// Micro-batches of a step are put together before it starts.
 const GRAD_ACCUM_MAX: usize = 4096;
 
+/// A token, and the one that follows it.
+pub(super) const MIN_SEQ_LEN: usize = 2;
+
 /// Refuses micro-batches of more tokens than one dispatch can have workgroups along a dimension.
 pub fn check_tokens(batch_size: usize, seq_len: usize) -> Result<()> {
     match batch_size.checked_mul(seq_len) {
@@ -268,10 +273,10 @@ impl TrainOptions {
             Some(steps) => positive("steps", steps as f64, "100 is a good start")?,
             None => positive("epochs", self.epochs, "3 is a good start")?,
         }
-        if self.seq_len < 2 {
+        if self.seq_len < MIN_SEQ_LEN {
             return Err(Error::setting(
                 "seq-len",
-                format!("is {}, expected at least 2", self.seq_len),
+                format!("is {}, expected at least {MIN_SEQ_LEN}", self.seq_len),
                 "256 is a good start",
             ));
         }

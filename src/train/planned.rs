@@ -1,11 +1,11 @@
 //! A run as it was planned: its sequences, its memory, and how many blocks keep their activations.
 
 use super::optimizer::{Optim, Optimizer};
-use super::options::{Activations, TrainOptions};
+use super::options::{Activations, MIN_SEQ_LEN, TrainOptions};
 use super::shares::Deal;
 use crate::adapter::Adapter;
 use crate::data::Batches;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, size};
 use crate::model::decoder::LossSequences;
 use crate::model::{Base, Inputs, Patches};
 use crate::ops::sum_squares;
@@ -32,27 +32,34 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// What the run could do with less of, for a hint: what weighs, and is not as small already.
-    pub fn what_to_lower(&self, options: &TrainOptions) -> String {
+    /// What the run could do with less of, for a hint: what weighs, and is not as small already; `or` is the last
+    /// resort.
+    pub fn what_to_lower(&self, options: &TrainOptions, or: &str) -> String {
         // Where all blocks are recomputed, next to nothing is kept.
         let keeps = self.kept_blocks > 0;
         let learns_much = 10 * self.adapter > self.total - self.helpers;
-        let has_rank = options.method.options().contains(&"rank");
-        let mut lower = vec!["--batch-size", "--seq-len"];
-        for (helps, flag) in
-            [(self.helpers > 0, "--workers"), (keeps, "--kept-blocks"), (learns_much && has_rank, "--rank")]
-        {
-            lower.extend(helps.then_some(flag));
-        }
-        let last = lower.pop().expect("there are some");
-        let mut text = format!("lower {} or {last}", lower.join(", "));
+        let has_rank = options.method.options().contains(&"rank") && options.rank > 1;
+        let helps = [
+            (options.batch_size > 1, "--batch-size"),
+            (options.seq_len > MIN_SEQ_LEN, "--seq-len"),
+            (self.helpers > 0, "--workers"),
+            (keeps, "--kept-blocks"),
+            (learns_much && has_rank, "--rank"),
+        ];
+        let lower: Vec<_> = helps.into_iter().filter_map(|(helps, flag)| helps.then_some(flag)).collect();
+        let mut ways: Vec<String> = match lower.split_last() {
+            None => Vec::new(),
+            Some((only, [])) => vec![format!("lower {only}")],
+            Some((last, others)) => vec![format!("lower {} or {last}", others.join(", "))],
+        };
         if keeps && options.activations == Activations::F32 {
-            text += ", set --activations to bf16";
+            ways.push("set --activations to bf16".into());
         }
         if learns_much && options.optim == Optim::AdamW {
-            text += ", set --optim to adamw_8bit";
+            ways.push("set --optim to adamw_8bit".into());
         }
-        text
+        ways.push(if ways.is_empty() { or.into() } else { format!("or {or}") });
+        ways.join(", ")
     }
 }
 
@@ -138,7 +145,7 @@ pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     }
     let (bytes, most) = (4 * adapter.len as u64, base.device.max_binding());
     if bytes > most {
-        let what = format!("trains {} MiB in one piece, this device binds {} MiB", bytes >> 20, most >> 20);
+        let what = format!("trains {} in one piece, this device binds {}", size(bytes), size(most));
         return Err(Error::setting("method", what, "train less (last-k, lora), or use --device cpu"));
     }
     let budget = (options.memory_gib * (1u64 << 30) as f64) as u64;
@@ -150,10 +157,9 @@ pub fn plan_for(base: &Base, adapter: &Adapter, options: &TrainOptions, holders:
     }
     let mut fits = keeping(options.kept_blocks.unwrap_or(0));
     if fits.memory.total > budget {
-        let gib = |b: u64| b as f64 / (1u64 << 30) as f64;
-        let what = format!("the run needs at least {:.2} GiB, allowed are {:.2}", gib(fits.memory.total), gib(budget));
-        let lower = fits.memory.what_to_lower(options);
-        return Err(Error::setting("memory-gib", what, format!("{lower}, or allow more with --memory-gib")));
+        let what = format!("the run needs at least {}, allowed are {}", size(fits.memory.total), size(budget));
+        let hint = fits.memory.what_to_lower(options, "allow more with --memory-gib");
+        return Err(Error::setting("memory-gib", what, hint));
     }
     while too_many - fits.memory.kept_blocks > 1 {
         let middle = keeping((fits.memory.kept_blocks + too_many) / 2);

@@ -1,7 +1,7 @@
 //! A step shared out among workers that have no memory in common, as a browser's have not: the rows of each micro-batch
-//! are cut into parts, a worker sums the gradients of its parts, and who has the optimizer adds the sums, in the workers'
-//! order. So the bits depend on the number of workers alone, and not on who computed what and when: the share of a worker
-//! that is late or lost is computed by another, to the same bits.
+//! are cut into parts, a worker sums the gradients of its parts, and who has the optimizer adds the sums, in the
+//! workers' order. So the bits depend on the number of workers alone, and not on who computed what and when: the share
+//! of a worker that is late or lost is computed by another, to the same bits.
 
 use super::options::TrainOptions;
 use crate::data::Batches;

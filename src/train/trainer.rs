@@ -485,8 +485,8 @@ impl Trainer {
         (self.step, self.best, self.start) = (state.step, state.best, None);
     }
 
-    /// Begins anew with other data, learning rate and steps (warming up, and all), in the buffers of this run: the same as
-    /// a new run of the same shapes.
+    /// Begins anew with other data, learning rate and steps (warming up, and all), in the buffers of this run: the same
+    /// as a new run of the same shapes.
     pub fn restart(&mut self, base: &mut Base, initial: Vec<f32>, batches: Batches, lr: f64, steps: (u64, u64)) {
         let (warmup, steps) = steps;
         let moments = Moments::zeros(self.options.optim, self.adapter.len);
@@ -541,7 +541,7 @@ impl Trainer {
 
 /// What to run instead of what a device had no room for.
 fn instead(memory: &MemoryPlan, options: &TrainOptions) -> String {
-    format!("{}, or take a smaller model", memory.what_to_lower(options))
+    memory.what_to_lower(options, "take a smaller model")
 }
 
 fn supervised(window: &[Batch]) -> u64 {

@@ -87,8 +87,8 @@ impl Session {
         Ok(json(&probe.map_err(thrown)?))
     }
 
-    /// `TaskReport` of the adapter on the model, beside the base and a constant answer where they are asked for. `data`:
-    /// `DataText`; `options`: `TaskOptions`.
+    /// `TaskReport` of the adapter on the model, beside the base and a constant answer where they are asked for.
+    /// `data`: `DataText`; `options`: `TaskOptions`.
     pub async fn assess(&mut self, data: String, options: String, progress: Option<Function>) -> Outcome<String> {
         let data: DataText = parse("data", &data)?;
         let options: TaskOptions = parse("options", &options)?;

@@ -152,9 +152,10 @@ impl Session {
 
 #[wasm_bindgen]
 impl Session {
-    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, measure, workers, workers_gib }`; `progress(done, total)` in
-    /// bytes. Where there is something to measure, `kept(gpu)` is asked what `newly_tuned` gave on this GPU, and promises it,
-    /// "" where there is nothing yet, or null where nothing can be kept: then nothing is measured.
+    /// `files`: `{ name, blob }[]`; `options`: `{ device, name, measure, workers, workers_gib }`;
+    /// `progress(done, total)` in bytes. Where there is something to measure, `kept(gpu)` is asked what `newly_tuned`
+    /// gave on this GPU, and promises it, "" where there is nothing yet, or null where nothing can be kept: then
+    /// nothing is measured.
     pub async fn create(
         files: Array,
         options: JsValue,
@@ -251,8 +252,8 @@ impl Session {
         self.0.parameters().await.map_err(thrown)
     }
 
-    /// Computes the share whose turn it is; `of` ("step" or "validation") is the work to come. `step` and `validate` do so
-    /// for all shares that nobody has brought.
+    /// Computes the share whose turn it is; `of` ("step" or "validation") is the work to come. `step` and `validate` do
+    /// so for all shares that nobody has brought.
     pub async fn compute_share(&mut self, of: String) -> Outcome<()> {
         self.0.compute_share(parse("of", &json(&of))?).await.map_err(thrown)
     }
@@ -262,7 +263,8 @@ impl Session {
         self.0.add_share(parse("of", &json(&of))?, share).map_err(thrown)
     }
 
-    /// As a helper: a worker's share of step `step` (from 0), or of the validation, of the run that was started here as there.
+    /// As a helper: a worker's share of step `step` (from 0), or of the validation, of the run that was started here as
+    /// there.
     pub async fn share_of(&mut self, of: String, step: f64, params: Vec<f32>, worker: usize) -> Outcome<Vec<f32>> {
         self.0.share_of(parse("of", &json(&of))?, step as u64, &params, worker).await.map_err(thrown)
     }
@@ -314,7 +316,8 @@ impl Session {
         json(&self.0.use_best())
     }
 
-    /// `GeneratedText[]` for `Prompt[]`. `on_text(prompt, piece)` gets text as it comes; where it returns false that prompt ends.
+    /// `GeneratedText[]` for `Prompt[]`. `on_text(prompt, piece)` gets text as it comes; where it returns false that
+    /// prompt ends.
     pub async fn generate(&mut self, prompts: String, options: String, on_text: Option<Function>) -> Outcome<String> {
         let prompts: Vec<Prompt> = parse("prompts", &prompts)?;
         let GenerateOptions { sampling, adapter, chat } = parse("options", &options)?;
@@ -351,7 +354,8 @@ impl Session {
         Ok(named_bytes(&self.0.exported(format, &tuned).await.map_err(thrown)?))
     }
 
-    /// `Agreement` of exported files, read back, with the adapter on the model; an error where they are another adapter.
+    /// `Agreement` of exported files, read back, with the adapter on the model; an error where they are another
+    /// adapter.
     pub async fn check_adapter(&mut self, files: Array) -> Outcome<String> {
         Ok(json(&self.0.check_adapter(&bytes(&files)?).await.map_err(thrown)?))
     }
@@ -362,7 +366,8 @@ impl Session {
         Ok(self.0.merged_size(&target).await.map_err(thrown)? as f64)
     }
 
-    /// `Agreement` of a merged model's files, `{ name, blob }[]`, with the live model; `target`: `MergeTarget`. Loads it.
+    /// `Agreement` of a merged model's files, `{ name, blob }[]`, with the live model; `target`: `MergeTarget`. Loads
+    /// it.
     pub async fn check_merged(&mut self, files: Array, target: JsValue) -> Outcome<String> {
         let target = MergeTarget::parse(&target)?;
         let files = ModelFiles::from_sources("the merged model", blobs(&files)?).await.map_err(thrown)?;
@@ -374,8 +379,8 @@ impl Session {
         session::modelfile(&gguf, &self.0.tokenizer)
     }
 
-    /// The base with the adapter added in; `target`: `MergeTarget`. `sink(name, bytes)` gets the files' pieces, one file
-    /// after the other, and may return a promise.
+    /// The base with the adapter added in; `target`: `MergeTarget`. `sink(name, bytes)` gets the files' pieces, one
+    /// file after the other, and may return a promise.
     pub async fn merged(&mut self, target: JsValue, sink: Function) -> Outcome<()> {
         let target = MergeTarget::parse(&target)?;
         let mut refused = None;
@@ -395,8 +400,8 @@ impl Session {
         merged.map_err(|error| refused.unwrap_or_else(|| thrown(error)))
     }
 
-    /// Puts an adapter, `{ name, bytes }[]` in the layout of PEFT, llama.cpp or mlx-lm, on the model, in place of the one
-    /// before. Returns what is to be said of one that was tuned on another base, as errors are thrown; else null.
+    /// Puts an adapter, `{ name, bytes }[]` in the layout of PEFT, llama.cpp or mlx-lm, on the model, in place of the
+    /// one before. Returns what is to be said of one that was tuned on another base, as errors are thrown; else null.
     pub async fn load_adapter(&mut self, files: Array) -> Outcome<JsValue> {
         let files = bytes(&files)?;
         let tuned_on = adapter::base_sha256(&files).await.map_err(thrown)?;

@@ -34,7 +34,7 @@ const STRIPPING_NAMES: [&str; 2] = ["phi-3", "phi3"];
 pub(super) const OF_STRIPPING: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
 fn strips(name: &str) -> bool {
-    let name = name.to_lowercase();
+    let name = name.to_ascii_lowercase();
     STRIPPING_NAMES.iter().any(|part| name.contains(part))
 }
 
@@ -47,9 +47,20 @@ pub(super) fn is_stripping(token: &str) -> bool {
 pub(super) fn named(name: &str, stripping: bool) -> String {
     match (strips(name), stripping) {
         (false, true) => format!("Phi-3 {name}"),
-        (true, false) => name.to_lowercase().replace("phi-3", "phi 3").replace("phi3", "phi 3"),
+        (true, false) => apart(name),
         _ => name.into(),
     }
+}
+
+/// A name with a space before the 3 of each [`STRIPPING_NAMES`] in it: "My-Phi-3" becomes "My-Phi 3".
+fn apart(name: &str) -> String {
+    let mut name = name.to_string();
+    for part in STRIPPING_NAMES {
+        while let Some(at) = name.to_ascii_lowercase().find(part) {
+            name.replace_range(at + "phi".len()..at + part.len() - 1, " ");
+        }
+    }
+    name
 }
 
 /// [`named`] for a model whose text is to be read as the base's is.
@@ -219,8 +230,8 @@ impl Split {
 
 fn split(gguf: &Gguf) -> Result<Split> {
     let name = gguf.optional("tokenizer.ggml.pre", Gguf::str)?.unwrap_or("missing");
-    // Two names of one rule. "default" is none: what a converter writes that does not know the rule, and llama.cpp's own
-    // is not GPT-2's.
+    // Two names of one rule. "default" is none: what a converter writes that does not know the rule, and llama.cpp's
+    // own is not GPT-2's.
     let known = if name == "starcoder" { "smollm" } else { name };
     Split::ALL.into_iter().find(|split| split.name() == known).ok_or_else(|| {
         let what = format!("pre-tokenizer '{name}' (tokenizer.ggml.pre)");

@@ -283,8 +283,8 @@ fn steps_are_those_of_bitsandbytes() {
     }
 }
 
-/// A number with a small gradient beside large ones, which then has none: its second moment is far below the lowest value of
-/// a code above 0, and its steps must be none the larger for that.
+/// A number with a small gradient beside large ones, which then has none: its second moment is far below the lowest
+/// value of a code above 0, and its steps must be none the larger for that.
 #[test]
 fn small_moments_beside_large_ones_take_no_large_steps() {
     let mut theta = vec![0.0; 8];

@@ -1,8 +1,8 @@
 //! Runs kernels on made-up buffers with every executor and compares.
 //!
-//! A [`Suite`] is one plan; each case is a sequence of it with its own buffers. Every buffer is followed by guard words:
-//! NaN behind inputs, so that reading too far spoils the result, and a sentinel behind outputs, so that writing too far
-//! shows. What a kernel must overwrite starts as NaN.
+//! A [`Suite`] is one plan; each case is a sequence of it with its own buffers. Every buffer is followed by guard
+//! words: NaN behind inputs, so that reading too far spoils the result, and a sentinel behind outputs, so that writing
+//! too far shows. What a kernel must overwrite starts as NaN.
 
 use crate::common::tolerance::{DIFFERENCES, EXACT, HALF, STEP, Tolerance};
 use luthier::cpu::{Cpu, Twin};
@@ -158,7 +158,8 @@ impl Suite {
         }
     }
 
-    /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in [`Suite::check`].
+    /// The shaders that measuring chose, by step, on a GPU that measures; its outputs are compared as in
+    /// [`Suite::check`].
     pub fn check_tuned(&self, halves: bool) -> BTreeMap<String, String> {
         let Some(mut gpu) = crate::common::gpu_with(halves) else { return BTreeMap::new() };
         let want = self.run_cpu::<f64>();

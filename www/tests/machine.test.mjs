@@ -10,6 +10,7 @@ setUp();
 
 const AGENTS = {
   firefox: "Mozilla/5.0 (X11; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0",
+  firefoxOnWindows: "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:144.0) Gecko/20100101 Firefox/144.0",
   safari: "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Safari/605.1.15",
   edge: "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/112.0.0.0 Safari/537.36 Edg/112.0.0.0",
   android: "Mozilla/5.0 (Linux; Android 10; K) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36",
@@ -24,6 +25,8 @@ const CASES = [
   ["no API in an older Safari", { gpu: "none", agent: AGENTS.safari }, "absent", /no WebGPU.*Safari has WebGPU since 26.*update the system/s],
   ["no API in an older Edge", { gpu: "none", agent: AGENTS.edge }, "absent", /no WebGPU.*Update: Chrome and Edge/s],
   ["no adapter on Linux", { gpu: null }, "no_adapter", /no graphics device.*Unsafe WebGPU Support.*chrome:\/\/gpu.*Meanwhile/s],
+  ["no adapter in Firefox", { gpu: null, agent: AGENTS.firefoxOnWindows }, "no_adapter", /no graphics device(?!.*chrome:).*about:support.*Meanwhile/s],
+  ["no adapter in Safari", { gpu: null, agent: AGENTS.safari }, "no_adapter", /no graphics device(?!.*(chrome|about):).*Low Power Mode.*Meanwhile/s],
   ["no adapter on Android", { gpu: null, agent: AGENTS.android }, "no_adapter", /no graphics device.*Android 12/s],
   ["an adapter that throws", { gpu: "throws" }, "no_adapter", /no graphics device/],
   ["a software adapter", { gpu: adapter({}, { description: "SwiftShader Device" }) }, "software", /in software only \(SwiftShader Device\).*CPU path is faster/s],
@@ -123,7 +126,7 @@ test("memory is green, amber or red by what may be used, and red says what to lo
   assert.equal(await page.locator("[data-error]").count(), 0);
   await allow(0.9);
   await page.locator('[data-memory="too large"]').waitFor();
-  await page.locator("[data-error]").filter({ hasText: /needs at least 0\.\d\d GiB, allowed are 0\.\d\d/ }).waitFor();
+  await page.locator("[data-error]").filter({ hasText: /needs at least \d+\.\d MiB, allowed are \d+\.\d MiB/ }).waitFor();
   assert.equal(await page.locator("#memory-title").textContent(), total, "the smallest there is");
   await allow(2);
   await page.locator("[data-error]").waitFor({ state: "detached" });

@@ -2,6 +2,7 @@
 // and adapters that know the base they were tuned on.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { goTo, openApp, phase, settings } from "./support/app.mjs";
 import { facadePage } from "./support/browser.mjs";
@@ -149,15 +150,31 @@ test("what merging into a quantised base rounds away is kept in the base that it
   await offer.getByText(`merge into ${BASE}`).waitFor();
   assert.equal(await offer.getByRole("link").getAttribute("href"), "models.html?model=smollm2-135m-instruct");
 
-  await made.evaluate(async (name) => {
+  const store = (name, config) => made.evaluate(async ([name, config]) => {
     const names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    const blob = async (name) => ({ name, blob: await (await fetch(`models/nano/${name}`)).blob() });
+    const change = async (blob) => new Blob([JSON.stringify({ ...JSON.parse(await blob.text()), ...config })]);
+    const blob = async (name) => {
+      const blob = await (await fetch(`models/nano/${name}`)).blob();
+      return { name, blob: name === "config.json" ? await change(blob) : blob };
+    };
     await Luthier.storeModel({ name, files: await Promise.all(names.map(blob)) });
-  }, BASE);
+  }, [name, config]);
   // As when somebody comes back from the page of models.
-  await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  const comesBack = () => page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  await store(BASE, { hidden_size: 1024 });
+  await comesBack();
+  await offer.getByRole("button", { name: "Open it with this adapter" }).click();
+  await page.locator('main [data-error="mismatch"]').waitFor();
+  await page.getByText(`On ${QUANTISED}:`).waitFor();
+  await merge("q4_1");
+  await offer.getByRole("button", { name: "Open it with this adapter" }).waitFor();
+  await made.evaluate((name) => Luthier.deleteModel(name), BASE);
+  await store(BASE, {});
+  await comesBack();
   await offer.getByRole("button", { name: "Open it with this adapter" }).click();
   await page.getByText(`On ${BASE}:`).waitFor();
+  const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#download-run").click()]);
+  assert.match(readFileSync(await download.path(), "utf8"), new RegExp(QUANTISED), "the run that it was learned in is still known");
   assert.equal(await page.locator("[data-checked]").count(), 0, "what was said of another model is gone");
   await merge("f16");
   assert.equal(await page.getByText("Rounding has taken away").count(), 0);

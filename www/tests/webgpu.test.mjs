@@ -71,7 +71,7 @@ test("a GPU without room for the run is said to be so, with what to lower, in th
   await page.locator("#train-now").click();
   await phase(page, "failed");
   const alert = page.locator('[data-error="out_of_memory"]');
-  await alert.getByText(/no room for 0\.\d\d GiB on the GPU: .*Out of Memory/i).waitFor();
+  await alert.getByText(/no room for \d+\.\d MiB on the GPU: .*Out of Memory/i).waitFor();
   await alert.getByText("lower “Batch”, “Row length” or “Kept blocks”, set “Kept as” to bf16, or take a smaller model").waitFor();
   await page.locator("#train-again").click();
   await page.getByRole("heading", { name: "Settings" }).waitFor();

@@ -88,6 +88,13 @@ fn commands(page: &str) -> Vec<String> {
 
 /// The commands for `sh`, each shown before it is run.
 fn script(commands: &[String], given: &Given) -> Outcome<String> {
+    if commands.is_empty() {
+        return Err("its page has no line that begins with `$`".into());
+    }
+    if let (Some(source), false) = (&given.source, commands.iter().any(|c| c.starts_with("SOURCE="))) {
+        let source = source.display();
+        return Err(format!("--source {source}: its page has no `SOURCE=`, its data are our own; leave it out").into());
+    }
     let here = std::env::current_exe()?;
     // Nothing is parted at spaces but what the page parts.
     let mut lines = vec!["IFS=".to_string()];
@@ -112,9 +119,6 @@ fn script(commands: &[String], given: &Given) -> Outcome<String> {
         lines.push(format!("printf '$ %s\\n' {}", quoted(&line)));
         let line = line.replace(" demo/", &format!(" {}/", quoted(&root().join("demo").display().to_string())));
         lines.push(line.replace("cargo xtask ", &format!("{} ", quoted(&here.display().to_string()))));
-    }
-    if commands.is_empty() {
-        return Err("its page has no line that begins with `$`".into());
     }
     Ok(lines.join("\n"))
 }
@@ -151,6 +155,13 @@ mod tests {
     }
 
     #[test]
+    fn data_are_given_only_where_a_page_asks_for_them() {
+        let given = Given { source: Some("elsewhere".into()), model: None };
+        let refused = script(&["luthier train --data demo/a.jsonl".into()], &given).unwrap_err().to_string();
+        assert!(refused.contains("--source elsewhere") && refused.contains("leave it out"), "{refused}");
+    }
+
+    #[test]
     fn every_recipe_is_made_of_commands_that_are_known() {
         let all = names();
         assert!(all.len() >= 10, "{all:?}");
@@ -161,6 +172,8 @@ mod tests {
             for command in &commands {
                 let known = ["SOURCE=", "cargo xtask recipe-data ", "luthier ", "head ", "tail "];
                 assert!(known.iter().any(|start| command.starts_with(start)), "{name}: {command}");
+                // `sh -e` goes on where the first of two that are joined so fails.
+                assert!(![" && ", " || ", "; "].iter().any(|join| command.contains(join)), "{name}: {command}");
             }
             assert!(
                 page.contains(&format!("cargo xtask recipe {name}")),

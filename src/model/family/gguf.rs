@@ -1,7 +1,7 @@
 //! A model's keys in a GGUF file, for a model that came without.
 //!
-//! Of most settings there is no key: readers take them for granted, and what they take for granted of a family stands in
-//! its `from_gguf`. So the keys are read back here, and a model that would come out as another one is refused.
+//! Of most settings there is no key: readers take them for granted, and what they take for granted of a family stands
+//! in its `from_gguf`. So the keys are read back here, and a model that would come out as another one is refused.
 
 use super::keys::{GgufKeys, activation_name, decimal};
 use crate::error::{Error, Result};

@@ -1,13 +1,13 @@
 //! Products in f32 on AMX, the matrix unit of Intel's servers since Sapphire Rapids, which multiplies bf16 at sixteen
 //! times the rate of AVX-512.
 //!
-//! A float is the sum of three bf16, exactly: a = a₀ + a₁ + a₂, each at most 2⁻⁸ of the one before. Of the nine products
-//! of two floats' parts six are summed, in f32: a₂b₀ + a₁b₀ + a₁b₁ + a₀b₁ + a₀b₂ + a₀b₀. The others are below 2⁻²³ of
-//! the term, so this is f32, at half again the rate of AVX-512. A weight in bf16 is b₀ alone, and one in f16 or of four
-//! bits b₀ + b₁: then three or five products are all there are, at up to three times its rate.
+//! A float is the sum of three bf16, exactly: a = a₀ + a₁ + a₂, each at most 2⁻⁸ of the one before. Of the nine
+//! products of two floats' parts six are summed, in f32: a₂b₀ + a₁b₀ + a₁b₁ + a₀b₁ + a₀b₂ + a₀b₀. The others are below
+//! 2⁻²³ of the term, so this is f32, at half again the rate of AVX-512. A weight in bf16 is b₀ alone, and one in f16 or
+//! of four bits b₀ + b₁: then three or five products are all there are, at up to three times its rate.
 //!
-//! Operands are stored as the unit loads them, tile by tile: 16 rows of 16 words for each part of the numbers. A word is
-//! two neighbours along k. A tile of A holds 16 rows and 32 columns, one of B 32 rows and 16 columns.
+//! Operands are stored as the unit loads them, tile by tile: 16 rows of 16 words for each part of the numbers. A word
+//! is two neighbours along k. A tile of A holds 16 rows and 32 columns, one of B 32 rows and 16 columns.
 
 use super::Mat;
 use super::x86::transpose;
@@ -260,7 +260,8 @@ macro_rules! add_product {
     };
 }
 
-/// `sums[32][32] = old·sums + a · b` over `k` (not 0) for two strips of A and two of B with so many parts. Small products first.
+/// `sums[32][32] = old·sums + a · b` over `k` (not 0) for two strips of A and two of B with so many parts. Small
+/// products first.
 ///
 /// # Safety
 /// After [`begin`].

@@ -1,9 +1,9 @@
 //! Products of matrices on the processor: tiles in registers over panels of B packed for them.
 //!
 //! B is packed into panels as wide as a tile, so that the tile's loop reads it in one stream: packing is also where a
-//! weight is unpacked and transposed. Products of a few rows read B where it lies. So is A, always, but on AMX, where it
-//! is packed once for all of B. A low-rank term is more columns of A and rows of B. Every element of a product is one
-//! chain of additions along k, whatever the tile, panel or thread it falls into.
+//! weight is unpacked and transposed. Products of a few rows read B where it lies. So is A, always, but on AMX, where
+//! it is packed once for all of B. A low-rank term is more columns of A and rows of B. Every element of a product is
+//! one chain of additions along k, whatever the tile, panel or thread it falls into.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -189,7 +189,8 @@ impl<'a, F: Float> Left<'a, F> {
     }
 
     /// `out = scale · (A · B + the term)`, and what `plus` names, for the block of rows from `row` on and columns from
-    /// `col` of the factor on. `lay` packs rows of B, which is taken in pieces of at most `piece` rows (a multiple of 32).
+    /// `col` of the factor on. `lay` packs rows of B, which is taken in pieces of at most `piece` rows (a multiple of
+    /// 32).
     pub fn multiply(
         &self,
         out: &mut Rect<F>,

@@ -1,5 +1,5 @@
-//! The innermost loop of a product: a tile of it in registers. One body for every instruction set; what differs is how a
-//! vector is loaded, stored and multiplied, and how many of them a processor holds.
+//! The innermost loop of a product: a tile of it in registers. One body for every instruction set; what differs is how
+//! a vector is loaded, stored and multiplied, and how many of them a processor holds.
 
 #![expect(clippy::needless_range_loop, reason = "arrays of registers that iterators own go through memory")]
 

@@ -63,7 +63,8 @@ pub(super) fn transpose(rows: &mut [__m512i; 16]) {
     }
 }
 
-/// Rows of up to 16 columns from `part`, columns of `k` floats one after the other, `ld` apart, into rows `width` apart.
+/// Rows of up to 16 columns from `part`, columns of `k` floats one after the other, `ld` apart, into rows `width`
+/// apart.
 ///
 /// # Safety
 /// The processor has AVX-512.

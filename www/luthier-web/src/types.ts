@@ -165,7 +165,7 @@ export interface Summary {
   /** Those that each step is dealt to: see {@link TrainOptions}. */
   workers: number;
   memory: MemoryPlan;
-  /** What the run could do with less of, where memory is short; options are named as on the command line. */
+  /** What to do where memory is short: a half sentence; options are named as on the command line. */
   lower: string;
 }
 

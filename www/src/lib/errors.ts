@@ -15,9 +15,16 @@ export const problem = (code: string, message: string, hint = ""): LuthierErrorD
 
 const NAMES: Record<string, string | undefined> = { ...TITLES, device: "Device", minutes: "Time" };
 
+const PHRASES: [engine: string, here: string][] = [
+  ["with `luthier inspect data`", "on the Data step"],
+  ["name the columns with --prompt-column and --completion-column, or --text-column", "say which columns they are, below"],
+  // The step says what is written by the same words: “Hugging Face folder”.
+  [" (--format hf)", ""],
+];
+
 /** The engine speaks as its command line does; here things are called as the page calls them. */
 export const inWords = (text: string): string =>
-  text.replace("with `luthier inspect data`", "on the Data step").replace("name the columns with --prompt-column and --completion-column, or --text-column", "say which columns they are, below").replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
+  PHRASES.reduce((said, [engine, here]) => said.replace(engine, here), text).replace(/--([a-z]+(?:-[a-z]+)*)/g, (flag, name: string) => {
     const title = NAMES[name.replaceAll("-", "_")];
     return title ? `“${title}”` : flag;
   });

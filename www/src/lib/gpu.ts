@@ -101,13 +101,19 @@ const ABSENT: Record<Browser, string> = {
 };
 
 const NO_ADAPTER: Record<System, string> = {
-  linux: "On Linux, Chrome uses WebGPU by itself with Intel graphics of the 12th generation on. Else open chrome://flags, "
+  linux: "On Linux, Chrome uses WebGPU by itself with Intel graphics of the 12th generation on. Else open chrome://flags there, "
     + "enable “Unsafe WebGPU Support” and “Vulkan”, and restart it.",
   windows: "Update the graphics driver, and see that “graphics acceleration” is on in the browser's settings.",
   macos: "See that “graphics acceleration” is on in the browser's settings, and that Low Power Mode is off.",
   android: "WebGPU needs Android 12 and a Qualcomm, ARM or newer PowerVR graphics chip.",
   ios: "Turn Lockdown Mode off for this page, and Low Power Mode off.",
   other: "See that “graphics acceleration” is on in the browser's settings, and update the graphics driver.",
+};
+
+/** Where a browser says why it offers no device. */
+const WHY: Partial<Record<Browser, string>> = {
+  chrome: "chrome://gpu says why.",
+  firefox: "about:support says why, under “Graphics”.",
 };
 
 const CPU_MEANWHILE = "Meanwhile training goes on the CPU (WebAssembly, on all cores but one): fine for nano, slow for larger models.";
@@ -127,7 +133,7 @@ export function advice(report: GpuReport, where = whichBrowser()): Advice | null
     case "no_adapter":
       return {
         title: "The browser has WebGPU, but offers no graphics device.",
-        advice: [NO_ADAPTER[where.system], "chrome://gpu says why, in Chrome and Edge.", CPU_MEANWHILE],
+        advice: [NO_ADAPTER[where.system], WHY[where.browser], CPU_MEANWHILE].filter((tip) => tip !== undefined),
       };
     case "software":
       return {

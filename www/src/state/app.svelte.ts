@@ -58,7 +58,7 @@ export interface Tuned {
   /** What the engine keeps it under. */
   name: string;
   from: "run" | "file" | "history";
-  /** Of the stored run it came from. */
+  /** Of the run it came from, where that is stored: there it stays, whatever becomes of the model. */
   id?: string;
   label: string;
   method: Method;

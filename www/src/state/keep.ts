@@ -6,7 +6,7 @@ import { nowOn } from "./adapters";
 import { announce } from "./announce.svelte";
 import { type Tuned, app, guarded } from "./app.svelte";
 import { adapterName, forgetRun, labelOf } from "./run.svelte";
-import { openNamed } from "./model";
+import { openInstead, openNamed } from "./model";
 
 /** What files are called after: letters that every file system takes. */
 export const fileStem = (): string =>
@@ -38,7 +38,7 @@ export const downloadAdapter = (format: AdapterFormat): Promise<void> =>
 
 export const downloadRun = (): Promise<void> =>
   exported("The run file", async (api) => {
-    const text = await (app.tuned?.id ? Luthier.runRecord(app.tuned.id) : api.exportRun());
+    const text = await (app.tuned?.from === "history" && app.tuned.id ? Luthier.runRecord(app.tuned.id) : api.exportRun());
     download("run.json", new Blob([text], { type: "application/json" }));
   });
 
@@ -68,7 +68,7 @@ export async function downloadMerged(target: MergeTarget, size: number): Promise
 
 /**
  * Opens another base, of those kept in this browser, with the adapter that is on this one: what is merged into weights that
- * were never rounded stays as it is.
+ * were never rounded stays as it is. Where that base cannot be opened, this one comes back, and the adapter with it.
  */
 export async function carryTo(base: string): Promise<void> {
   const { api, tuned } = app;
@@ -77,14 +77,17 @@ export async function carryTo(base: string): Promise<void> {
   const taken = await guarded("keep", async () => {
     ({ files } = await api.exportAdapter("peft", fileStem()));
   });
-  if (!taken || !(await openNamed(base))) return;
+  if (!taken) return;
+  const refused = await openInstead(base);
   await guarded("keep", async () => {
-    if (!app.api) return;
+    // Nothing was closed, or nothing could be opened.
+    if (!app.api || app.api === api) return;
     // That it was learned on another base is what was asked for.
     await app.api.importPeft(files);
-    await arrived(app.api, { name: "file 1", from: "file", label: tuned.label, method: tuned.method, stem: tuned.stem });
-    announce(`The adapter is on ${base}.`);
+    await arrived(app.api, { ...tuned, ...(tuned.id ? { from: "history" } : { from: "file", name: "file 1" }) });
+    announce(`The adapter is on ${app.model?.name}.`);
   });
+  if (refused) app.errors.keep = refused;
 }
 
 /** A stored run's adapter as a file. */

@@ -1,6 +1,6 @@
 /** Opening, keeping and deleting models. */
 
-import { type DeviceInfo, Luthier, type ModelFiles, type StoredModel } from "luthier-web";
+import { type DeviceInfo, Luthier, type LuthierErrorData, type ModelFiles, type StoredModel } from "luthier-web";
 import { asError, problem } from "../lib/errors";
 import { modelOf } from "../lib/files";
 import { bytes } from "../lib/format";
@@ -49,6 +49,16 @@ export async function openNamed(name: string, sha256: string | null = null): Pro
   app.errors.model = problem("data", `${what}.`, "Download it, or choose its files, below; then go on.");
   app.step = "model";
   return false;
+}
+
+/** Opens another model in place of the open one, which comes back where that fails: then it says why. */
+export async function openInstead(name: string): Promise<LuthierErrorData | null> {
+  const [before, local] = [reopen, app.local];
+  if (await openNamed(name)) return null;
+  const why = app.errors.model ?? problem("cancelled", `${name} was not opened.`);
+  // Unless it was never closed, or somebody opens yet another one.
+  if (!app.model && !app.opening && (await before?.())) app.local = local;
+  return why;
 }
 
 export async function changeDevice(): Promise<void> {

@@ -282,7 +282,8 @@ function nowTuned(): void {
   const { best, step } = run.outcome ?? { best: null, step: run.at };
   const from = run.choice === "best" ? (best?.step ?? step) : step;
   const name = adapterName(run.id ?? "run", run.choice);
-  nowOn({ name, from: "run", label: labelOf(run.dataName, from), method: run.options.method ?? "lora", stem: run.stem }, run.probes);
+  const id = run.stored && run.id ? { id: run.id } : {};
+  nowOn({ name, from: "run", ...id, label: labelOf(run.dataName, from), method: run.options.method ?? "lora", stem: run.stem }, run.probes);
   void guarded("train", async () => app.api?.keepAdapter(name));
 }
 

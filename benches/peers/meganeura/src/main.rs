@@ -1,5 +1,5 @@
-//! meganeura: a training step of SmolLM2-135M's shape on Vulkan or Metal, all parameters, one row of tokens, Adam. It has
-//! no LoRA and no batches. One JSON line.
+//! meganeura: a training step of SmolLM2-135M's shape on Vulkan or Metal, all parameters, one row of tokens, Adam. It
+//! has no LoRA and no batches. One JSON line.
 //!
 //! `peer-meganeura [KEY=VALUE ...]` with the keys of [`setup`].
 
