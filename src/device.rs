@@ -55,8 +55,8 @@ impl Device {
         Device::open_with(choice, false).await
     }
 
-    /// `fp16`: products keep their factors as halves, on matrix units where the GPU has them and they are right. Sums, and
-    /// everything beside products, stay f32. Nothing but a GPU that computes with halves will do then.
+    /// `fp16`: products keep their factors as halves, on matrix units where the GPU has them and they are right. Sums,
+    /// and everything beside products, stay f32. Nothing but a GPU that computes with halves will do then.
     pub async fn open_with(choice: DeviceChoice, fp16: bool) -> Result<Device> {
         let device = Device::found(choice, fp16).await?;
         if fp16 && !device.fp16() {

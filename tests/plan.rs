@@ -179,7 +179,8 @@ fn slot_bytes(plan: &Plan) -> u64 {
     memory.slots.iter().map(|s| s.len as u64 * 4).sum()
 }
 
-/// The plan of a Llama of so many layers with LoRA on all linears, its "evaluate" and "train", and the adapter's length.
+/// The plan of a Llama of so many layers with LoRA on all linears, its "evaluate" and "train", and the adapter's
+/// length.
 fn llama(layers: usize, keep: Keep) -> (Plan, [SequenceId; 2], usize) {
     let spec = ModelSpec {
         vocab: 32,

@@ -190,8 +190,8 @@ struct DeviceArg {
     /// Where to compute: auto takes a real GPU, else the CPU; gpu takes a software one too.
     #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, value_name = "auto|gpu|cpu")]
     device: DeviceChoice,
-    /// Let products keep their factors as halves (11 bits; sums stay f32), on matrix units where the GPU has them: faster
-    /// on many GPUs, less exact on all.
+    /// Let products keep their factors as halves (11 bits; sums stay f32), on matrix units where the GPU has them:
+    /// faster on many GPUs, less exact on all.
     #[arg(long)]
     fp16: bool,
 }

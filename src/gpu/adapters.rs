@@ -17,7 +17,7 @@ pub struct AdapterFacts {
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
     pub shader_f16: bool,
-    /// Matrix units that multiply halves and add up floats: rows and columns of what they multiply; 0 where there are none.
+    /// Rows and columns of what matrix units multiply that take halves and add up floats; 0 where there are none.
     pub fragment: u32,
     #[serde(skip)]
     pub style: Style,
@@ -107,8 +107,8 @@ fn rank(f: &AdapterFacts) -> u8 {
 
 /// Opens the best adapter. A software GPU is taken only where `software` allows it; `None` when there is nothing.
 ///
-/// With `fp16` shaders may keep their tiles as halves, where the GPU has them ([`Gpu::halves`]). Sums stay f32, but what is
-/// multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
+/// With `fp16` shaders may keep their tiles as halves, where the GPU has them ([`Gpu::halves`]). Sums stay f32, but what
+/// is multiplied keeps 11 bits, and is at most 65504: a product is off by about a thousandth of its size.
 pub async fn open(software: bool, fp16: bool) -> Result<Option<Gpu>> {
     let mut candidates = adapters().await;
     candidates.retain(|(f, _)| software || !f.software);

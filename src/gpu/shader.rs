@@ -11,9 +11,9 @@
 //! #include NAME           puts in shaders/parts/NAME.wgsl, which shaders of one contract share
 //! ```
 //!
-//! `{m+j}` is the sum, and `{NAME}` a constant. Bounds are numbers or constants. Beside the shader's own constants there
-//! are SHARED, 1 where LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE, by
-//! whether halves are computed with.
+//! `{m+j}` is the sum, and `{NAME}` a constant. Bounds are numbers or constants. Beside the shader's own constants
+//! there are SHARED, 1 where LANES says that a subgroup shares its loads, and SINGLE, 1 elsewhere; and HALF and WHOLE,
+//! by whether halves are computed with.
 
 use crate::format::WeightFormat;
 use crate::plan::Shader;

@@ -194,8 +194,8 @@ impl Gpu {
             && step.bufs.iter().copied().enumerate().all(floats)
     }
 
-    /// What is to be compared with the plainest shader: the rule's choice, which the others must beat, then what is likely
-    /// to be fastest.
+    /// What is to be compared with the plainest shader: the rule's choice, which the others must beat, then what is
+    /// likely to be fastest.
     fn rivals(&self, step: &Step, plain: &Shader, by_rule: &Shader) -> Vec<&'static Shader> {
         let all = step.kernel.shaders.iter().filter(|s| !std::ptr::eq(*s, plain) && self.fits(s, step));
         let mut all: Vec<_> = all.collect();

@@ -44,8 +44,8 @@ pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
 // The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
-// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for; FRAG needs matrix
-// units of that size, and is taken where it was measured to be fast and right.
+// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for; FRAG needs
+// matrix units of that size, and is taken where it was measured to be fast and right.
 kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
     Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
@@ -249,8 +249,8 @@ pub fn backward(
     }
 }
 
-/// Brings gradients to where halves are exact, between 2⁻¹⁴ and 2¹⁵: those of a mean over n tokens are of the order of 1/n.
-/// Loss scaling (Micikevicius et al. 2018, Mixed Precision Training), within the product.
+/// Brings gradients to where halves are exact, between 2⁻¹⁴ and 2¹⁵: those of a mean over n tokens are of the order of
+/// 1/n. Loss scaling (Micikevicius et al. 2018, Mixed Precision Training), within the product.
 fn range(n: usize) -> f32 {
     n.next_power_of_two() as f32
 }
