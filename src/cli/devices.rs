@@ -33,5 +33,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
 fn line(gpu: &AdapterFacts) -> String {
     let software = if gpu.software { "; software: computes on the CPU, for tests" } else { "" };
     let (name, backend, driver) = (&gpu.name, &gpu.backend, &gpu.driver);
-    format!("--device gpu   {name}, {backend} ({driver}), bindings up to {}{software}", size(gpu.max_binding_bytes))
+    let fp16 = match (gpu.shader_f16, gpu.fragment) {
+        (false, _) => "no --fp16",
+        (true, 0) => "--fp16",
+        (true, _) => "--fp16 with matrix units",
+    };
+    let bindings = size(gpu.max_binding_bytes);
+    format!("--device gpu   {name}, {backend} ({driver}), bindings up to {bindings}, {fp16}{software}")
 }
