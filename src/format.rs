@@ -65,8 +65,16 @@ impl WeightFormat {
     }
 }
 
-fn half_of(word: u32, shift: u32) -> f32 {
-    f16::from_bits((word >> shift) as u16).to_f32()
+/// An f16 as f32, in arithmetic that compilers turn into SIMD; the conversion of `half` is a call.
+#[inline(always)]
+fn half_of(bits: u16) -> f32 {
+    let (sign, size) = ((bits as u32 & 0x8000) << 16, bits as u32 & 0x7fff);
+    let size = match size {
+        0..0x400 => size as i32 as f32 / (1 << 24) as f32, // no exponent: so many of the smallest
+        0x400..0x7c00 => f32::from_bits((size << 13) + ((127 - 15) << 23)),
+        _ => f32::from_bits(size << 13 | 0x7f80_0000), // infinite, or NaN
+    };
+    f32::from_bits(size.to_bits() | sign)
 }
 
 simd! {
@@ -79,20 +87,18 @@ pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
             }
         }
         WeightFormat::BF16 => {
-            for (o, &w) in out.chunks_exact_mut(2).zip(words) {
-                o[0] = F::of32(f32::from_bits(w << 16));
-                o[1] = F::of32(f32::from_bits(w & 0xffff_0000));
+            for (o, &h) in out.iter_mut().zip(bytemuck::cast_slice::<u32, u16>(words)) {
+                *o = F::of32(f32::from_bits((h as u32) << 16));
             }
         }
         WeightFormat::F16 => {
-            for (o, &w) in out.chunks_exact_mut(2).zip(words) {
-                o[0] = F::of32(half_of(w, 0));
-                o[1] = F::of32(half_of(w, 16));
+            for (o, &h) in out.iter_mut().zip(bytemuck::cast_slice::<u32, u16>(words)) {
+                *o = F::of32(half_of(h));
             }
         }
         WeightFormat::Q8_0 => {
             for (o, b) in out.chunks_exact_mut(BLOCK).zip(words.chunks_exact(9)) {
-                let d = half_of(b[0], 0);
+                let d = half_of(b[0] as u16);
                 let bytes: &[i8] = bytemuck::cast_slice(&b[1..]);
                 for (o, q) in o.iter_mut().zip(bytes) {
                     *o = F::of32(d * *q as f32);
@@ -101,13 +107,13 @@ pub fn unpack<F: Float>(format: WeightFormat, words: &[u32], out: &mut [F]) {
         }
         WeightFormat::Q4_0 | WeightFormat::Q4_1 => {
             for (o, b) in out.chunks_exact_mut(BLOCK).zip(words.chunks_exact(5)) {
-                let d = half_of(b[0], 0);
-                let m = if format == WeightFormat::Q4_0 { -8.0 * d } else { half_of(b[0], 16) };
+                // Hidden, or compilers make vectors of the values of several blocks, which they then gather one by one.
+                let d = std::hint::black_box(half_of(b[0] as u16));
+                let m = if format == WeightFormat::Q4_0 { -8.0 * d } else { half_of((b[0] >> 16) as u16) };
                 let q: [u8; 16] = bytemuck::cast([b[1], b[2], b[3], b[4]]);
-                let lo: [F; 16] = std::array::from_fn(|i| F::of32(d * (q[i] & 15) as f32 + m));
-                let hi: [F; 16] = std::array::from_fn(|i| F::of32(d * (q[i] >> 4) as f32 + m));
-                o[..16].copy_from_slice(&lo);
-                o[16..].copy_from_slice(&hi);
+                let (lo, hi) = o.split_at_mut(BLOCK / 2);
+                lo.iter_mut().zip(q).for_each(|(o, q)| *o = F::of32(d * (q & 15) as f32 + m));
+                hi.iter_mut().zip(q).for_each(|(o, q)| *o = F::of32(d * (q >> 4) as f32 + m));
             }
         }
     }
@@ -167,6 +173,17 @@ fn pack_q4_1(v: &[f32]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_are_those_of_the_half_crate() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (half_of(bits), f16::from_bits(bits).to_f32());
+            assert!(
+                ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(),
+                "{bits:04x}: {ours}, {theirs}"
+            );
+        }
+    }
 
     #[test]
     fn packed_values_come_back_within_half_a_step() {

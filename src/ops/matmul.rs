@@ -5,7 +5,7 @@
 
 use super::gain::Vector;
 use super::low_rank::{Factor, Factors, Lift};
-use super::product::{Left, Mat, Panels, Plus, Term};
+use super::product::{Left, Mat, Panels, Plus, Term, add_dots};
 use super::{Columns, kernel, par, params};
 use crate::format::{WeightFormat, unpack};
 use crate::num::Float;
@@ -322,6 +322,16 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
+    /// Asks for what [`Weight::with`] is about to read.
+    fn prefetch(&self, i: usize, rows: Range<usize>, cols: Range<usize>) {
+        if let Weight::Packed(words, format) = self {
+            let (stride, skip, some) = (format.words(i), format.words(cols.start), format.words(cols.len()));
+            rows.for_each(|row| {
+                simd::prefetch(words.get(row * stride + skip..).map_or(&[], |w| &w[..some.min(w.len())]))
+            });
+        }
+    }
+
     /// Packs rows × columns of the matrix: as rows of B, or as its columns where `transposed`.
     fn lay(
         &self,
@@ -332,10 +342,17 @@ impl<'a, F: Float> Weight<'a, F> {
         scratch: &Scratch<F>,
         panels: &mut Panels<F>,
     ) {
+        if let Weight::Packed(words, WeightFormat::BF16) = self
+            && transposed
+            && panels.lay_pairs(&words[rows.start * i / 2 + cols.start / 2..], i / 2)
+        {
+            return;
+        }
         for row in (rows.clone()).step_by(PART.0) {
             let some = row..(row + PART.0).min(rows.end);
             for col in cols.clone().step_by(PART.1) {
                 let (height, part) = (some.len(), col..(col + PART.1).min(cols.end));
+                self.prefetch(i, some.end..some.end + PART.0, part.clone());
                 let (down, across, width) = (row - rows.start, col - cols.start, part.len());
                 self.with(i, some.clone(), part, scratch, |values, ld| match transposed {
                     true => panels.lay((across, down), Mat::t(values, ld), (width, height)),
@@ -345,14 +362,13 @@ impl<'a, F: Float> Weight<'a, F> {
         }
     }
 
-    /// `y += scale · x · W[rows]ᵀ` for a few rows of x: a row of W is unpacked once and multiplied by all of them.
+    /// `y += scale · x · W[rows]ᵀ` for a few rows of x: some rows of W are unpacked and multiplied by all of them.
     fn times_few(&self, i: usize, rows: Range<usize>, x: &[F], scale: F, scratch: &Scratch<F>, y: &mut par::Rect<F>) {
-        for (c, row) in rows.enumerate() {
-            self.with(i, row..row + 1, 0..i, scratch, |w, _| {
-                for (r, x) in x.chunks_exact(i).take(y.rows).enumerate() {
-                    y.row(r)[c] += scale * simd::dot(x, w);
-                }
-            });
+        for first in rows.clone().step_by(FEW_COLS) {
+            let some = first..(first + FEW_COLS).min(rows.end);
+            self.prefetch(i, some.end..some.end + FEW_COLS, 0..i);
+            let mut y = y.part((0, first - rows.start), (y.rows, some.len()));
+            self.with(i, some, 0..i, scratch, |w, ld| add_dots(&mut y, i, x, w, [i, ld], scale));
         }
     }
 }
@@ -366,6 +382,9 @@ const INNER: usize = 1536;
 /// Up to so many rows of x, each row of W is unpacked once and multiplied by all of them: decoding.
 const FEW_ROWS: usize = 8;
 
+/// Rows of W unpacked at a time for them, so that they stay in the first cache.
+const FEW_COLS: usize = 8;
+
 fn forward_twin<F: Float>(call: &mut Call<F>) {
     let p: Params = call.params();
     let (n, i, o, ld, col) = (p.n as usize, p.i as usize, p.o as usize, p.ld as usize, p.col as usize);
@@ -373,6 +392,8 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let (start, term) = (Start::new(call, &p), Lift::term(call.f(2), p.t_ld, call.f(3), &p.factors));
     let (y, scratch, flops) = (call.f_mut(6), call.scratch, 2 * n * o * (i + term.rank));
     if n <= FEW_ROWS {
+        // A weight takes as long to fetch and to unpack as a few products.
+        let flops = flops.max(2 * FEW_ROWS / 2 * i * o);
         return par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
             start.fill(r0, c0, &mut y);
             w.times_few(i, c0 - col..c0 - col + y.cols, &x[r0 * i..], F::of32(p.scale), scratch, &mut y);

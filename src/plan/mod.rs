@@ -12,7 +12,7 @@ pub mod memory;
 use crate::format::WeightFormat;
 use crate::num::Float;
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 /// A buffer of a plan: a proxy, not memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -288,28 +288,52 @@ pub struct Call<'a, F: Float> {
     pub scratch: &'a Scratch<F>,
 }
 
-/// Working memory of twins, kept from step to step: tasks that run side by side each borrow a piece.
+/// Working memory of twins, kept from step to step: tasks that run side by side each borrow a piece. A thread gets back
+/// what it had before, which its core's cache still holds, and waits for no other.
 #[derive(Default)]
-pub struct Scratch<F>(Mutex<Vec<Vec<F>>>);
+pub struct Scratch<F>([Pieces<F>; THREADS]);
+
+/// On cache lines of their own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Pieces<F>(Mutex<Vec<Vec<F>>>);
+
+/// Threads with pieces of their own; beyond, some share them.
+const THREADS: usize = 32;
 
 impl<F: Float> Scratch<F> {
     /// Lends `len` elements with whatever was left in them.
     pub fn with<R>(&self, len: usize, f: impl FnOnce(&mut [F]) -> R) -> R {
-        let pieces = || self.0.lock().expect("no twin panics while it holds the lock");
-        let mut piece = pieces().pop().unwrap_or_default();
+        let own = &self.0[thread() % THREADS];
+        let mut piece = own.lock().pop().unwrap_or_default();
         if piece.len() < len {
             piece.resize(len, F::ZERO);
         }
         let result = f(&mut piece[..len]);
-        pieces().push(piece);
+        own.lock().push(piece);
         result
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
-        let pieces = self.0.lock().expect("no twin panics while it holds the lock");
-        pieces.iter().map(|piece| (piece.capacity() * size_of::<F>()) as u64).sum()
+        let of =
+            |own: &Pieces<F>| own.lock().iter().map(|piece| (piece.capacity() * size_of::<F>()) as u64).sum::<u64>();
+        self.0.iter().map(of).sum()
     }
+}
+
+impl<F> Pieces<F> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<F>>> {
+        self.0.lock().expect("no twin panics while it holds the lock")
+    }
+}
+
+/// Which of the pool's threads this is.
+fn thread() -> usize {
+    #[cfg(not(target_arch = "wasm32"))]
+    return rayon::current_thread_index().unwrap_or(0);
+    #[cfg(target_arch = "wasm32")]
+    0
 }
 
 impl<'a, F: Float> Call<'a, F> {

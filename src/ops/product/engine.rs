@@ -1,5 +1,6 @@
 //! Which unit of the processor multiplies, and what it wants of its operands.
 
+use super::dots::Dots;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(not(target_arch = "aarch64"))]
@@ -111,6 +112,23 @@ fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "wasm32")))]
 fn candidates(_cols: usize) -> [&'static dyn Any; 2] {
     [&plain::PLAIN, &plain::PLAIN_64]
+}
+
+/// The kernels for products of a few rows on this machine.
+pub(super) fn dots<F: Float>() -> &'static Dots<F> {
+    #[cfg(target_arch = "x86_64")]
+    let all: [&'static dyn Any; 2] = match level() {
+        Level::Avx512 => [&x86::DOTS_512, &x86::DOTS_512_64],
+        Level::Avx2 => [&x86::DOTS_256, &x86::DOTS_256_64],
+        Level::Baseline => [&plain::DOTS, &plain::DOTS_64],
+    };
+    #[cfg(target_arch = "aarch64")]
+    let all: [&'static dyn Any; 2] = [&neon::DOTS, &neon::DOTS_64];
+    #[cfg(target_arch = "wasm32")]
+    let all: [&'static dyn Any; 2] = [&wasm::DOTS, &plain::DOTS_64];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "wasm32")))]
+    let all: [&'static dyn Any; 2] = [&plain::DOTS, &plain::DOTS_64];
+    all.into_iter().find_map(|dots| dots.downcast_ref()).expect("floats are f32 and f64")
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod dots;
 mod engine;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -24,7 +25,7 @@ use crate::plan::Scratch;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Level;
 use crate::simd::{self, simd};
-use engine::{Engine, tile};
+use engine::{Engine, dots, tile};
 #[cfg(target_arch = "x86_64")]
 use engine::{as_f32, as_f32_mut, as_f32_slice, is_f32};
 use std::ops::Range;
@@ -258,6 +259,22 @@ impl<'a, F: Float> Panels<'a, F> {
     pub fn lay(&mut self, (k0, c0): (usize, usize), part: Mat<F>, (rows, cols): (usize, usize)) {
         assert!(k0 + rows <= self.k && c0 + cols <= self.cols, "a part beyond the panels");
         self.put(false, (k0, c0), part, (rows, cols));
+    }
+
+    /// Packs all columns of B at once, which lie as rows of pairs of bf16, `ld` words apart, if that is what the engine
+    /// multiplies.
+    pub fn lay_pairs(&mut self, _words: &[u32], _ld: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Engine::Amx(1) = self.engine {
+            let panel: usize = self.engine.room(self.k, self.rank).iter().sum();
+            for (panel, first) in self.data.chunks_exact_mut(panel).zip((0..self.cols).step_by(amx::WIDE)) {
+                let (pairs, some) = (bytemuck::cast_slice(&_words[first * _ld..]), amx::WIDE.min(self.cols - first));
+                // SAFETY: whoever has AMX has AVX-512.
+                unsafe { x86::lay_transposed(as_f32_mut(panel), amx::WIDE, pairs, _ld, self.k / 2, some) };
+            }
+            return true;
+        }
+        false
     }
 
     /// Packs the term's parts from column `col` on, for sums that are multiplied by `scale`.
@@ -534,6 +551,32 @@ pub fn multiply<F: Float>(
             col += some;
         }
     });
+}
+
+/// `out += scale · a · bᵀ` for a few rows of each, which lie along k, rows `lds` apart.
+pub fn add_dots<F: Float>(out: &mut Rect<F>, k: usize, a: &[F], b: &[F], lds: [usize; 2], scale: F) {
+    let (kernels, (rows, cols)) = (dots::<F>().0, (out.rows, out.cols));
+    Mat::new(a, lds[0]).strides(rows, k);
+    Mat::new(b, lds[1]).strides(cols, k);
+    let mut sums = [F::ZERO; dots::MAX];
+    for row in (0..rows).step_by(kernels.len()) {
+        let some = kernels.len().min(rows - row);
+        let mut col = 0;
+        while col < cols {
+            let wide = cols - col >= dots::ROWS;
+            let n = if wide { dots::ROWS } else { 1 };
+            let a = dots::Rows { at: a[row * lds[0]..].as_ptr(), ld: lds[0] };
+            let b = dots::Rows { at: b[col * lds[1]..].as_ptr(), ld: lds[1] };
+            // SAFETY: `some` rows of a and `n` of b are there, as was checked; `sums` holds as many as any kernel
+            // writes; and the processor was asked when the kernels were chosen.
+            unsafe { kernels[some - 1][wide as usize](k, a, b, sums.as_mut_ptr()) };
+            for (m, sums) in sums.chunks_exact(n).enumerate().take(some) {
+                let out = &mut out.row(row + m)[col..][..n];
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += scale * *sum);
+            }
+            col += n;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Tiles in plain Rust, for every other machine: four lanes, which compilers map to what there is.
 
+use super::dots::dots;
 use super::tile::{Vector, tile};
 use crate::num::Float;
 
@@ -37,3 +38,5 @@ impl<F: Float> Vector for Four<F> {
 
 tile!(PLAIN: f32, Four<f32>, 2, [1 2 3 4]);
 tile!(PLAIN_64: f64, Four<f64>, 2, [1 2 3 4]);
+dots!(DOTS: f32, Four<f32>, [1 2]);
+dots!(DOTS_64: f64, Four<f64>, [1 2]);

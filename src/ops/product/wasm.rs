@@ -1,5 +1,6 @@
 //! Tiles for wasm's simd128: V8 maps its values to the 16 registers of SSE or to NEON's 32.
 
+use super::dots::dots;
 use super::tile::{Vector, tile};
 use std::arch::wasm32::*;
 
@@ -36,3 +37,4 @@ impl Vector for F32x4 {
 }
 
 tile!(SIMD128: f32, F32x4, 2, [1 2 3 4]);
+dots!(DOTS: f32, F32x4, [1 2]);

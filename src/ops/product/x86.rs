@@ -1,5 +1,6 @@
 //! Tiles for AVX-512 (32 registers of 16 floats) and AVX2 with FMA (16 of 8).
 
+use super::dots::dots;
 use super::tile::{tile, vector};
 use std::arch::x86_64::*;
 
@@ -19,6 +20,11 @@ tile!(AVX512_64: f64, __m512d, 3, [1 2 3 4 5 6 7 8], "avx512f");
 tile!(AVX2: f32, __m256, 2, [1 2 3 4 5 6], "avx2,fma");
 tile!(AVX2_NARROW: f32, __m256, 1, [1 2 3 4 5 6 7 8], "avx2,fma");
 tile!(AVX2_64: f64, __m256d, 2, [1 2 3 4 5 6], "avx2,fma");
+
+dots!(DOTS_512: f32, __m512, [1 2 3 4], "avx512f");
+dots!(DOTS_512_64: f64, __m512d, [1 2 3 4], "avx512f");
+dots!(DOTS_256: f32, __m256, [1 2], "avx2,fma");
+dots!(DOTS_256_64: f64, __m256d, [1 2], "avx2,fma");
 
 /// Lanes that a step of [`transpose`] takes from two rows `apart`, the upper's (those of the second row are 16 on).
 const fn lanes(apart: usize, upper: bool) -> [i32; 16] {
