@@ -5,7 +5,7 @@ use super::family;
 use super::spec::{ModelSpec, RopeScaling};
 use super::tensors::{Names, Tensor, interleaved};
 use crate::device::Device;
-use crate::digest::Digest;
+use crate::digest::Beside;
 use crate::error::{Error, Result};
 use crate::format::{WeightFormat, pack};
 use crate::plan::Plan;
@@ -175,21 +175,21 @@ impl<'a> Opened<'a> {
         device: &mut Device,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<String> {
-        let mut digest = Digest::default();
-        digest.add(format!("{:?}", self.spec).as_bytes());
+        let mut digest = Beside::start();
+        digest.add(format!("{:?}", self.spec).into_bytes());
         let tensors = self.spec.tensors();
         let total = tensors.iter().map(|(t, shape)| self.bytes(*t, shape)).sum();
         let mut done = 0;
         for (tensor, shape) in tensors {
-            digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).as_bytes());
+            digest.add(format!("{} {shape:?} {}", self.spec.hf_name(tensor), self.format(tensor).name()).into_bytes());
             match decoder.vector(tensor) {
                 Some(at) => {
                     let mut values = self.vector(tensor, shape[0] as usize).await?;
                     if self.less_one(tensor) && matches!(self.files, ModelFiles::Hf { .. }) {
                         values.iter_mut().for_each(|w| *w += 1.0);
                     }
-                    digest.add(bytemuck::cast_slice(&values));
                     device.write_floats(at.buf, at.off, &values);
+                    digest.add(values);
                 }
                 None => self.stream_matrix(decoder, device, tensor, shape[0] as usize, &mut digest).await?,
             }
@@ -197,7 +197,7 @@ impl<'a> Opened<'a> {
             done += self.bytes(tensor, &shape);
             progress(done, total);
         }
-        Ok(digest.hex())
+        Ok(digest.finish().hex())
     }
 
     async fn stream_matrix(
@@ -206,7 +206,7 @@ impl<'a> Opened<'a> {
         device: &mut Device,
         tensor: Tensor,
         all: usize,
-        digest: &mut Digest,
+        digest: &mut Beside,
     ) -> Result<()> {
         let w = decoder.matrix(tensor).expect("a tensor is a vector or a matrix");
         let stride = w.format.words(w.cols);
@@ -221,7 +221,6 @@ impl<'a> Opened<'a> {
                 Some(head_dim) => half_split(&words, stride, head_dim),
                 None => words,
             };
-            digest.add(bytemuck::cast_slice(&words));
             for shard in &w.shards {
                 let (lo, hi) = (row0.max(shard.row0), (row0 + rows).min(shard.row0 + shard.rows));
                 if lo < hi {
@@ -232,6 +231,7 @@ impl<'a> Opened<'a> {
                     );
                 }
             }
+            digest.add(words);
         }
         Ok(())
     }

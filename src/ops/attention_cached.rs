@@ -7,6 +7,7 @@
 
 use super::attention::Shape;
 use super::gather::NONE;
+use super::product::add_dots;
 use super::{kernel, par, params};
 use crate::num::Float;
 use crate::plan::{Buf, Call, Plan};
@@ -74,27 +75,30 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let scratch = call.scratch;
     par::rows(&mut call.f_mut(4)[..p.n as usize * heads * d], d, 64, |i, o| {
         let (row, head) = (i / heads, i % heads);
-        o.fill(F::ZERO);
         if slots[2 * row] == NONE {
-            return;
+            return o.fill(F::ZERO);
         }
-        let start = slots[2 * row] as usize * p.capacity as usize * width + head / group * d;
-        let seen = slots[2 * row + 1] as usize + 1;
-        let first = seen.saturating_sub(p.window as usize);
-        let at = |j: usize| start + (first + j) * width..start + (first + j) * width + d;
+        let end = slots[2 * row + 1] as usize + 1;
+        let first = end.saturating_sub(p.window as usize);
+        let seen = end - first;
+        let at = (slots[2 * row] as usize * p.capacity as usize + first) * width + head / group * d;
+        let (k, v) = (&k[at..][..(seen - 1) * width + d], &v[at..][..(seen - 1) * width + d]);
         let q = &q[row * (heads * d + 2 * width) + head * d..][..d];
-        scratch.with(seen - first, |scores| {
-            for (j, s) in scores.iter_mut().enumerate() {
-                *s = simd::dot(q, &k[at(j)]) * F::of32(p.scale);
-            }
-            if p.cap != 0.0 {
-                simd::soft_cap(scores, F::of32(p.cap));
-            }
-            let max = simd::max(scores);
-            let sum = simd::exp_and_sum(scores, max);
-            for (j, s) in scores.iter().enumerate() {
-                simd::add_scaled(o, &v[at(j)], *s / sum);
-            }
+        scratch.with(seen, |scores| {
+            scores.fill(F::ZERO);
+            add_dots(&mut par::Rect::new(scores, (1, seen), seen), d, q, k, [d, width], F::of32(p.scale));
+            softmax(scores, p.cap);
+            let (scores, v) = (par::Mat::new(scores, seen), par::Mat::new(v, width));
+            par::Rect::new(o, (1, d), d).product(false, seen, scores, v, F::ONE, scratch);
         });
     });
+}
+
+fn softmax<F: Float>(scores: &mut [F], cap: f32) {
+    if cap != 0.0 {
+        simd::soft_cap(scores, F::of32(cap));
+    }
+    let max = simd::max(scores);
+    let sum = simd::exp_and_sum(scores, max);
+    simd::scale(scores, F::ONE / sum);
 }

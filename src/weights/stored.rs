@@ -111,7 +111,7 @@ pub fn to_words(stored: StoredType, bytes: &[u8], format: WeightFormat) -> Resul
     }
     let values = decode(stored, bytes);
     let top = largest(format);
-    match values.iter().position(|v| v.abs() > top) {
+    match first(&values, |v| v.abs() > top) {
         Some(i) => Err((i as u64, format!("{} is too large for {} (at most {top})", values[i], format.name()))),
         None => Ok(format::pack(format, &values)),
     }
@@ -125,15 +125,13 @@ pub fn to_f32(stored: StoredType, bytes: &[u8]) -> Result<Vec<f32>, (u64, String
 
 /// File formats do not promise finite numbers; one NaN in a weight makes every output NaN.
 fn check_finite(stored: StoredType, bytes: &[u8]) -> Result<(), (u64, String)> {
-    let half = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
+    let (words, halves) = (bytes.as_chunks().0, bytes.as_chunks().0);
     let bad = match stored {
-        StoredType::F32 => {
-            bytes.chunks_exact(4).position(|b| !f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite())
-        }
-        StoredType::F16 => bytes.chunks_exact(2).position(|b| half(b) & 0x7c00 == 0x7c00),
-        StoredType::BF16 => bytes.chunks_exact(2).position(|b| half(b) & 0x7f80 == 0x7f80),
+        StoredType::F32 => first(words, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+        StoredType::F16 => first(halves, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
+        StoredType::BF16 => first(halves, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
         _ => {
-            let bad = |b: &[u8]| stored.scales().iter().any(|&at| half(&b[at..]) & 0x7c00 == 0x7c00);
+            let bad = |b: &[u8]| stored.scales().iter().any(|&at| b[at + 1] & 0x7c == 0x7c);
             bytes.chunks_exact(stored.block_bytes() as usize).position(bad)
         }
     };
@@ -141,6 +139,14 @@ fn check_finite(stored: StoredType, bytes: &[u8]) -> Result<(), (u64, String)> {
         Some(i) => Err((i as u64 * stored.block_values(), "NaN or infinite".into())),
         None => Ok(()),
     }
+}
+
+/// The first of `values` that is `bad`. A search that may end anywhere is no SIMD: each piece is looked at as a whole.
+fn first<T: Copy>(values: &[T], bad: impl Fn(T) -> bool) -> Option<usize> {
+    const PIECE: usize = 1024;
+    let any = |piece: &[T]| piece.iter().fold(false, |any, v| any | bad(*v));
+    let piece = PIECE * values.chunks(PIECE).position(any)?;
+    values[piece..].iter().position(|v| bad(*v)).map(|at| piece + at)
 }
 
 /// Values as a file stores them, in a type that shaders read. Err: the value that has no place there, and why.

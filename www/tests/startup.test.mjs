@@ -30,6 +30,15 @@ const SPOIL = `{
   };
 }\n`;
 
+/** A device that is lost over its first pipeline. */
+const LOSE = `{
+  const { createComputePipeline } = GPUDevice.prototype;
+  GPUDevice.prototype.createComputePipeline = function (descriptor) {
+    this.destroy();
+    return createComputePipeline.call(this, descriptor);
+  };
+}\n`;
+
 const NO_STORAGE = "delete StorageManager.prototype.getDirectory;\n";
 
 setUp({ inject: COUNT });
@@ -102,4 +111,13 @@ test("what goes wrong with a pipeline made ahead is forgotten", async (t) => {
   }
   assert.ok(losses[0] > 0);
   assert.equal(losses[0], losses[1]);
+});
+
+test("a device that is lost while pipelines are made ahead is said to be", async (t) => {
+  const losing = await serve({ inject: COUNT + LOSE });
+  t.after(losing.close);
+  const context = await browser.newContext();
+  const page = await facadePage(context, losing);
+  await assert.rejects(step(page), /lost|destroyed/i);
+  await context.close();
 });

@@ -25,6 +25,7 @@ use crate::plan::Scratch;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Level;
 use crate::simd::{self, simd};
+use dots::Dots;
 use engine::{Engine, dots, tile};
 #[cfg(target_arch = "x86_64")]
 use engine::{as_f32, as_f32_mut, as_f32_slice, is_f32};
@@ -266,11 +267,14 @@ impl<'a, F: Float> Panels<'a, F> {
     pub fn lay_pairs(&mut self, _words: &[u32], _ld: usize) -> bool {
         #[cfg(target_arch = "x86_64")]
         if let Engine::Amx(1) = self.engine {
-            let panel: usize = self.engine.room(self.k, self.rank).iter().sum();
+            let (panel, deep) = (self.engine.room(self.k, self.rank).iter().sum(), self.k / 2);
             for (panel, first) in self.data.chunks_exact_mut(panel).zip((0..self.cols).step_by(amx::WIDE)) {
+                // Where rows are read side by side, the processor does not foresee what comes next.
+                let next = (first + amx::WIDE..self.cols).take(amx::WIDE);
+                next.for_each(|col| simd::prefetch(&_words[col * _ld..][..deep]));
                 let (pairs, some) = (bytemuck::cast_slice(&_words[first * _ld..]), amx::WIDE.min(self.cols - first));
                 // SAFETY: whoever has AMX has AVX-512.
-                unsafe { x86::lay_transposed(as_f32_mut(panel), amx::WIDE, pairs, _ld, self.k / 2, some) };
+                unsafe { x86::lay_transposed(as_f32_mut(panel), amx::WIDE, pairs, _ld, deep, some) };
             }
             return true;
         }
@@ -555,7 +559,19 @@ pub fn multiply<F: Float>(
 
 /// `out += scale · a · bᵀ` for a few rows of each, which lie along k, rows `lds` apart.
 pub fn add_dots<F: Float>(out: &mut Rect<F>, k: usize, a: &[F], b: &[F], lds: [usize; 2], scale: F) {
-    let (kernels, (rows, cols)) = (dots::<F>().0, (out.rows, out.cols));
+    add_dots_by(dots(), out, k, a, b, lds, scale);
+}
+
+fn add_dots_by<F: Float>(
+    Dots(kernels): &Dots<F>,
+    out: &mut Rect<F>,
+    k: usize,
+    a: &[F],
+    b: &[F],
+    lds: [usize; 2],
+    scale: F,
+) {
+    let (rows, cols) = (out.rows, out.cols);
     Mat::new(a, lds[0]).strides(rows, k);
     Mat::new(b, lds[1]).strides(cols, k);
     let mut sums = [F::ZERO; dots::MAX];
@@ -654,6 +670,27 @@ mod tests {
             for shape in [(1, 1, 1, 0), (7, 50, 33, 3), (16, 64, 32, 8), (33, 97, 100, 17), (64, 96, 160, 1)] {
                 compare(name, engine, shape, false);
                 compare(name, engine, shape, true);
+            }
+        }
+    }
+
+    #[test]
+    fn a_few_rows_are_multiplied_by_every_kernel() {
+        let mut all = vec![("plain", &plain::DOTS), ("chosen", dots::<f32>())];
+        #[cfg(target_arch = "x86_64")]
+        if simd::level() == Level::Avx512 {
+            all.push(("avx2", &x86::DOTS_256));
+        }
+        for (name, kernels) in all {
+            for (m, n, k) in [(1, 1, 1), (1, 9, 64), (3, 4, 100), (5, 7, 33), (8, 6, 16)] {
+                let (lds, old) = ([k + 3, k + 1], random(m * n, 3));
+                let (a, b, mut y) = (random(m * lds[0], 1), random(n * lds[1], 2), old.clone());
+                add_dots_by(kernels, &mut Rect::new(&mut y, (m, n), n), k, &a, &b, lds, 0.75);
+                for (at, got) in y.iter().enumerate() {
+                    let term = |i: usize| a[at / n * lds[0] + i] as f64 * b[at % n * lds[1] + i] as f64;
+                    let want = old[at] as f64 + 0.75 * (0..k).map(term).sum::<f64>();
+                    assert!((*got as f64 - want).abs() < 2e-6, "{name} {m}x{n}x{k} [{at}]: {got}, want {want}");
+                }
             }
         }
     }
