@@ -55,7 +55,7 @@ parity() {
     # Half the time at most: a slow device still gets a table.
     REQUIRE_GPU=1 timeout "$(left $((${minutes%.*} * 30)))" "$ops" > "$out/parity.log" 2>&1
     local code=$?
-    grep -E '^test result|^test .*FAILED|panicked' "$out/parity.log"
+    grep -E '^test result|^test .*FAILED|panicked|^SKIPPED' "$out/parity.log" | sort | uniq -c
     [ $code -eq 0 ] || { echo "PARITY FAILED ($code): see parity.log"; failed=1; }
 }
 
@@ -78,6 +78,10 @@ tables() {
     table table 0.6 ${cases[@]+"${cases[@]}"}
     # What products do with halves, on matrix units where there are any: only they change.
     [ -n "${BENCH_CASES:-}" ] || cases=("kernels matmul" "steps smollm2" "steps llama" "steps qwen")
+    if ! "$bench" --device "${BENCH_DEVICE:-gpu}" --fp16 --list > /dev/null 2> "$out/table-fp16.log"; then
+        echo "== table-fp16: not run: $(grep -m 1 '^error' "$out/table-fp16.log")"
+        return
+    fi
     table table-fp16 0.9 --fp16 "${cases[@]}"
 }
 
@@ -104,6 +108,8 @@ report() {
     } > "$out/report.json.tmp" && mv "$out/report.json.tmp" "$out/report.json"
 }
 
+# Which shaders were measured to be fastest, beside the figures.
+export LUTHIER_CACHE="$out/cache"
 find_driver
 describe | tee "$out/machine.txt"
 bench=${LUTHIER_BENCH:-$(build cargo bench --offline --bench luthier-bench --no-run)}

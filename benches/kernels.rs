@@ -1,7 +1,7 @@
 //! One row a kernel and direction.
 //!
 //! Shapes are a 135M model's. GFLOP/s and GB/s are those of the best sample, which other load on the machine disturbs
-//! least; bytes are those of the bound buffers, each counted once a direction. "core ms" is the CPU time of all
+//! least; bytes are those touched of the bound buffers, each counted once a direction. "core ms" is the CPU time of all
 //! threads, the fairest number for CPU twins and software GPUs on a busy machine (Linux only).
 
 use super::report::{self, Column};

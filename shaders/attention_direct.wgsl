@@ -4,7 +4,7 @@
 // prepended.
 // One invocation owns PER neighbouring rows of one head; every output is overwritten.
 //
-// Only inner loops are written out: what is read before them and written after them goes through `own`, by a loop, since a
+// Only inner loops are written out: what is read before them and written after them goes through `moved`, by a loop, since a
 // software driver compiles each written-out access for milliseconds.
 
 #include attention
@@ -16,15 +16,15 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let last = min(n0 + PER, p.n) - 1u;
     let h = id.y;
     let g = h / (p.heads / p.kv_heads);
-    var own: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var moved: array<vec4<f32>, PER * HEAD_DIM_4>;
     for (var i = 0u; i < PER * HEAD_DIM_4; i += 1u) {
-        own[i] = qk[q_at(min(n0 + i / HEAD_DIM_4, last), h) + i % HEAD_DIM_4] * p.scale;
+        moved[i] = qk[q_at(min(n0 + i / HEAD_DIM_4, last), h) + i % HEAD_DIM_4] * p.scale;
     }
 #for r in PER
     var top{r} = LOWEST;
     var sum{r} = 0.0;
 #for i in HEAD_DIM_4
-    let q{r}_{i} = own[{r}u * HEAD_DIM_4 + {i}u];
+    let q{r}_{i} = moved[{r}u * HEAD_DIM_4 + {i}u];
     var acc{r}_{i} = vec4<f32>();
 #end
 #end
@@ -68,9 +68,9 @@ fn forward(@builtin(global_invocation_id) id: vec3<u32>) {
     if (n0 + {r}u <= last) {
         let at = (n0 + {r}u) * p.heads + h;
 #for i in HEAD_DIM_4
-        own[{i}u] = acc{r}_{i};
+        moved[{i}u] = acc{r}_{i};
 #end
-        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at * HEAD_DIM_4 + i] = own[i] / sum{r}; }
+        for (var i = 0u; i < HEAD_DIM_4; i += 1u) { o[at * HEAD_DIM_4 + i] = moved[i] / sum{r}; }
         lse_out[at] = top{r} + log(sum{r});
     }
 #end
@@ -83,13 +83,13 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
     if (n0 >= p.n) { return; }
     let last = min(n0 + PER, p.n) - 1u;
     let group = p.heads / p.kv_heads;
-    var own: array<vec4<f32>, PER * HEAD_DIM_4>;
+    var moved: array<vec4<f32>, PER * HEAD_DIM_4>;
     for (var i = 0u; i < PER * HEAD_DIM_4; i += 1u) {
-        own[i] = qk[q_at(min(n0 + i / HEAD_DIM_4, last), id.y) + i % HEAD_DIM_4] * p.scale;
+        moved[i] = qk[q_at(min(n0 + i / HEAD_DIM_4, last), id.y) + i % HEAD_DIM_4] * p.scale;
     }
 #for r in PER
 #for i in HEAD_DIM_4
-    let own{r}_{i} = own[{r}u * HEAD_DIM_4 + {i}u];
+    let own{r}_{i} = moved[{r}u * HEAD_DIM_4 + {i}u];
     var grad{r}_{i} = vec4<f32>();
 #end
 #end
@@ -98,12 +98,12 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
         let h = id.y;
         let g = h / group;
         for (var i = 0u; i < PER * HEAD_DIM_4; i += 1u) {
-            own[i] = d_o[(min(n0 + i / HEAD_DIM_4, last) * p.heads + h) * HEAD_DIM_4 + i % HEAD_DIM_4];
+            moved[i] = d_o[(min(n0 + i / HEAD_DIM_4, last) * p.heads + h) * HEAD_DIM_4 + i % HEAD_DIM_4];
         }
 #for r in PER
         let known{r} = facts[min(n0 + {r}u, last) * p.heads + h];
 #for i in HEAD_DIM_4
-        let do{r}_{i} = own[{r}u * HEAD_DIM_4 + {i}u];
+        let do{r}_{i} = moved[{r}u * HEAD_DIM_4 + {i}u];
 #end
 #end
         for (var j = u32(known0.z); j <= last; j += 1u) {
@@ -134,12 +134,12 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
         // dk and dv of a kv head: over the queries of its group that see its keys.
         let g = id.y - p.heads;
         for (var i = 0u; i < PER * HEAD_DIM_4; i += 1u) {
-            own[i] = v[v_at(min(n0 + i / HEAD_DIM_4, last), g) + i % HEAD_DIM_4];
+            moved[i] = v[v_at(min(n0 + i / HEAD_DIM_4, last), g) + i % HEAD_DIM_4];
         }
 #for r in PER
         let end{r} = u32(facts[min(n0 + {r}u, last) * p.heads].w);
 #for i in HEAD_DIM_4
-        let v{r}_{i} = own[{r}u * HEAD_DIM_4 + {i}u];
+        let v{r}_{i} = moved[{r}u * HEAD_DIM_4 + {i}u];
         var dv{r}_{i} = vec4<f32>();
 #end
 #end
@@ -174,19 +174,19 @@ fn backward(@builtin(global_invocation_id) id: vec3<u32>) {
         }
 #for r in PER
 #for i in HEAD_DIM_4
-        own[{r}u * HEAD_DIM_4 + {i}u] = dv{r}_{i};
+        moved[{r}u * HEAD_DIM_4 + {i}u] = dv{r}_{i};
 #end
 #end
         for (var i = 0u; i < (last + 1u - n0) * HEAD_DIM_4; i += 1u) {
-            dqkv[v_at(n0 + i / HEAD_DIM_4, g) + i % HEAD_DIM_4] = own[i];
+            dqkv[v_at(n0 + i / HEAD_DIM_4, g) + i % HEAD_DIM_4] = moved[i];
         }
     }
 #for r in PER
 #for i in HEAD_DIM_4
-    own[{r}u * HEAD_DIM_4 + {i}u] = grad{r}_{i};
+    moved[{r}u * HEAD_DIM_4 + {i}u] = grad{r}_{i};
 #end
 #end
     for (var i = 0u; i < (last + 1u - n0) * HEAD_DIM_4; i += 1u) {
-        dqkv[q_at(n0 + i / HEAD_DIM_4, id.y) + i % HEAD_DIM_4] = own[i];
+        dqkv[q_at(n0 + i / HEAD_DIM_4, id.y) + i % HEAD_DIM_4] = moved[i];
     }
 }

@@ -63,6 +63,9 @@ impl Device {
             let what = format!("fp16 was asked for, and {} does not compute with halves", device.describe());
             return Err(Error::device(what, "leave fp16 out, or take a GPU that does"));
         }
+        if fp16 && matches!(&device, Device::Gpu(gpu) if gpu.facts.software) {
+            note(&format!("fp16 gains nothing on {}: its products stay in f32", device.describe()));
+        }
         Ok(device)
     }
 
@@ -96,7 +99,7 @@ impl Device {
         match self {
             Device::Gpu(g) => {
                 let soft = if g.facts.software { ", software" } else { "" };
-                let fp16 = if g.halves() { ", fp16" } else { "" };
+                let fp16 = if self.fp16() { ", fp16" } else { "" };
                 format!("{} ({}{soft}{fp16})", g.facts.name, g.facts.backend)
             }
             Device::Cpu(_) if cfg!(target_arch = "wasm32") => "CPU (wasm, 1 thread)".into(),

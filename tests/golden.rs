@@ -16,7 +16,7 @@ use luthier::model::load::Opened;
 use luthier::model::seam::split_virtual;
 use luthier::ops::gather::NONE;
 use luthier::ops::matmul;
-use luthier::plan::Style;
+use luthier::plan::{Shader, Style};
 use luthier::train::Trainer;
 use pollster::block_on;
 use serde_json::{Value, json};
@@ -293,12 +293,16 @@ fn gpu_tiled() {
 /// Products of halves, on the tiles of every GPU and on matrix units.
 #[test]
 fn gpu_fp16() {
-    for units in [false, true] {
-        let Some(gpu) = common::gpu_with(true) else { return };
-        let shader = matmul::FORWARD.shaders.iter().find(|s| s.constant("FRAG") == gpu.facts.fragment && units);
-        if units && (gpu.facts.fragment == 0 || shader.is_none()) {
-            return common::skipped(&format!("{} has no matrix units that are known here", gpu.facts.name));
-        }
+    let Some(gpu) = common::gpu_with(true) else { return };
+    if !gpu.halves() {
+        return common::skipped(&format!("{} does not compute with halves", gpu.facts.name));
+    }
+    let units = |s: &&Shader| s.constant("FRAG") > 0 && s.constant("FRAG") == gpu.facts.fragment;
+    let units: Vec<_> = matmul::FORWARD.shaders.iter().filter(units).collect();
+    if units.is_empty() {
+        common::skipped(&format!("{} has no matrix units that are known here", gpu.facts.name));
+    }
+    for shader in [None].into_iter().chain(units.into_iter().map(Some)) {
         let device = || {
             let mut gpu = common::gpu_with(true).expect("it was there");
             gpu.set_style(Style::Tiled);

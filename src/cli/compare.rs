@@ -1,7 +1,7 @@
 //! `luthier compare`: several methods on the same data with the same steps, side by side.
 
 use super::tasks::{Asked, ask};
-use super::{ColumnArgs, DeviceArg, ModelArg, hidden_bar, say, size, write_table};
+use super::{ColumnArgs, ComputeArgs, ModelArg, hidden_bar, say, size, write_table};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::adapter::{Kind, peft};
 use luthier::eval::{Estimate, Task};
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    device: DeviceArg,
+    device: ComputeArgs,
     /// Write all figures as a JSON object.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -71,7 +71,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
         (Some(task), Some(file)) => Some(Asked::new(task, &args.columns, file, &args.data)?),
         _ => None,
     };
-    let open = |likely: &Likely| args.model.session(&args.device, None, likely);
+    let open = |likely: &Likely| args.model.session(args.device.open()?, None, likely);
     // In a session of its own: what answering takes is no memory of the first method's run.
     let untuned = asked
         .as_ref()

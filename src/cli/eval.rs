@@ -1,6 +1,6 @@
 //! `luthier eval`: the loss of a model, with or without an adapter, on data; with `--task`, what its answers are worth.
 
-use super::{DataArgs, DeviceArg, ModelArg, count, say, tasks};
+use super::{ComputeArgs, DataArgs, ModelArg, count, say, tasks};
 use luthier::eval::Task;
 use luthier::session::{Likely, grouped};
 use luthier::train::ExampleLoss;
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, default_value_t = 4)]
     pub(super) batch_size: usize,
     #[command(flatten)]
-    pub(super) device: DeviceArg,
+    pub(super) device: ComputeArgs,
     /// One JSON object, on stdout or in a file.
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     pub json: Option<Option<PathBuf>>,
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ));
     }
     let records = args.data.read()?;
-    let mut session = args.model.session(&args.device, args.adapter.as_deref(), &Likely::NOTHING)?;
+    let mut session = args.model.session(args.device.open()?, args.adapter.as_deref(), &Likely::NOTHING)?;
     let data = session.encode(&records, args.seq_len)?;
     let losses = block_on(session.example_losses(&data, args.batch_size, args.seq_len, true, &mut |_, _| {}))?;
     let e = Summed::of(&losses);

@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ));
     }
     let out = if single { Out::file(&args.out)? } else { Out::folder(&args.out)? };
-    let mut session = args.model.session(&args.device, Some(&args.adapter), &Likely::NOTHING)?;
+    let mut session = args.model.session(args.device.open()?, Some(&args.adapter), &Likely::NOTHING)?;
     let files = block_on(session.exported(format, &out.stem()))?;
     let sources: Vec<Source> = files.iter().map(|(n, b)| Source::bytes(n.as_str(), b.as_slice())).collect();
     let checked = block_on(session.check_adapter(&sources))?;

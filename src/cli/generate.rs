@@ -1,6 +1,6 @@
 //! `luthier generate`: one prompt is streamed as it is written; several are decoded together and shown one by one.
 
-use super::{DeviceArg, ModelArg, count, say};
+use super::{ComputeArgs, ModelArg, count, say};
 use indicatif::ProgressBar;
 use luthier::data::TextStream;
 use luthier::model::generate::Sampling;
@@ -32,7 +32,7 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    device: DeviceArg,
+    device: ComputeArgs,
     /// One JSON object a prompt.
     #[arg(long)]
     pub json: bool,
@@ -74,7 +74,7 @@ struct Prompt {
 pub fn run(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling.checked()?;
     let prompts = prompts(&args)?;
-    let mut session = args.model.session(&args.device, args.adapter.as_deref(), &Likely::ANSWERS)?;
+    let mut session = args.model.session(args.device.open()?, args.adapter.as_deref(), &Likely::ANSWERS)?;
     if !args.chat && !args.json && session.tokenizer.chat_template().is_some() {
         eprintln!("note: this model has a chat template; with --chat the prompt goes through it");
     }

@@ -45,7 +45,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let target = Target::new(format, dtype, &out.stem());
     let beside = single.then(|| args.out.with_file_name(format!("{}.Modelfile", target.name)));
     beside.as_deref().map_or(Ok(()), |file| Out::file(file).map(drop))?;
-    let mut session = args.model.session(&args.device, Some(&args.adapter), &Likely::NOTHING)?;
+    let mut session = args.model.session(args.device.open()?, Some(&args.adapter), &Likely::NOTHING)?;
     let total = block_on(session.merged_size(&target))?;
     let bar = hidden_bar();
     if total > 64 << 20 {

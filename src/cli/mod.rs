@@ -153,9 +153,9 @@ impl ModelArg {
     }
 
     /// The model on a device, with its adapter. What is likely to be asked for is compiled meanwhile.
-    fn session(&self, device: &DeviceArg, adapter: Option<&Path>, likely: &Likely) -> Result<Session> {
+    fn session(&self, device: Device, adapter: Option<&Path>, likely: &Likely) -> Result<Session> {
         let bar = hidden_bar();
-        let (files, device) = (self.open()?, device.open()?);
+        let files = self.open()?;
         let mut session = block_on(Session::open_on(device, likely, &files, &self.model, |done, total| {
             // Smaller models are there before a bar could be read.
             if bar.length().is_none() && total > 64 << 20 {
@@ -184,21 +184,34 @@ fn open_adapter(path: &Path, session: &Session) -> Result<(Adapter, Vec<f32>)> {
     Ok(adapter)
 }
 
-/// `--device`, `--fp16`
+/// `--device`
 #[derive(clap::Args)]
 struct DeviceArg {
     /// Where to compute: auto takes a real GPU, else the CPU; gpu takes a software one too.
     #[arg(long, value_enum, default_value = "auto", hide_possible_values = true, value_name = "auto|gpu|cpu")]
     device: DeviceChoice,
-    /// Let products keep their factors as halves (11 bits; sums stay f32), on matrix units where the GPU has them:
-    /// faster on many GPUs, less exact on all.
-    #[arg(long)]
-    fp16: bool,
 }
 
 impl DeviceArg {
     fn open(&self) -> Result<Device> {
-        block_on(Device::open_with(self.device, self.fp16))
+        block_on(Device::open(self.device))
+    }
+}
+
+/// `--device` and `--fp16`, where nothing exact is promised
+#[derive(clap::Args)]
+struct ComputeArgs {
+    #[command(flatten)]
+    device: DeviceArg,
+    /// Let a GPU's products keep their factors as halves (11 bits; sums stay f32), on matrix units where `luthier devices`
+    /// names them: less exact, and taken where it was measured to be faster.
+    #[arg(long)]
+    fp16: bool,
+}
+
+impl ComputeArgs {
+    fn open(&self) -> Result<Device> {
+        block_on(Device::open_with(self.device.device, self.fp16))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `luthier probe`: short runs on parts of the data, and in plain words what they say.
 
-use super::{ColumnArgs, DeviceArg, ModelArg, hidden_bar, say, size};
+use super::{ColumnArgs, ComputeArgs, ModelArg, hidden_bar, say, size};
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier::Result;
 use luthier::adapter::Kind;
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     probe_steps: Option<u64>,
     #[command(flatten)]
-    device: DeviceArg,
+    device: ComputeArgs,
     /// One JSON object.
     #[arg(long)]
     pub json: bool,
@@ -45,7 +45,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
     let records = args.columns.read(&args.data)?;
     let all = items(&records, &text(&args.data)?)?;
     let test = args.test_data.as_ref().map(|file| read(&args.columns, file)).transpose()?;
-    let mut session = args.model.session(&args.device, None, &Likely::run(&args.options))?;
+    let mut session = args.model.session(args.device.open()?, None, &Likely::run(&args.options))?;
     let bar = bar();
     let budget = ProbeOptions { minutes: args.minutes, steps: args.probe_steps };
     let probing = session.probe(&records, &all, test.as_deref(), &args.options, &budget, |what, done, total| match bar

@@ -84,7 +84,9 @@ impl Recipe {
         let Some(record) = &self.record else { return Ok(()) };
         let here = session.describe_device();
         if here != record.device {
-            eprintln!("note: the run was done on {}; on {here} the last digits may differ", record.device);
+            let digits =
+                if here.contains("fp16") == record.device.contains("fp16") { "the last digits" } else { "digits" };
+            eprintln!("note: the run was done on {}; on {here} {digits} may differ", record.device);
         }
         record.model.check(&self.model, session.base_sha256())
     }

@@ -69,7 +69,7 @@ pub fn run(args: &Args, task: Task) -> Result<ExitCode> {
     let judge = Judge::new(task, &file, &test, &known, apis)?;
     let others = args.tasks.predictions.iter().map(|file| predictions(&judge, &test, file));
     let others = others.collect::<Result<Vec<_>>>()?;
-    let mut session = args.model.session(&args.device, args.adapter.as_deref(), &Likely::ANSWERS)?;
+    let mut session = args.model.session(args.device.open()?, args.adapter.as_deref(), &Likely::ANSWERS)?;
     let run = Run { args, judge, test, known };
     let mut systems = run.answers(&mut session)?;
     systems.extend(others);

@@ -3,7 +3,7 @@
 use super::checkpoints::Checkpoints;
 use super::progress::{Log, View};
 use super::recipe::{RUN, Recipe};
-use super::{ColumnArgs, DeviceArg, ModelArg, count, say, size};
+use super::{ColumnArgs, ComputeArgs, ModelArg, count, say, size};
 use luthier::adapter::{Kind, peft};
 use luthier::session::{Best, Likely, Session, Summary, grouped};
 use luthier::train::{Evaluation, MemoryPlan, StepReport, TrainOptions};
@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    device: ComputeArgs,
     #[command(flatten, next_help_heading = "Training")]
     pub(super) options: TrainOptions,
 }
@@ -97,7 +97,7 @@ pub fn run(args: Args, given: &[&str]) -> Result<ExitCode> {
         say("dry run: nothing was trained or written");
         return Ok(ExitCode::SUCCESS);
     }
-    let mut session = model.session(&args.device, None, &Likely::run(&recipe.options))?;
+    let mut session = model.session(args.device.open()?, None, &Likely::run(&recipe.options))?;
     recipe.check_model(&session)?;
     let initial = recipe.initial(&session, given)?;
     let checkpoint = args.resume.then(|| checkpoints.newest()).transpose()?;

@@ -17,7 +17,8 @@ pub struct AdapterFacts {
     pub max_binding_bytes: u64,
     pub max_buffer_bytes: u64,
     pub shader_f16: bool,
-    /// Rows and columns of what matrix units multiply that take halves and add up floats; 0 where there are none.
+    /// Rows and columns of what matrix units multiply that take halves and add up floats; 0 where there are none, or none
+    /// that a shader here is written for.
     pub fragment: u32,
     #[serde(skip)]
     pub style: Style,
@@ -39,6 +40,7 @@ fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
         (_, true) => Style::Direct,
         _ => Style::Tiled,
     };
+    let lanes = if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 };
     AdapterFacts {
         name: [&info.name, &info.driver].into_iter().find(|s| !s.is_empty()).map_or("GPU".into(), String::clone),
         backend: info.backend.to_string(),
@@ -48,21 +50,27 @@ fn facts(adapter: &wgpu::Adapter, subgroups: bool) -> AdapterFacts {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
         shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
-        fragment: fragment(adapter, info.backend),
+        fragment: fragment(adapter, info.backend, lanes),
         style,
-        lanes: if subgroups && info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 1 },
+        lanes,
     }
 }
 
+/// Fragments that matrix units multiply, as `matmul_cooperative` is written for: their rows and columns, the invocations
+/// of a subgroup, and the bytes of workgroup memory that its largest tile takes.
+pub const FRAGMENTS: [[u32; 3]; 2] = [[16, 32, 36_864], [8, 8, 14_336]];
+
 /// Vulkan's matrix units alone: naga's Metal wants other pointers than `matmul_cooperative` has.
-fn fragment(adapter: &wgpu::Adapter, backend: wgpu::Backend) -> u32 {
+fn fragment(adapter: &wgpu::Adapter, backend: wgpu::Backend, lanes: u32) -> u32 {
     use wgpu::CooperativeScalarType::{F16, F32};
     let all = adapter.cooperative_matrix_properties();
-    let fits = |size: &u32| {
+    let room = adapter.limits().max_compute_workgroup_storage_size;
+    let fits = |[size, subgroup, bytes]: &[u32; 3]| {
         let mut square = all.iter().filter(|c| [c.m_size, c.n_size, c.k_size] == [*size; 3]);
-        square.any(|c| c.ab_type == F16 && c.cr_type == F32)
+        lanes == *subgroup && room >= *bytes && square.any(|c| c.ab_type == F16 && c.cr_type == F32)
     };
-    [16, 8].into_iter().find(fits).filter(|_| backend == wgpu::Backend::Vulkan).unwrap_or(0)
+    let usable = backend == wgpu::Backend::Vulkan && adapter.features().contains(MATRIX_UNITS);
+    FRAGMENTS.iter().find(|f| usable && fits(f)).map_or(0, |[size, ..]| *size)
 }
 
 fn instance() -> wgpu::Instance {

@@ -11,7 +11,7 @@ mod shader;
 mod subgroups;
 mod tune;
 
-pub use adapters::{AdapterFacts, list, open};
+pub use adapters::{AdapterFacts, FRAGMENTS, list, open};
 use shader::mentions;
 pub use shader::{assemble, defaults};
 

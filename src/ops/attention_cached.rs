@@ -44,13 +44,15 @@ pub fn append(
 ) {
     let grid = [(s.n * s.kv_heads * s.d / 4) as u32, 1, 1];
     let step = plan.push(&APPEND, params(s, capacity), &[slots, qk, v, caches[0], caches[1]], grid);
-    step.label = label.into();
+    let (all, part) = (s.n * (s.heads + s.kv_heads) * s.d, s.n * s.kv_heads * s.d);
+    step.touch(1, all).touch(2, part).touch(3, part).touch(4, part).label = label.into();
     step.consts = s.consts();
 }
 
 /// `o[n] = softmax(cap(scale·q[n]·Kᵀ))·V` over positions `0..=position` of the row's sequence, the nearest `window`.
 pub fn forward(plan: &mut Plan, label: &str, s: Shape, capacity: usize, slots: Buf, qk: Buf, k: Buf, v: Buf, o: Buf) {
     let step = plan.push(&FORWARD, params(s, capacity), &[slots, qk, k, v, o], [(s.n * s.heads) as u32, 1, 1]);
+    step.touch(1, s.n * s.heads * s.d);
     s.finish(step, label, capacity);
 }
 

@@ -16,7 +16,7 @@ kernel!(BACKWARD, "gather", "backward", [Read, Read, ReadWrite], Params, [Direct
 /// `y[m,:] = x[index[first + m],:]` for the m < M rows of a chunk; zeros where the index is [`NONE`].
 pub fn forward(plan: &mut Plan, (m, first): (usize, usize), c: usize, index: Buf, x: Buf, y: Buf) {
     let params = Params { n: 0, c: c as u32, first: first as u32, m: m as u32 };
-    plan.push(&FORWARD, params, &[index, x, y], [(m * c / 4) as u32, 1, 1]);
+    plan.push(&FORWARD, params, &[index, x, y], [(m * c / 4) as u32, 1, 1]).touch(1, m * c);
 }
 
 /// `dx[n,:] = dy[inverse[n] − first,:]` for the N rows whose supervised row lies in the chunk; of the others, the

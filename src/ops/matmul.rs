@@ -249,10 +249,11 @@ pub fn backward(
     }
 }
 
-/// Brings gradients to where halves are exact, between 2⁻¹⁴ and 2¹⁵: those of a mean over n tokens are of the order of
-/// 1/n. Loss scaling (Micikevicius et al. 2018, Mixed Precision Training), within the product.
+/// Brings gradients to where halves keep all of their 11 bits, from 2⁻¹⁴ on, and far from 65504: those of a mean over the
+/// tokens that count, some or all of n, are of the order of 1/n or more. Loss scaling (Micikevicius et al. 2018, Mixed
+/// Precision Training), within the product.
 fn range(n: usize) -> f32 {
-    n.next_power_of_two() as f32
+    n.next_power_of_two().min(1 << 12) as f32
 }
 
 /// What both directions set: `n` × `width` outputs, `inner` products each.
@@ -393,7 +394,7 @@ fn forward_twin<F: Float>(call: &mut Call<F>) {
     let (y, scratch, flops) = (call.f_mut(6), call.scratch, 2 * n * o * (i + term.rank));
     if n <= FEW_ROWS {
         // A weight takes as long to fetch and to unpack as a few products.
-        let flops = flops.max(2 * FEW_ROWS / 2 * i * o);
+        let flops = flops.max(FEW_ROWS * i * o);
         return par::blocks(y, n, ld, col..col + o, flops, |r0, c0, mut y| {
             start.fill(r0, c0, &mut y);
             w.times_few(i, c0 - col..c0 - col + y.cols, &x[r0 * i..], F::of32(p.scale), scratch, &mut y);

@@ -313,13 +313,6 @@ impl<F: Float> Scratch<F> {
         own.lock().push(piece);
         result
     }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> u64 {
-        let of =
-            |own: &Pieces<F>| own.lock().iter().map(|piece| (piece.capacity() * size_of::<F>()) as u64).sum::<u64>();
-        self.0.iter().map(of).sum()
-    }
 }
 
 impl<F> Pieces<F> {

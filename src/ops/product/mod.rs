@@ -3,7 +3,7 @@
 //! B is packed into panels as wide as a tile, so that the tile's loop reads it in one stream: packing is also where a
 //! weight is unpacked and transposed. Products of a few rows read B where it lies. So is A, always, but on AMX, where
 //! it is packed once for all of B. A low-rank term is more columns of A and rows of B. Every element of a product is
-//! one chain of additions along k, whatever the tile, panel or thread it falls into.
+//! one chain of additions along k, of a few rows a chain a lane, whatever the tile, panel or thread it falls into.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
