@@ -4,7 +4,7 @@
 //
 // Both operands are staged as f16 in workgroup memory, sums are f32: see matmul_tiled.wgsl on HALF. What the next round
 // needs is fetched into registers before this round is multiplied. The staged vectors an invocation are whole:
-// X_LOADS = rows · 8 / THREADS, W_LOADS = outputs · 8 / THREADS. Edges are as in matmul_tiled.wgsl.
+// X_LOADS = rows · 8 / THREADS, W_LOADS = outputs · 8 / THREADS. What lies beyond an edge counts as 0, and is not stored.
 
 #include matmul
 
@@ -27,6 +27,17 @@ var<workgroup> xs: array<Staged, TILE_N * X_LD>;
 var<workgroup> ws: array<Staged, TILE_O * X_LD>; // forward [output][K]
 var<workgroup> vs: array<Staged, K * W_LD>; // backward [K][output]
 var<workgroup> outs: array<vec4<f32>, DOWN * ACROSS * FRAG * OUT_LD>; // a row of fragments a subgroup
+
+// Four of row n of x, from k on: its rows are `ld` floats, of which `end` count from `first` on.
+fn fetch_x(n: u32, ld: u32, first: u32, k: u32, end: u32) -> Staged {
+    if (n >= p.n || k >= end) { return Staged(); }
+    return Staged(p.range * x[(n * ld + first + k) / 4u]);
+}
+
+fn fetch_w(o: u32, i: u32) -> Staged {
+    if (o >= p.o || i >= p.i) { return Staged(); }
+    return Staged(load_w(o, i, p.i, p.w_off));
+}
 
 // The low-rank terms of row n at columns c to c + 3.
 fn low(n: u32, c: u32) -> vec4<f32> {
@@ -67,59 +78,33 @@ fn finish_backward(n: u32, i0: u32, product: vec4<f32>) {
 
 @compute @workgroup_size(THREADS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let subgroup = lane / LANES;
-    let row0 = group.x * TILE_N;
-    let col0 = group.y * TILE_O;
-    let down = subgroup / ACROSS * TALL * FRAG;
-    let across = subgroup % ACROSS * WIDE * FRAG;
-    // What this invocation stages: vector sq of rows lane / 8, and every THREADS / 8-th from there.
-    let sq = lane & 7u;
+#include fragments
 #for s in X_LOADS
-    let rx{s} = lane / 8u + {s}u * (THREADS / 8u);
-    let sx{s} = min(row0 + rx{s}, p.n - 1u) * p.i;
-    var vx{s} = Staged(select(vec4<f32>(), x[(sx{s} + min(sq * 4u, p.i - 4u)) / 4u], sq * 4u < p.i));
+    var vx{s} = fetch_x(row0 + rx{s}, p.i, 0u, sq * 4u, p.i);
 #end
 #for s in W_LOADS
     let rw{s} = lane / 8u + {s}u * (THREADS / 8u);
-    let sw{s} = min(col0 + rw{s}, p.o - 1u);
-    var vw{s} = Staged(load_w(sw{s}, min(sq * 4u, p.i - 4u), p.i, p.w_off));
+    var vw{s} = fetch_w(col0 + rw{s}, sq * 4u);
 #end
-#for m in TALL
-#for j in WIDE
-    var c{m}_{j} = Sums();
-#end
-#end
-    for (var k = 0u; k < p.i; k += K) {
+    // k: where the next round begins.
+    for (var k = K; k < p.i + K; k += K) {
         workgroupBarrier();
 #for s in X_LOADS
         xs[rx{s} * X_LD + sq] = vx{s};
+        vx{s} = fetch_x(row0 + rx{s}, p.i, 0u, k + sq * 4u, p.i);
 #end
 #for s in W_LOADS
         ws[rw{s} * X_LD + sq] = vw{s};
+        vw{s} = fetch_w(col0 + rw{s}, k + sq * 4u);
 #end
         workgroupBarrier();
-        // The next round's; after the last it is fetched for nothing.
-        let at = min(k + K + sq * 4u, p.i - 4u);
-        let inside = k + K + sq * 4u < p.i;
-#for s in X_LOADS
-        vx{s} = Staged(select(vec4<f32>(), x[(sx{s} + at) / 4u], inside));
-#end
-#for s in W_LOADS
-        vw{s} = Staged(load_w(sw{s}, at, p.i, p.w_off));
-#end
 #for q in STEPS
-#for m in TALL
-        let a{q}_{m} = coopLoadT<Left>(&xs[(down + {m}u * FRAG) * X_LD + {q}u * FRAG_4], X_LD);
-#end
 #for j in WIDE
         let b{q}_{j} = coopLoad<Right>(&ws[(across + {j}u * FRAG) * X_LD + {q}u * FRAG_4], X_LD);
-#for m in TALL
-        c{m}_{j} = coopMultiplyAdd(a{q}_{m}, b{q}_{j}, c{m}_{j});
 #end
 #end
-#end
+#include fragments_multiply
     }
-    let first = subgroup * FRAG * OUT_LD;
 #for m in TALL
 #for j in WIDE
     coopStoreT(c{m}_{j}, &outs[first + {j}u * FRAG_4], OUT_LD);
@@ -134,68 +119,35 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 
 @compute @workgroup_size(THREADS)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let subgroup = lane / LANES;
-    let row0 = group.x * TILE_N;
-    let col0 = group.y * TILE_O;
-    let down = subgroup / ACROSS * TALL * FRAG;
-    let across = subgroup % ACROSS * WIDE * FRAG;
-    let sq = lane & 7u;
+#include fragments
 #for s in X_LOADS
-    let rx{s} = lane / 8u + {s}u * (THREADS / 8u);
-    let sx{s} = min(row0 + rx{s}, p.n - 1u) * p.ld + p.col;
-    var vx{s} = Staged();
+    var vx{s} = fetch_x(row0 + rx{s}, p.ld, p.col, sq * 4u, p.o);
 #end
     // W lies as it is needed: vector lane of [K][TILE_O / 4], and every THREADS-th from there.
 #for s in W_LOADS
     let rw{s} = ({s}u * THREADS + lane) / (TILE_O / 4u);
     let qw{s} = ({s}u * THREADS + lane) % (TILE_O / 4u);
-    let sw{s} = min(col0 + 4u * qw{s}, p.i - 4u);
-    var vw{s} = Staged();
+    var vw{s} = fetch_w(rw{s}, col0 + 4u * qw{s});
 #end
-#for m in TALL
-#for j in WIDE
-    var c{m}_{j} = Sums();
-#end
-#end
-    if (p.o > 0u) {
-#for s in X_LOADS
-        vx{s} = Staged(select(vec4<f32>(), p.range * x[(sx{s} + min(sq * 4u, p.o - 4u)) / 4u], sq * 4u < p.o));
-#end
-#for s in W_LOADS
-        vw{s} = Staged(load_w(min(rw{s}, p.o - 1u), sw{s}, p.i, p.w_off));
-#end
-    }
-    for (var k = 0u; k < p.o; k += K) {
+    // k: where the next round begins.
+    for (var k = K; k < p.o + K; k += K) {
         workgroupBarrier();
 #for s in X_LOADS
         xs[rx{s} * X_LD + sq] = vx{s};
+        vx{s} = fetch_x(row0 + rx{s}, p.ld, p.col, k + sq * 4u, p.o);
 #end
 #for s in W_LOADS
         vs[rw{s} * W_LD + qw{s}] = vw{s};
+        vw{s} = fetch_w(k + rw{s}, col0 + 4u * qw{s});
 #end
         workgroupBarrier();
-        // The next round's; after the last it is fetched for nothing.
-        let at = min(k + K + sq * 4u, p.o - 4u);
-        let inside = k + K + sq * 4u < p.o;
-#for s in X_LOADS
-        vx{s} = Staged(select(vec4<f32>(), p.range * x[(sx{s} + at) / 4u], inside));
-#end
-#for s in W_LOADS
-        vw{s} = Staged(load_w(min(k + K + rw{s}, p.o - 1u), sw{s}, p.i, p.w_off));
-#end
 #for q in STEPS
-#for m in TALL
-        let a{q}_{m} = coopLoadT<Left>(&xs[(down + {m}u * FRAG) * X_LD + {q}u * FRAG_4], X_LD);
-#end
 #for j in WIDE
         let b{q}_{j} = coopLoadT<Right>(&vs[{q}u * FRAG * W_LD + across / 4u + {j}u * FRAG_4], W_LD);
-#for m in TALL
-        c{m}_{j} = coopMultiplyAdd(a{q}_{m}, b{q}_{j}, c{m}_{j});
 #end
 #end
-#end
+#include fragments_multiply
     }
-    let first = subgroup * FRAG * OUT_LD;
 #for m in TALL
 #for j in WIDE
     coopStoreT(c{m}_{j}, &outs[first + {j}u * FRAG_4], OUT_LD);

@@ -37,6 +37,8 @@ fn part(name: &str) -> &'static str {
         "attention" => include_str!("../../shaders/parts/attention.wgsl"),
         "attention_cached" => include_str!("../../shaders/parts/attention_cached.wgsl"),
         "factor" => include_str!("../../shaders/parts/factor.wgsl"),
+        "fragments" => include_str!("../../shaders/parts/fragments.wgsl"),
+        "fragments_multiply" => include_str!("../../shaders/parts/fragments_multiply.wgsl"),
         "low_rank_gradient" => include_str!("../../shaders/parts/low_rank_gradient.wgsl"),
         "low_rank_project" => include_str!("../../shaders/parts/low_rank_project.wgsl"),
         "low_rank_term" => include_str!("../../shaders/parts/low_rank_term.wgsl"),

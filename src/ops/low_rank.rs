@@ -60,6 +60,11 @@ fn some(factors: &Factors) -> impl Iterator<Item = &Factor> {
     factors.iter().filter(|f| f.rank > 0)
 }
 
+/// Floats that they take in an adapter's buffer.
+pub fn elements(factors: &Factors) -> usize {
+    some(factors).map(|f| (f.rank * f.width) as usize).sum()
+}
+
 params!(ProjectParams { n: u32, ld: u32, t_ld: u32, pad: u32, factors: [Factor; 3] });
 
 params!(GradientParams {
@@ -92,7 +97,7 @@ pub fn project(plan: &mut Plan, label: &str, n: usize, x: Buf, ld: usize, flat: 
     let params = ProjectParams { n: n as u32, ld: ld as u32, t_ld: t.width as u32, pad: 0, factors };
     let step = plan.push(&PROJECT, params, &[x, flat, t.buf], [n as u32, t.width as u32, 1]);
     step.label = label.into();
-    let elements: usize = some(&factors).map(|f| (f.rank * f.width) as usize).sum();
+    let elements = elements(&factors);
     step.work = (n * elements) as u64;
     step.touch(1, elements);
 }
@@ -125,7 +130,7 @@ pub fn gradient(plan: &mut Plan, label: &str, n: usize, first: Pair, second: Opt
     let bufs = [first.t.buf, first.x.buf, other.t.buf, other.x.buf, grads];
     let step = plan.push(&GRADIENT, params, &bufs, [rank, columns, 1]);
     step.label = label.into();
-    let elements: usize = all().map(|f| (f.rank * f.width) as usize).sum();
+    let elements = elements(&first.factors) + elements(&other.factors);
     step.work = (n * elements) as u64;
     step.touch(4, elements);
     if second.is_none() {

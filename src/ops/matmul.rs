@@ -4,7 +4,7 @@
 //! Matrices that share an input can be stacked ([`Matrix::stack`]): one product, whose outputs lie side by side.
 
 use super::gain::Vector;
-use super::low_rank::{Factor, Factors, Lift};
+use super::low_rank::{self, Factor, Factors, Lift};
 use super::product::{Left, Mat, Panels, Plus, Term, add_dots};
 use super::{Columns, kernel, par, params};
 use crate::format::{WeightFormat, unpack};
@@ -271,7 +271,7 @@ fn finish(step: &mut Step, label: &str, w: &Matrix, n: usize, width: usize, inne
 
 /// Of the weight so many words, of an adapter's buffer the factors.
 fn touch(step: &mut Step, words: usize, low: Option<Lift>) {
-    let factors = low.map_or(0, |low| low.factors.iter().map(|f| (f.rank * f.width) as usize).sum());
+    let factors = low.map_or(0, |low| low_rank::elements(&low.factors));
     step.touch(1, words).touch(3, factors);
 }
 
