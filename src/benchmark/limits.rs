@@ -143,33 +143,37 @@ fn spread<F: Float>(call: &mut Call<F>, f: impl Fn(&[F], &mut [F], u32) + Sync) 
 }
 
 /// [`chain`] in registers of a named width: left to the compiler, the chains of a vector go through memory.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", all(target_arch = "wasm32", feature = "relaxed-simd")))]
 macro_rules! fused {
-    ($name:ident, $features:literal, $lanes:literal, $load:ident, $spread:ident, $link:ident, $add:ident, $store:ident) => {
+    ($arch:ident, $name:ident, $features:literal, $lanes:literal, $load:ident, $spread:ident, $link:ident, $add:ident, $store:ident) => {
         #[target_feature(enable = $features)]
         fn $name(x: &[f32], y: &mut [f32], rounds: u32) {
-            use std::arch::x86_64::*;
+            use std::arch::$arch::*;
             for (x, y) in x.chunks_exact($lanes).zip(y.chunks_exact_mut($lanes)) {
                 // SAFETY: both chunks have as many floats as the register.
-                let x = unsafe { $load(x.as_ptr()) };
+                let x = unsafe { $load(x.as_ptr().cast()) };
                 let mut c: [_; CHAINS_A_LANE] = std::array::from_fn(|k| $spread(k as f32 / CHAINS_A_LANE as f32));
                 for _ in 0..rounds {
                     c = c.map(|c| $link(c, x, x));
                 }
                 let sum = c[1..].iter().fold(c[0], |sum, c| $add(sum, *c));
                 // SAFETY: as above.
-                unsafe { $store(y.as_mut_ptr(), sum) };
+                unsafe { $store(y.as_mut_ptr().cast(), sum) };
             }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-fused!(fused_512, "avx512f", 16, _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_storeu_ps);
+#[rustfmt::skip]
+fused!(x86_64, fused_512, "avx512f", 16, _mm512_loadu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps, _mm512_storeu_ps);
 #[cfg(target_arch = "x86_64")]
-fused!(fused_256, "avx2,fma", 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_storeu_ps);
+#[rustfmt::skip]
+fused!(x86_64, fused_256, "avx2,fma", 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps, _mm256_storeu_ps);
+#[cfg(all(target_arch = "wasm32", feature = "relaxed-simd"))]
+fused!(wasm32, simd128, "relaxed-simd", 4, v128_load, f32x4_splat, f32x4_relaxed_madd, f32x4_add, v128_store);
 
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", not(feature = "relaxed-simd")))]
 #[target_feature(enable = "simd128")]
 fn simd128(x: &[f32], y: &mut [f32], rounds: u32) {
     chain::<f32, 4>(x, y, rounds, |c, x, z| c * x + z);

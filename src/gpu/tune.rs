@@ -150,7 +150,8 @@ impl Gpu {
     pub(super) fn choice(&self, step: &Step) -> &'static Shader {
         let fitting = || step.kernel.shaders.iter().filter(|s| self.fits(s, step));
         let named = |name: &String| fitting().find(|s| s.to_string() == *name);
-        let by_rule = || fitting().find(|s| s.style == self.facts.style).or_else(|| fitting().next());
+        let worth = |s: &&Shader| s.style == self.facts.style && step.work.max(1) >> s.constant("LARGE") > 0;
+        let by_rule = || fitting().find(worth).or_else(|| fitting().next());
         let Choices { only, known, .. } = &self.choices;
         let chosen = only.as_ref().and_then(named).or_else(|| known.get(&key(step)).and_then(named)).or_else(by_rule);
         chosen.unwrap_or(&step.kernel.shaders[0])

@@ -44,9 +44,11 @@ pub const RESIDUAL: u32 = 2;
 pub const ACCUMULATE: u32 = 4;
 
 // The best guess of each style first, for machines where nothing is measured. LANES above 1 needs a subgroup of as many
-// (SwiftShader's 4, lavapipe's 8); SKINNY needs at most so many rows or outputs; HALF has to be asked for; FRAG needs
-// matrix units of that size, and is taken where it was measured to be fast and right.
+// (SwiftShader's 4, lavapipe's 8); LARGE takes long to compile, and is guessed from 2 to the power of it multiply-adds on;
+// SKINNY needs at most so many rows or outputs; HALF has to be asked for; FRAG needs matrix units of that size, and is taken
+// where it was measured to be fast and right.
 kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 32, 1] {TALL: 4, WIDE: 32, LANES: 8, LARGE: 27},
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
     Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
     Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},
@@ -65,6 +67,7 @@ kernel!(FORWARD, "matmul", "forward", [Read, Read, Read, Read, Read, Read, ReadW
     Tiled "matmul_cooperative" [64, 64, 1] {FRAG: 8, LANES: 8, DOWN: 2, ACROSS: 4, TALL: 4, WIDE: 2, STEPS: 4, X_LOADS: 8, W_LOADS: 8, HALF: 1}
 ], forward_twin);
 kernel!(BACKWARD, "matmul", "backward", [Read, Read, Read, Read, ReadWrite], Params, [
+    Direct "matmul_direct" [4, 32, 1] {TALL: 4, WIDE: 32, LANES: 8, LARGE: 27},
     Direct "matmul_direct" [4, 16, 1] {TALL: 4, WIDE: 16, LANES: 8},
     Direct "matmul_direct" [8, 16, 1] {TALL: 8, WIDE: 16, LANES: 4},
     Direct "matmul_direct" [8, 8, 1] {TALL: 8, WIDE: 8, LANES: 8},

@@ -1,9 +1,10 @@
 // `cargo xtask bench --browser`: the bench page in headless Chromium, on WebGPU and on the CPU, as tables or as JSON.
-// Arguments: [--device webgpu|cpu] [--quick] [--hardware] [--json FILE]. Without --hardware WebGPU is SwiftShader.
+// Arguments: [--device webgpu|cpu] [--quick] [--hardware] [--no-relaxed-simd] [--json FILE]. Without --hardware WebGPU is
+// SwiftShader; --no-relaxed-simd measures the engine that browsers without it load.
 
 import { renameSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { launch } from "./support/browser.mjs";
+import { WITHOUT_RELAXED_SIMD, launch } from "./support/browser.mjs";
 import { serve } from "./support/server.mjs";
 
 const PATIENCE_MS = 15 * 60_000;
@@ -50,13 +51,15 @@ function table(head, rows) {
 
 async function main() {
   const flag = { type: "boolean", default: false };
-  const { values } = parseArgs({ options: { device: { type: "string" }, quick: flag, hardware: flag, json: { type: "string" } } });
+  const { values } = parseArgs({ options: { device: { type: "string" }, quick: flag, hardware: flag, "no-relaxed-simd": flag, json: { type: "string" } } });
   const server = await serve();
   const browser = await launch([], values.hardware);
   const all = [];
   try {
     for (const device of values.device ? [values.device] : ["webgpu", "cpu"]) {
-      const measured = await measure(await browser.newContext(), server, device, values.quick);
+      const context = await browser.newContext();
+      if (values["no-relaxed-simd"]) await context.addInitScript(WITHOUT_RELAXED_SIMD);
+      const measured = await measure(context, server, device, values.quick);
       all.push(measured);
       print(measured);
     }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
-import { extname, join } from "node:path";
+import { basename, extname, join } from "node:path";
 import { test } from "node:test";
 import { brotliCompressSync, constants, gzipSync } from "node:zlib";
 import { www } from "./support/server.mjs";
@@ -31,12 +31,23 @@ function weigh(name, files, largest) {
   assert.ok(gzip <= largest, `${name} has ${gzip} bytes compressed, at most ${largest} are allowed`);
 }
 
-test("the wasm is small enough", () => {
-  assert.equal(ending(".wasm").length, 1);
-  weigh("wasm", ending(".wasm"), LARGEST_WASM);
-});
+/** Of the files with this ending, what a browser with relaxed SIMD loads, or one without. */
+const loaded = (extension, relaxed) =>
+  ending(extension).filter((file) => !(relaxed ? /(worker_baseline|luthier_bg)-/ : /_relaxed/).test(basename(file)));
 
-test("the scripts are small enough", () => weigh("scripts", ending(".js"), LARGEST_SCRIPTS));
+for (const relaxed of [true, false]) {
+  const browser = relaxed ? "with relaxed SIMD" : "for every browser";
+
+  test(`the wasm ${browser} is small enough`, () => {
+    assert.equal(loaded(".wasm", relaxed).length, 1);
+    weigh("wasm", loaded(".wasm", relaxed), LARGEST_WASM);
+  });
+
+  test(`the scripts ${browser} are small enough`, () => {
+    assert.equal(loaded(".js", relaxed).length, ending(".js").length - 1);
+    weigh("scripts", loaded(".js", relaxed), LARGEST_SCRIPTS);
+  });
+}
 
 test("the page names no other host and no place from the root", () => {
   for (const file of ending(".html")) {

@@ -139,7 +139,7 @@ test("nothing leaves from the engine's worker", async () => {
 test("which is because it starts from a blob: started from its URL, the same worker is under no policy", async () => {
   const page = await facadePage(await browser.newContext(), server, "untyped.html");
   await page.evaluate(async () => {
-    new Worker("../luthier-web/dist/worker.js", { type: "module" });
+    new Worker("../luthier-web/dist/worker_baseline.js", { type: "module" });
     await new Promise((later) => setTimeout(later, 1000));
   });
   await tryOn(page, "worker");

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { facadePage } from "./support/browser.mjs";
+import { WITHOUT_RELAXED_SIMD, facadePage } from "./support/browser.mjs";
 import { data, demo, exact, losses, recipe, rows, train } from "./support/larder.mjs";
 import { repository } from "./support/server.mjs";
 import { browser, folder, luthier, server, setUp } from "./support/setup.mjs";
@@ -17,8 +17,11 @@ const nano = join(repository, "models/nano");
 
 setUp();
 
-async function open(device) {
-  const page = await facadePage(await browser.newContext(), server);
+/** `old` is a browser without relaxed SIMD. */
+async function open(device, old = false) {
+  const context = await browser.newContext();
+  if (old) await context.addInitScript(WITHOUT_RELAXED_SIMD);
+  const page = await facadePage(context, server);
   const { kind } = await page.evaluate(async (device) => (globalThis.tuner = await nano(device)).device, device);
   assert.equal(kind, device);
   return page;
@@ -82,11 +85,14 @@ async function save(page, name, exported) {
   return target;
 }
 
-test("WebGPU, the CPU in wasm, two workers on it, and the command line, which replays their run, compute the same losses", async () => {
+test("WebGPU, the CPU in wasm, two workers on it, with relaxed SIMD or without, and the command line, which replays their run, \
+compute the same losses", async () => {
   const measured = {};
-  for (const [device, workers] of [["cpu", 1], ["webgpu", 1], ["cpu", 2]]) {
-    const page = await open(device);
-    measured[`${device} ${workers}`] = losses(await train(page, { steps: COMPARED_STEPS, workers }));
+  for (const [device, workers, old] of [["cpu", 1, false], ["webgpu", 1, false], ["cpu", 2, true], ["cpu", 2, false]]) {
+    server.requests.length = 0;
+    const page = await open(device, old);
+    assert.deepEqual(server.requests.filter((path) => path.endsWith(".wasm")), [`/luthier-web/dist/luthier${old ? "" : "_relaxed"}_bg.wasm`]);
+    measured[`${device} ${workers}${old ? " old" : ""}`] = losses(await train(page, { steps: COMPARED_STEPS, workers }));
     writeFileSync(join(folder, "run.json"), await page.evaluate(() => tuner.exportRun()));
     await page.context().close();
   }

@@ -31,9 +31,10 @@ cargo xtask COMMAND
   test                    install what the tests need where that is possible, then run all of them
        --skip-missing       go on without what is missing
   bench [CASE...]         measure this machine: kernels, training steps, generation, loading (--help lists its options)
-       --browser [--device webgpu|cpu] [--quick] [--hardware] [--json FILE]
-                            kernels and steps in headless Chromium, with --hardware on its GPU; --browser --open takes
-                            your own browser
+       --browser [--device webgpu|cpu] [--quick] [--hardware] [--no-relaxed-simd] [--json FILE]
+                            kernels and steps in headless Chromium, with --hardware on its GPU, or as
+                            browsers without relaxed SIMD have them; --browser --open takes
+                            your own
        --peers [NAME...] [--rounds N] [--json FILE]
                             in turns with the peers of benches/peers that are installed
        --gpu-report FOLDER [MINUTES]

@@ -8,15 +8,22 @@ use wasm_bindgen_cli_support::Bindgen;
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// Builds the engine into `www/luthier-web/pkg` and returns that folder.
+/// The engine for every browser, and for those with relaxed SIMD: a module with one unknown instruction is no module at
+/// all, so the page loads the one or the other. Names of files, and the crate's features.
+const ENGINES: [(&str, &[&str]); 2] = [("luthier", &[]), ("luthier_relaxed", &["--features", "relaxed-simd"])];
+
+/// Builds the engines into `www/luthier-web/pkg` and returns that folder.
 pub fn build() -> Outcome<PathBuf> {
     let package = root().join("www/luthier-web/pkg");
     add_target()?;
-    check(&mut cargo(&["build", "--lib", "--target", TARGET, "--profile", "wasm"]))?;
     if package.exists() {
         fs::remove_dir_all(&package).map_err(|error| format!("cannot clear {}: {error}", package.display()))?;
     }
-    bind(&target_dir().join("wasm32-unknown-unknown/wasm/luthier.wasm"), &package)?;
+    for (name, features) in ENGINES {
+        let build = ["build", "--lib", "--target", TARGET, "--profile", "wasm"];
+        check(&mut cargo(&[&build, features].concat()))?;
+        bind(&target_dir().join("wasm32-unknown-unknown/wasm/luthier.wasm"), name, &package)?;
+    }
     Ok(package)
 }
 
@@ -32,9 +39,9 @@ fn add_target() -> Outcome {
 }
 
 /// wasm-bindgen as a library: its version is then Cargo.lock's, and no program has to be installed.
-fn bind(wasm: &Path, to: &Path) -> Outcome {
+fn bind(wasm: &Path, name: &str, to: &Path) -> Outcome {
     let mut bindgen = Bindgen::new();
-    bindgen.input_path(wasm).out_name("luthier").typescript(true).web(true)?;
+    bindgen.input_path(wasm).out_name(name).typescript(true).web(true)?;
     bindgen.generate(to).map_err(|error| format!("wasm-bindgen on {}: {error:#}", wasm.display()))?;
     Ok(())
 }

@@ -29,8 +29,9 @@ use dots::Dots;
 use engine::{Engine, dots, tile};
 #[cfg(target_arch = "x86_64")]
 use engine::{as_f32, as_f32_mut, as_f32_slice, is_f32};
+use std::mem::MaybeUninit;
 use std::ops::Range;
-use tile::{MAX_TILE, MAX_WIDTH, Run, Tile};
+use tile::{End, MAX_TILE, MAX_WIDTH, Run, Tile};
 
 /// A row-major operand: `ld` elements from row to row, or transposed.
 #[derive(Clone, Copy)]
@@ -327,12 +328,18 @@ impl<'a, F: Float> Panels<'a, F> {
     }
 
     fn multiply_tiles(&self, tile: &Tile<F>, out: &mut Rect<F>, [x, t]: [(Mat<F>, usize); 2], plus: Plus<F>) {
-        let (rows, width, deep) = (out.rows, tile.cols, self.k + self.rank);
-        for row in (0..rows).step_by(tile.runs.len()) {
-            for (panel, col) in self.data.chunks_exact(deep * width).zip((0..self.cols).step_by(width)) {
-                let (main, low) = panel.split_at(self.k * width);
-                let [x, t] = [(x, main), (t, low)].map(|((a, k), b)| (a.from(row, 0), Mat::new(b, width), k));
-                multiply_tile(tile, out, (row, col), x, (self.rank > 0).then_some(t), plus);
+        let (rows, width) = (out.rows, tile.cols);
+        assert_eq!(self.cols, out.cols, "columns of panels and of the product");
+        let panels = self.data.chunks_exact((self.k + self.rank) * width);
+        let [mut x, mut t] = [x, t].map(|(a, k)| Run::new(a, rows, k, width));
+        let mut tiles = Tiles::new(tile, out, plus);
+        for row in (0..rows).step_by(tile.writes.len()) {
+            for (panel, col) in panels.clone().zip((0..self.cols).step_by(width)) {
+                x.b = panel.as_ptr();
+                t.b = panel[self.k * width..].as_ptr();
+                let runs = [x.from(row), t.from(row)];
+                // SAFETY: A was checked, and a panel has k rows and those of the factor.
+                unsafe { tiles.write(&runs[..1 + (self.rank > 0) as usize], (row, col)) };
             }
         }
     }
@@ -367,35 +374,81 @@ impl<'a, F: Float> Panels<'a, F> {
     }
 }
 
-/// A tile of a product from a row and a column on: of k columns of A with k rows of B, and of t with a factor.
-#[inline]
-fn multiply_tile<F: Float>(
-    tile: &Tile<F>,
-    out: &mut Rect<F>,
-    (row, col): (usize, usize),
-    x: (Mat<F>, Mat<F>, usize),
-    t: Option<(Mat<F>, Mat<F>, usize)>,
-    plus: Plus<F>,
-) {
-    let m = tile.runs.len().min(out.rows - row);
-    let run = |(a, b, k): (Mat<F>, Mat<F>, usize)| {
-        let (strides, [ld, 1]) = (a.strides(m, k), b.strides(k, tile.cols)) else { panic!("rows of B lie close") };
-        Run { k, a: a.data.as_ptr(), strides, b: b.data.as_ptr(), ld }
-    };
-    let (add, write) = tile.runs[m - 1];
-    if t.is_none() && plus.bias.is_none() && plus.residual.is_none() && out.cols - col >= tile.cols {
-        let mut out = out.part((row, col), (m, tile.cols));
-        let (out, ld) = out.raw();
-        // SAFETY: the views hold `m` rows, k columns and k rows; `out` m; and the processor has what the tile is made
-        // for, since it was asked when the tile was chosen.
-        return unsafe { write(&run(x), out, ld, plus.scale, plus.old) };
+impl<F: Float> Run<F> {
+    /// Of `rows` rows of A and `k` of B, which are still to be named, `ld` apart.
+    fn new(a: Mat<F>, rows: usize, k: usize, ld: usize) -> Self {
+        Run { k, a: a.data.as_ptr(), strides: a.strides(rows, k), b: std::ptr::null(), ld }
     }
-    let mut sums = [F::ZERO; MAX_TILE];
-    for x in [Some(x), t].into_iter().flatten() {
-        // SAFETY: as above, and `sums` holds m rows of any tile.
-        unsafe { add(&run(x), sums.as_mut_ptr()) };
+
+    /// The same from a row of A on, which is there.
+    #[inline(always)]
+    fn from(&self, row: usize) -> Self {
+        Run { a: self.a.wrapping_add(row * self.strides[0]), ..*self }
     }
-    write_tile(&plus, out, (row, col), tile.cols, &sums[..m * tile.cols]);
+}
+
+/// A product as tiles are written to it.
+struct Tiles<'a, 'b, F: Float> {
+    tile: &'a Tile<F>,
+    out: &'a mut Rect<'b, F>,
+    plus: Plus<'a, F>,
+    /// Of the product's first tile.
+    end: End<F>,
+}
+
+impl<'a, 'b, F: Float> Tiles<'a, 'b, F> {
+    fn new(tile: &'a Tile<F>, out: &'a mut Rect<'b, F>, plus: Plus<'a, F>) -> Self {
+        let ((to, ld), (bias, residual)) = (out.raw(), plus.raw(out.rows, out.cols));
+        let residual_ld = plus.residual.map_or(0, |(_, ld)| ld);
+        let end = End { out: to, ld, scale: plus.scale, old: plus.old, bias, residual, residual_ld };
+        Tiles { tile, out, plus, end }
+    }
+
+    /// The tile from a row and a column on.
+    ///
+    /// # Safety
+    /// `runs` have as many rows of A as the product from `row` on, or the tile, and as many columns of B as the tile.
+    #[inline(always)]
+    unsafe fn write(&mut self, runs: &[Run<F>], (row, col): (usize, usize)) {
+        assert!(row < self.out.rows && col < self.out.cols, "a tile beyond the product");
+        let (m, width) = (self.tile.writes.len().min(self.out.rows - row), self.tile.cols);
+        let write = self.tile.writes[m - 1];
+        if width > self.out.cols - col {
+            // SAFETY: the caller's.
+            return unsafe { self.write_part(runs, (row, col), m) };
+        }
+        let End { out, ld, residual_ld, .. } = self.end;
+        let end = End {
+            out: out.wrapping_add(row * ld + col),
+            // What is null stays so.
+            bias: if self.end.bias.is_null() { self.end.bias } else { self.end.bias.wrapping_add(col) },
+            residual: match self.end.residual.is_null() {
+                true => self.end.residual,
+                false => self.end.residual.wrapping_add(row * residual_ld + col),
+            },
+            ..self.end
+        };
+        // SAFETY: the caller's for what is read; m rows and `width` columns of the product are there, with bias and
+        // residual, and the processor has what the tile is made for, since it was asked when the tile was chosen.
+        unsafe { write(runs, &end) }
+    }
+
+    /// A tile of whose m rows only a part lies within the product.
+    ///
+    /// # Safety
+    /// As of [`Tiles::write`].
+    #[inline(never)]
+    unsafe fn write_part(&mut self, runs: &[Run<F>], at: (usize, usize), m: usize) {
+        let (mut sums, ld, none) = ([const { MaybeUninit::uninit() }; MAX_TILE], self.tile.cols, std::ptr::null());
+        let out = sums.as_mut_ptr().cast();
+        let end = End { out, ld, scale: F::ONE, old: false, bias: none, residual: none, residual_ld: 0 };
+        // SAFETY: the caller's; `sums` holds m rows of any tile, all of which are written.
+        let sums = unsafe {
+            self.tile.writes[m - 1](runs, &end);
+            sums[..m * ld].assume_init_ref()
+        };
+        write_tile(&self.plus, self.out, at, ld, sums);
+    }
 }
 
 /// Packs rows × cols of B into rows `width` apart.
@@ -463,6 +516,16 @@ impl<F: Float> Plus<'_, F> {
     /// For what comes after the first piece of a sum.
     fn more(self) -> Self {
         Plus::nothing(self.scale, true)
+    }
+
+    /// Where bias and residual of so many rows and columns begin; null where there is none.
+    fn raw(&self, rows: usize, cols: usize) -> (*const F, *const F) {
+        let bias = self.bias.map_or(std::ptr::null(), |bias| bias[..cols].as_ptr());
+        let residual = |(residual, ld): (&[F], usize)| match rows {
+            0 => std::ptr::null(),
+            _ => residual[..(rows - 1) * ld + cols].as_ptr(),
+        };
+        (bias, self.residual.map_or(std::ptr::null(), residual))
     }
 
     #[inline(always)]
@@ -543,8 +606,13 @@ pub fn multiply<F: Float>(
                 let k = DEEP.min(k - first);
                 let (a, b, plus) = (a.from(0, first), b.from(first, col), Plus::nothing(scale, old || first > 0));
                 if rows <= FEW_ROWS && some == tile.cols && !b.transposed {
-                    let tiles = (0..rows).step_by(tile.runs.len());
-                    tiles.for_each(|row| multiply_tile(tile, out, (row, 0), (a.from(row, 0), b, k), None, plus));
+                    b.strides(k, some);
+                    let run = Run { b: b.data.as_ptr(), ..Run::new(a, rows, k, b.ld) };
+                    let mut tiles = Tiles::new(tile, out, plus);
+                    for row in (0..rows).step_by(tile.writes.len()) {
+                        // SAFETY: both were checked.
+                        unsafe { tiles.write(&[run.from(row)], (row, 0)) };
+                    }
                     continue;
                 }
                 let engine = Engine::Tile(tile);

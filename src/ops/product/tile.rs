@@ -18,6 +18,7 @@ pub(super) trait Vector: Copy {
 
 /// Rows of A and B that a tile multiplies: `k` columns of the one by `k` rows of the other. Rows of a are `strides[0]`
 /// apart and its columns `strides[1]`, rows of b `ld`.
+#[derive(Clone, Copy)]
 pub(super) struct Run<F> {
     pub k: usize,
     pub a: *const F,
@@ -26,17 +27,27 @@ pub(super) struct Run<F> {
     pub ld: usize,
 }
 
-/// `acc[M][cols] += a[M, k] · b[k, cols]`, rows of acc lie close.
-pub(super) type Add<F> = unsafe fn(run: &Run<F>, acc: *mut F);
+/// Where the sums of a tile go, and what joins them there: `out = old·out + scale·sums + bias + residual`, of which the
+/// last two may be null. Rows of out are `ld` apart, those of the residual `residual_ld`.
+#[derive(Clone, Copy)]
+pub(super) struct End<F> {
+    pub out: *mut F,
+    pub ld: usize,
+    pub scale: F,
+    pub old: bool,
+    pub bias: *const F,
+    pub residual: *const F,
+    pub residual_ld: usize,
+}
 
-/// `out[M][cols] = old·out + scale · a · b`, rows of out are `ld` apart.
-pub(super) type Write<F> = unsafe fn(run: &Run<F>, out: *mut F, ld: usize, scale: F, old: bool);
+/// Sums the products of all runs for a tile, and writes them.
+pub(super) type Write<F> = unsafe fn(runs: &[Run<F>], end: &End<F>);
 
 /// A kernel for each number of rows up to the most that fit the registers.
 pub(super) struct Tile<F: 'static> {
     pub cols: usize,
     /// The kernels at `m - 1` take m rows.
-    pub runs: &'static [(Add<F>, Write<F>)],
+    pub writes: &'static [Write<F>],
 }
 
 /// The most columns of any tile, and the most elements.
@@ -67,42 +78,29 @@ unsafe fn run<V: Vector, const M: usize, const N: usize>(run: &Run<V::F>, sums: 
 }
 
 /// # Safety
-/// `a`, `b` and `acc` hold what [`Add`] says.
+/// `runs` and `end` hold what [`Run`] and [`End`] say.
 #[inline(always)]
-pub(super) unsafe fn add<V: Vector, const M: usize, const N: usize>(what: &Run<V::F>, acc: *mut V::F) {
-    // SAFETY: the caller's.
-    unsafe {
-        let at = |m: usize, n: usize| acc.add((m * N + n) * V::LANES);
-        let mut sums: [[V; N]; M] = std::array::from_fn(|m| std::array::from_fn(|n| V::load(at(m, n))));
-        run(what, &mut sums);
-        for m in 0..M {
-            for n in 0..N {
-                sums[m][n].store(at(m, n));
-            }
-        }
-    }
-}
-
-/// # Safety
-/// `a`, `b` and `out` hold what [`Write`] says.
-#[inline(always)]
-pub(super) unsafe fn write<V: Vector, const M: usize, const N: usize>(
-    what: &Run<V::F>,
-    zero: V::F,
-    out: *mut V::F,
-    ld: usize,
-    scale: V::F,
-    old: bool,
-) {
+pub(super) unsafe fn write<V: Vector, const M: usize, const N: usize>(runs: &[Run<V::F>], zero: V::F, end: &End<V::F>) {
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[V::splat(zero); N]; M];
-        run(what, &mut sums);
-        let scale = V::splat(scale);
+        for what in runs {
+            run(what, &mut sums);
+        }
+        let scale = V::splat(end.scale);
         for m in 0..M {
             for n in 0..N {
-                let (at, sum) = (out.add(m * ld + n * V::LANES), scale.times(sums[m][n]));
-                let sum = if old { V::load(at).add(sum) } else { sum };
+                let (col, at) = (n * V::LANES, end.out.add(m * end.ld + n * V::LANES));
+                let mut sum = scale.times(sums[m][n]);
+                if end.old {
+                    sum = V::load(at).add(sum);
+                }
+                if !end.bias.is_null() {
+                    sum = sum.add(V::load(end.bias.add(col)));
+                }
+                if !end.residual.is_null() {
+                    sum = sum.add(V::load(end.residual.add(m * end.residual_ld + col)));
+                }
                 sum.store(at);
             }
         }
@@ -155,18 +153,13 @@ macro_rules! tile {
         pub(in crate::ops::product) static $name: crate::ops::product::tile::Tile<$f> = {
             use crate::ops::product::tile;
             $(#[target_feature(enable = $feature)])?
-            unsafe fn add<const M: usize>(run: &tile::Run<$f>, acc: *mut $f) {
+            unsafe fn write<const M: usize>(runs: &[tile::Run<$f>], end: &tile::End<$f>) {
                 // SAFETY: the caller's.
-                unsafe { tile::add::<$vector, M, $n>(run, acc) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn write<const M: usize>(run: &tile::Run<$f>, out: *mut $f, ld: usize, scale: $f, old: bool) {
-                // SAFETY: the caller's.
-                unsafe { tile::write::<$vector, M, $n>(run, 0.0, out, ld, scale, old) }
+                unsafe { tile::write::<$vector, M, $n>(runs, 0.0, end) }
             }
             tile::Tile {
                 cols: $n * <$vector as tile::Vector>::LANES,
-                runs: &[$((add::<$m>, write::<$m>)),*],
+                writes: &[$(write::<$m>),*],
             }
         };
     };

@@ -32,9 +32,18 @@ impl Vector for F32x4 {
     }
     #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        #[cfg(feature = "relaxed-simd")]
+        return Self(f32x4_relaxed_madd(a.0, b.0, self.0));
+        #[cfg(not(feature = "relaxed-simd"))]
         Self(f32x4_add(self.0, f32x4_mul(a.0, b.0)))
     }
 }
 
+#[cfg(not(feature = "relaxed-simd"))]
 tile!(SIMD128: f32, F32x4, 2, [1 2 3 4]);
+#[cfg(feature = "relaxed-simd")]
+tile!(SIMD128: f32, F32x4, 2, [1 2 3 4], "relaxed-simd");
+#[cfg(not(feature = "relaxed-simd"))]
 dots!(DOTS: f32, F32x4, [1 2]);
+#[cfg(feature = "relaxed-simd")]
+dots!(DOTS: f32, F32x4, [1 2], "relaxed-simd");

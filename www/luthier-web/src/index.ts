@@ -1,6 +1,7 @@
 /** luthier-web: tunes a language model in this page, in a worker, on the GPU or the CPU. See {@link Luthier}. */
 
 import { type Tuner, compare } from "./compare.js";
+import { hasRelaxedSimd } from "./build.js";
 import { Connection } from "./connection.js";
 import { LuthierError } from "./error.js";
 import type { CallName, Calls, Control, Job, Opened, Tuned, Wanted } from "./protocol.js";
@@ -20,9 +21,9 @@ export { CHECKED_BYTES } from "./limits.js";
 export { ownOptions, reads } from "./methods.js";
 export { LuthierError };
 
-// Written so that bundlers see two files to bring along.
-const SCRIPT = new URL("./worker.js", import.meta.url);
-const WASM = new URL("./luthier_bg.wasm", import.meta.url);
+// Worker and engine, written so that bundlers see the files to bring along.
+const BASELINE = [new URL("./worker_baseline.js", import.meta.url), new URL("./luthier_bg.wasm", import.meta.url)] as const;
+const RELAXED = [new URL("./worker_relaxed.js", import.meta.url), new URL("./luthier_relaxed_bg.wasm", import.meta.url)] as const;
 
 const CHECKPOINT_SECONDS = 30;
 /** Restarts after a fault, at most so many within so long. */
@@ -35,7 +36,10 @@ const RECOVERABLE = new Set(["device_lost", "out_of_memory", "internal"]);
 let spare: Connection | null = null;
 
 function idle(): Connection {
-  if (!spare?.alive) spare = new Connection(SCRIPT.href, WASM.href);
+  if (!spare?.alive) {
+    const [script, wasm] = hasRelaxedSimd() ? RELAXED : BASELINE;
+    spare = new Connection(script.href, wasm.href);
+  }
   return spare;
 }
 

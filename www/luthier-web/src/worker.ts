@@ -1,6 +1,5 @@
-/** The worker: owns wasm and the device, and answers what the page asks. One worker is one engine. */
+/** The worker, whatever its engine: owns wasm and the device, and answers what the page asks. One worker is one engine. */
 
-import * as engineModule from "../pkg/luthier.js";
 import type { Engine, EngineModule, NamedBytes } from "./engine.js";
 import { LuthierError } from "./error.js";
 import { Helpers, gibToSpare, workersToSpare } from "./helpers.js";
@@ -12,9 +11,6 @@ import * as tuning from "./store/tuning.js";
 import { Run } from "./trainer.js";
 import type { Agreement, Method, ModelFiles, ModelInfo, NamedBlob, OptionRow, TrainOptions } from "./types.js";
 
-// Holds the engine to what this package thinks of it.
-const module: EngineModule = engineModule;
-
 const reply = (message: Reply, transfer: Transferable[] = []) => self.postMessage(message, { transfer });
 
 closeWaysOut();
@@ -24,6 +20,7 @@ onRequest((request) => reply({ request }));
 
 // ---- the engine
 
+let module: EngineModule;
 let wasm: string | WebAssembly.Module = "";
 let loaded: Promise<unknown> | null = null;
 let session: Engine | null = null;
@@ -254,10 +251,14 @@ function defaultOf(name: OptionRow["name"]): number {
 
 const underway = new Map<number, AbortController>();
 
-self.onmessage = ({ data }: MessageEvent<Question>) => {
-  if ("cancel" in data) underway.get(data.cancel)?.abort();
-  else void answer(data.id, data.name, data.ask, data.wasm);
-};
+/** Hears and answers, with this engine. */
+export function serve(engine: EngineModule): void {
+  module = engine;
+  self.onmessage = ({ data }: MessageEvent<Question>) => {
+    if ("cancel" in data) underway.get(data.cancel)?.abort();
+    else void answer(data.id, data.name, data.ask, data.wasm);
+  };
+}
 
 async function answer<K extends CallName>(id: number, name: K, ask: Calls[K]["ask"], from: typeof wasm): Promise<void> {
   wasm = from;
