@@ -30,6 +30,34 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Bytes of the output that are compared, from its start and from its end.
 const COMPARED: u64 = 64 << 10;
 
+/// Whether a shader can compute a step on a machine, and is meant to.
+fn fits(facts: &AdapterFacts, halves: bool, shader: &Shader, step: &Step) -> bool {
+    let lanes = shader.constant("LANES");
+    let skinny = shader.constant("SKINNY");
+    let (rows, outs) = (step.grid[0], step.grid[1]);
+    let fragment = shader.constant("FRAG");
+    if shader.constant("HALF") > 0 && !halves {
+        return false;
+    }
+    if fragment > 0 {
+        return fragment == facts.fragment && lanes == facts.lanes;
+    }
+    (lanes <= 1 || (lanes == facts.lanes && rows >= 4 * lanes))
+        && (skinny == 0 || rows <= skinny || outs <= skinny)
+        && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
+}
+
+/// Whether a step is large enough for what a shader takes to compile.
+fn worth(shader: &Shader, step: &Step) -> bool {
+    step.work.max(1) >> shader.constant("LARGE") > 0
+}
+
+/// Of the shaders that fit a step and are worth it, the first of the machine's style, or else the first.
+fn by_rule(facts: &AdapterFacts, halves: bool, step: &Step) -> Option<&'static Shader> {
+    let all = || step.kernel.shaders.iter().filter(|s| fits(facts, halves, s, step) && worth(s, step));
+    all().find(|s| s.style == facts.style).or_else(|| all().next())
+}
+
 /// What was chosen for which step: "matmul.forward bf16 512x576x1 1.7e8" → "matmul_tiled TALL=8 ...".
 #[derive(Default)]
 pub(super) struct Choices {
@@ -129,31 +157,20 @@ impl Gpu {
         pairs.any(|(shader, step)| shader.to_string() == name && self.fits(shader, step))
     }
 
-    /// Whether a shader can compute a step on this machine, and is meant to.
     fn fits(&self, shader: &Shader, step: &Step) -> bool {
-        let lanes = shader.constant("LANES");
-        let skinny = shader.constant("SKINNY");
-        let (rows, outs) = (step.grid[0], step.grid[1]);
-        let fragment = shader.constant("FRAG");
-        if shader.constant("HALF") > 0 && !self.halves {
-            return false;
-        }
-        if fragment > 0 {
-            return fragment == self.facts.fragment && lanes == self.facts.lanes;
-        }
-        (lanes <= 1 || (lanes == self.facts.lanes && rows >= 4 * lanes))
-            && (skinny == 0 || rows <= skinny || outs <= skinny)
-            && (shader.style == Style::Tiled || shader.constant("WIDE") <= outs.next_multiple_of(8))
+        fits(&self.facts, self.halves, shader, step)
     }
 
-    /// The shader for a step: the one asked for, else the one measured, else the first of the machine's style.
+    /// The shader for a step: the one asked for, else the one measured, else that of the rule.
     pub(super) fn choice(&self, step: &Step) -> &'static Shader {
         let fitting = || step.kernel.shaders.iter().filter(|s| self.fits(s, step));
         let named = |name: &String| fitting().find(|s| s.to_string() == *name);
-        let worth = |s: &&Shader| s.style == self.facts.style && step.work.max(1) >> s.constant("LARGE") > 0;
-        let by_rule = || fitting().find(worth).or_else(|| fitting().next());
         let Choices { only, known, .. } = &self.choices;
-        let chosen = only.as_ref().and_then(named).or_else(|| known.get(&key(step)).and_then(named)).or_else(by_rule);
+        let chosen = only
+            .as_ref()
+            .and_then(named)
+            .or_else(|| known.get(&key(step)).and_then(named))
+            .or_else(|| by_rule(&self.facts, self.halves, step));
         chosen.unwrap_or(&step.kernel.shaders[0])
     }
 
@@ -199,7 +216,7 @@ impl Gpu {
     /// likely to be fastest.
     fn rivals(&self, step: &Step, plain: &Shader, by_rule: &Shader) -> Vec<&'static Shader> {
         let all = step.kernel.shaders.iter().filter(|s| !std::ptr::eq(*s, plain) && self.fits(s, step));
-        let mut all: Vec<_> = all.collect();
+        let mut all: Vec<_> = all.filter(|s| worth(s, step)).collect();
         all.sort_by_key(|s| {
             std::cmp::Reverse((std::ptr::eq(*s, by_rule), s.constant("FRAG") > 0, s.constant("HALF") > 0))
         });
@@ -368,5 +385,48 @@ fn fill(queue: &wgpu::Queue, buf: &wgpu::Buffer, weights: bool) {
     for at in (0..buf.size()).step_by(BLOCK * 4) {
         let len = (buf.size() - at).min(BLOCK as u64 * 4) as usize;
         queue.write_buffer(buf, at, &bytemuck::cast_slice(&block)[..len]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::WeightFormat;
+    use crate::ops::matmul::{self, Epilogue, Matrix};
+
+    /// What the rule takes for the product of n rows with a matrix of 512 × 512.
+    fn rule(style: Style, lanes: u32, n: usize) -> String {
+        let mut plan = Plan::default();
+        let [x, y, none] = [n * 512, n * 512, 4].map(|len| plan.persistent("", Elem::Float, len));
+        let w = Matrix::at(plan.persistent("", Elem::Word, 512 * 512), 0, WeightFormat::F32, 512, 512);
+        let sequence = plan.begin("");
+        matmul::forward(&mut plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
+        let facts = AdapterFacts {
+            name: String::new(),
+            backend: String::new(),
+            driver: String::new(),
+            software: style == Style::Software,
+            kind: String::new(),
+            max_binding_bytes: 1 << 27,
+            max_buffer_bytes: 1 << 28,
+            shader_f16: false,
+            fragment: 0,
+            style,
+            lanes,
+        };
+        let step = &plan.sequences[sequence].steps[0];
+        by_rule(&facts, false, step).expect("a shader").to_string()
+    }
+
+    #[test]
+    fn the_rule_takes_what_is_long_to_compile_for_large_products_only() {
+        let (wide, usual) = ("matmul_direct TALL=4 WIDE=32 LANES=8 LARGE=27", "matmul_direct TALL=4 WIDE=16 LANES=8");
+        // 512 · 512 · 512 is 2²⁷.
+        for style in [Style::Software, Style::Direct] {
+            assert_eq!([511, 512].map(|n| rule(style, 8, n)), [usual, wide]);
+            assert_eq!(rule(style, 4, 512), "matmul_direct TALL=8 WIDE=16 LANES=4");
+            assert_eq!(rule(style, 1, 512), "matmul_direct TALL=8 WIDE=8 LANES=1");
+        }
+        assert_eq!(rule(Style::Tiled, 8, 512), "matmul_tiled TALL=8 WIDE=8 TX=8 TY=8 X_LOADS=4 W_LOADS=4");
     }
 }

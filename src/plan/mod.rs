@@ -136,7 +136,7 @@ pub struct Step {
     pub grid: [u32; 3],
     /// Invocations a workgroup of a direct matmul has along x and y; tiles grow by it. (1, 1) elsewhere.
     pub workgroup: [u32; 2],
-    /// About how many multiply-adds the step takes; submits are cut by it.
+    /// About how many multiply-adds the step takes; submits are cut by it, and shaders chosen.
     pub work: u64,
     /// Runs only when the run has more rows than this (chunks of the head beyond the supervised rows are skipped).
     pub skip_up_to: u32,

@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, relative, sep } from "node:path";
 import type { Plugin } from "vite";
-import { RELAXED_MADD } from "../luthier-web/src/build.ts";
 
 const SERVICE_WORKER = "service-worker.js";
 
@@ -22,9 +21,8 @@ export function offline(): Plugin {
       for (const file of files) hash.update(`${file}\0`).update(readFileSync(join(out, file)));
       const version = hash.digest("hex").slice(0, 16);
       const source = readFileSync(join(import.meta.dirname, SERVICE_WORKER), "utf8");
-      const facts = { VERSION: version, FILES: files, RELAXED_MADD: [...RELAXED_MADD] };
-      const constants = Object.entries(facts).map(([name, fact]) => `const ${name} = ${JSON.stringify(fact)};\n`);
-      writeFileSync(join(out, SERVICE_WORKER), constants.join("") + source);
+      const facts = `const VERSION = ${JSON.stringify(version)};\nconst FILES = ${JSON.stringify(files)};\n`;
+      writeFileSync(join(out, SERVICE_WORKER), facts + source);
     },
   };
 }

@@ -1,4 +1,4 @@
-// Keeps one version of the whole page for use without a network. offline/plugin.ts writes VERSION, FILES and RELAXED_MADD above this.
+// Keeps one version of the whole page for use without a network. offline/plugin.ts writes VERSION and FILES above this.
 // A new version waits until no tab uses the old one, or until the only tab says so: no run is ever cut off.
 // A policy reaches a service worker only by headers, which plain hosts do not set. So it asks for FILES and for nothing else,
 // hears nothing of what the page holds, and tells the page of every request that it makes.
@@ -6,12 +6,9 @@
 const PREFIX = `luthier ${registration.scope} `;
 const CACHE = PREFIX + VERSION;
 
-/** Of the two engines, the one that this browser does not load (luthier-web/src/build.ts). */
-const otherEngine = WebAssembly.validate(new Uint8Array(RELAXED_MADD)) ? /\/(worker_baseline|luthier_bg)/ : /\/(worker|luthier)_relaxed/;
-
 addEventListener("install", (event) => {
   // Past the HTTP cache: files of two versions must not mix.
-  const requests = FILES.filter((file) => !otherEngine.test(file)).map((file) => new Request(file, { cache: "reload" }));
+  const requests = FILES.map((file) => new Request(file, { cache: "reload" }));
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)));
 });
 

@@ -143,7 +143,7 @@ fn built(peer: &str, args: &[&str]) -> Option<Command> {
 
 fn in_chromium(peer: &str) -> Option<Command> {
     let there = folder("browser").join("node_modules").is_dir();
-    let engine = page::www().join("luthier-web/pkg/luthier.js").is_file();
+    let engine = page::www().join("luthier-web/pkg/luthier_relaxed.js").is_file();
     let mut command = node::node(&["bench.js", peer]);
     command.current_dir(folder("browser")).envs(browser::find().map(|chromium| ("CHROMIUM", chromium)));
     (there && engine).then_some(command)

@@ -40,7 +40,7 @@ cargo xtask COMMAND
        --gpu-report FOLDER [MINUTES]
                             all that a machine with a large GPU can tell: parity, table, PyTorch
   page                    build the page into www/dist, for any static host
-  wasm                    build the engine for the page into www/luthier-web/pkg
+  wasm                    build the engines for the page into www/luthier-web/pkg
   demo-data               write the data of the demo and of the page's gallery into demo/
   recipe NAME             run a recipe: what its page in recipes/ says, with a release build, in target/recipes,
                           where what an earlier run left is removed

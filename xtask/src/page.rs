@@ -29,6 +29,6 @@ fn install() -> Outcome {
     check(node::npm(&["ci", "--no-audit", "--no-fund"]).current_dir(www()))
 }
 
-fn modified(file: &Path) -> Option<std::time::SystemTime> {
+pub fn modified(file: &Path) -> Option<std::time::SystemTime> {
     fs::metadata(file).and_then(|data| data.modified()).ok()
 }

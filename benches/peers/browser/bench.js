@@ -9,7 +9,7 @@ import { build } from 'esbuild';
 import { chromium } from 'playwright-core';
 import { defaults } from './src/setup.js';
 
-// Luthier's engine is what `cargo xtask wasm` has built.
+// Luthier's engines are what `cargo xtask wasm` has built.
 const peers = { luthier: 'luthier', jax: '@jax-js/jax', tfjs: '@tensorflow/tfjs-core' };
 const engine = `${import.meta.dirname}/../../../www/luthier-web/pkg`;
 const versions = JSON.parse(fs.readFileSync(`${import.meta.dirname}/package.json`)).dependencies;
@@ -35,7 +35,7 @@ async function bundle(peer) {
 async function serve(scripts) {
   const headers = { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' };
   const server = http.createServer(({ url }, response) => {
-    const [, file] = url.match(/^\/pkg\/(luthier(?:_bg)?\.(?:js|wasm))$/) ?? [];
+    const [, file] = url.match(/^\/pkg\/(luthier(?:_relaxed)?(?:_bg)?\.(?:js|wasm))$/) ?? [];
     if (file) {
       const type = file.endsWith('.js') ? 'text/javascript' : 'application/wasm';
       response.writeHead(200, { 'content-type': type, ...headers });

@@ -330,7 +330,7 @@ impl<'a, F: Float> Panels<'a, F> {
     fn multiply_tiles(&self, tile: &Tile<F>, out: &mut Rect<F>, [x, t]: [(Mat<F>, usize); 2], plus: Plus<F>) {
         let (rows, width) = (out.rows, tile.cols);
         assert_eq!(self.cols, out.cols, "columns of panels and of the product");
-        let panels = self.data.chunks_exact((self.k + self.rank) * width);
+        let panels = self.data.chunks_exact(((self.k + self.rank) * width).max(1));
         let [mut x, mut t] = [x, t].map(|(a, k)| Run::new(a, rows, k, width));
         let mut tiles = Tiles::new(tile, out, plus);
         for row in (0..rows).step_by(tile.writes.len()) {
@@ -695,20 +695,29 @@ mod tests {
     /// A product with all that may join it, by the engine and by plain loops in f64.
     fn compare(name: &str, engine: Engine<f32>, (m, n, k, rank): (usize, usize, usize, usize), transposed: bool) {
         let (x, b, t, factor) = (random(m * k, 1), random(k * n, 2), random(m * rank, 3), random(rank * n, 4));
-        let (old, bias, residual) = (random(m * n, 5), random(n, 6), random(m * n, 7));
+        // Rows of the product and of the residual lie differently far apart.
+        let (ld, residual_ld) = (n + 1, n + 3);
+        let (old, bias, residual) = (random(m * ld, 5), random(n, 6), random(m * residual_ld, 7));
         // Two parts side by side in t, one of them of some columns only.
         let (half, some) = (rank / 2, n.div_ceil(2));
         let part = |rank, width, t, col, from| Part { factor: &factor[from..], rank, width, t, col, scale: 1.5 };
         let parts = [part(half, n, 0, 0, 0), part(rank - half, some, half, n - some, half * n), Part::default()];
         let term = Term { t: &t, ld: rank, rank, parts };
-        let plus = Plus { scale: 0.75, old: true, bias: Some(&bias), residual: Some((&residual, n)) };
+        // Each alone for some shape, and all together.
+        let joins = [m, n, k].map(|extent| extent.is_multiple_of(2) || extent == 1);
+        let plus = Plus {
+            scale: 0.75,
+            old: joins[0],
+            bias: joins[1].then_some(&bias[..]),
+            residual: joins[2].then_some((&residual[..], residual_ld)),
+        };
         let scratch = Scratch::default();
         let spoiled = |f: &dyn Fn()| scratch.with(1 << 16, |room| (room.fill(f32::NAN), f()).1);
         spoiled(&|| spoiled(&|| spoiled(&|| ())));
         let b_at = |k0: usize, col: usize| if transposed { b[col * k + k0] } else { b[k0 * n + col] };
         let mut y = old.clone();
         Left::with_engine(engine, m, Mat::new(&x, k), k, term, &scratch, |left| {
-            left.multiply(&mut Rect::new(&mut y, (m, n), n), (0, 0), 64, plus, |part, panels| {
+            left.multiply(&mut Rect::new(&mut y, (m, n), ld), (0, 0), 64, plus, |part, panels| {
                 for k0 in part.clone().step_by(32) {
                     let deep = 32.min(part.end - k0);
                     let at = if transposed { k0 } else { k0 * n };
@@ -718,7 +727,11 @@ mod tests {
             });
         });
         for (at, got) in y.iter().enumerate() {
-            let (row, col) = (at / n, at % n);
+            let (row, col) = (at / ld, at % ld);
+            if col >= n {
+                assert_eq!(*got, old[at], "beyond the row's end");
+                continue;
+            }
             let main: f64 = (0..k).map(|i| x[row * k + i] as f64 * b_at(i, col) as f64).sum();
             let at_part = |r: usize| match r < half {
                 true => factor[r * n + col],
@@ -726,7 +739,9 @@ mod tests {
                 false => 0.0,
             };
             let low: f64 = (0..rank).map(|r| t[row * rank + r] as f64 * at_part(r) as f64).sum();
-            let want = 0.75 * main + 1.5 * low + (old[at] + bias[col] + residual[at]) as f64;
+            let joined = [old[at], bias[col], residual[row * residual_ld + col]];
+            let joined: f64 = joined.into_iter().zip(joins).map(|(x, joins)| if joins { x as f64 } else { 0.0 }).sum();
+            let want = 0.75 * main + 1.5 * low + joined;
             let error = (*got as f64 - want).abs();
             assert!(error < 4e-6, "{name} {m}x{n}x{k} r{rank} [{row},{col}]: {got}, want {want}");
         }
@@ -735,7 +750,8 @@ mod tests {
     #[test]
     fn every_engine_multiplies() {
         for (name, engine) in engines() {
-            for shape in [(1, 1, 1, 0), (7, 50, 33, 3), (16, 64, 32, 8), (33, 97, 100, 17), (64, 96, 160, 1)] {
+            let ragged = [(1, 1, 1, 0), (7, 50, 33, 3), (8, 33, 7, 2), (5, 97, 33, 0), (33, 97, 100, 17)];
+            for shape in ragged.into_iter().chain([(16, 64, 32, 8), (64, 96, 160, 1)]) {
                 compare(name, engine, shape, false);
                 compare(name, engine, shape, true);
             }

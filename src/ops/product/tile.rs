@@ -61,7 +61,7 @@ unsafe fn run<V: Vector, const M: usize, const N: usize>(run: &Run<V::F>, sums: 
     let Run { k, strides: [rows, step], mut b, ld, .. } = *run;
     // SAFETY: the caller's.
     unsafe {
-        let a: [*const V::F; M] = std::array::from_fn(|m| run.a.add(m * rows));
+        let a: [*const V::F; M] = std::array::from_fn(|m| run.a.wrapping_add(m * rows));
         let mut at = 0;
         for _ in 0..k {
             let row: [V; N] = std::array::from_fn(|n| V::load(b.wrapping_add(n * V::LANES)));

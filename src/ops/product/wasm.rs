@@ -1,4 +1,5 @@
-//! Tiles for wasm's simd128: V8 maps its values to the 16 registers of SSE or to NEON's 32.
+//! Tiles for wasm's simd128: V8 maps its values to the 16 registers of SSE or to NEON's 32. With relaxed SIMD a product is
+//! added in one instruction, rounded once or twice as the processor has it.
 
 use super::dots::dots;
 use super::tile::{Vector, tile};

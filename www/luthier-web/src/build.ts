@@ -4,7 +4,7 @@
  */
 
 /** A module of one function, () -> v128, that gives f32x4.relaxed_madd of three zeros. */
-export const RELAXED_MADD = new Uint8Array([
+const RELAXED_MADD = new Uint8Array([
   0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00, // "\0asm", version 1
   0x01, 0x05, 0x01, 0x60, 0x00, 0x01, 0x7b, // one type
   0x03, 0x02, 0x01, 0x00, // one function of it
@@ -13,5 +13,5 @@ export const RELAXED_MADD = new Uint8Array([
   0xfd, 0x85, 0x02, 0x0b, // f32x4.relaxed_madd, end
 ]);
 
-/** Chromium has it from 114 on, Firefox from 145 on; Safari had not by version 26. */
-export const hasRelaxedSimd = (): boolean => WebAssembly.validate(RELAXED_MADD);
+/** Chromium has it from 114 on; Safari had not by version 26. Where there is no WebAssembly at all, loading says so. */
+export const hasRelaxedSimd = (): boolean => typeof WebAssembly === "object" && WebAssembly.validate(RELAXED_MADD);

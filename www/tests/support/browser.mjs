@@ -26,7 +26,7 @@ function executable() {
 export const launch = (args = [], hardware = false) =>
   chromium.launch({ executablePath: executable(), args: [...FLAGS, ...(hardware ? HARDWARE : SOFTWARE), ...args] });
 
-/** Run in a page, or at the head of a service worker, it makes the browser one that cannot decode relaxed SIMD. */
+/** Run in a page it makes the browser one that cannot decode relaxed SIMD. */
 export const WITHOUT_RELAXED_SIMD = "WebAssembly.validate = () => false;\n";
 
 /** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */

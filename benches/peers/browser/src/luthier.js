@@ -1,10 +1,12 @@
 // Luthier's own step on the same net, through the same wasm as its page: random weights.
+import { hasRelaxedSimd } from '../../../../www/luthier-web/src/build.ts';
 import { files, texts } from '../../../../www/src/bench/net.ts';
 import { measure } from './setup.js';
 
 export async function run(o, device = 'webgpu') {
-  const { default: init, Session } = await import('/pkg/luthier.js');
-  await init({ module_or_path: '/pkg/luthier_bg.wasm' });
+  const engine = hasRelaxedSimd() ? '/pkg/luthier_relaxed' : '/pkg/luthier';
+  const { default: init, Session } = await import(`${engine}.js`);
+  await init({ module_or_path: `${engine}_bg.wasm` });
   const session = await Session.create(files(o), { device, name: 'small' }, () => {});
   const options = {
     ...(o.lora ? { rank: o.R, alpha: o.alpha } : { method: 'full' }), batch_size: o.B, seq_len: o.T, steps: o.warmup + o.steps, lr: 1e-3,
