@@ -14,6 +14,7 @@ mod tune;
 pub use adapters::{AdapterFacts, FRAGMENTS, list, open};
 use shader::mentions;
 pub use shader::{assemble, defaults};
+pub use tune::by_rule;
 
 use crate::clock::{Instant, Profile};
 use crate::error::{Error, Result};

@@ -52,8 +52,9 @@ fn worth(shader: &Shader, step: &Step) -> bool {
     step.work.max(1) >> shader.constant("LARGE") > 0
 }
 
-/// Of the shaders that fit a step and are worth it, the first of the machine's style, or else the first.
-fn by_rule(facts: &AdapterFacts, halves: bool, step: &Step) -> Option<&'static Shader> {
+/// The shader for a step where nothing is measured: of those that fit it and are worth it, the first of the machine's style,
+/// or else the first.
+pub fn by_rule(facts: &AdapterFacts, halves: bool, step: &Step) -> Option<&'static Shader> {
     let all = || step.kernel.shaders.iter().filter(|s| fits(facts, halves, s, step) && worth(s, step));
     all().find(|s| s.style == facts.style).or_else(|| all().next())
 }
@@ -385,48 +386,5 @@ fn fill(queue: &wgpu::Queue, buf: &wgpu::Buffer, weights: bool) {
     for at in (0..buf.size()).step_by(BLOCK * 4) {
         let len = (buf.size() - at).min(BLOCK as u64 * 4) as usize;
         queue.write_buffer(buf, at, &bytemuck::cast_slice(&block)[..len]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::format::WeightFormat;
-    use crate::ops::matmul::{self, Epilogue, Matrix};
-
-    /// What the rule takes for the product of n rows with a matrix of 512 × 512.
-    fn rule(style: Style, lanes: u32, n: usize) -> String {
-        let mut plan = Plan::default();
-        let [x, y, none] = [n * 512, n * 512, 4].map(|len| plan.persistent("", Elem::Float, len));
-        let w = Matrix::at(plan.persistent("", Elem::Word, 512 * 512), 0, WeightFormat::F32, 512, 512);
-        let sequence = plan.begin("");
-        matmul::forward(&mut plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
-        let facts = AdapterFacts {
-            name: String::new(),
-            backend: String::new(),
-            driver: String::new(),
-            software: style == Style::Software,
-            kind: String::new(),
-            max_binding_bytes: 1 << 27,
-            max_buffer_bytes: 1 << 28,
-            shader_f16: false,
-            fragment: 0,
-            style,
-            lanes,
-        };
-        let step = &plan.sequences[sequence].steps[0];
-        by_rule(&facts, false, step).expect("a shader").to_string()
-    }
-
-    #[test]
-    fn the_rule_takes_what_is_long_to_compile_for_large_products_only() {
-        let (wide, usual) = ("matmul_direct TALL=4 WIDE=32 LANES=8 LARGE=27", "matmul_direct TALL=4 WIDE=16 LANES=8");
-        // 512 · 512 · 512 is 2²⁷.
-        for style in [Style::Software, Style::Direct] {
-            assert_eq!([511, 512].map(|n| rule(style, 8, n)), [usual, wide]);
-            assert_eq!(rule(style, 4, 512), "matmul_direct TALL=8 WIDE=16 LANES=4");
-            assert_eq!(rule(style, 1, 512), "matmul_direct TALL=8 WIDE=8 LANES=1");
-        }
-        assert_eq!(rule(Style::Tiled, 8, 512), "matmul_tiled TALL=8 WIDE=8 TX=8 TY=8 X_LOADS=4 W_LOADS=4");
     }
 }

@@ -1,11 +1,12 @@
 use crate::common::tolerance::SUM;
 use crate::harness::{Suite, gradcheck, random, with_outliers};
 use luthier::format::WeightFormat;
+use luthier::gpu::{AdapterFacts, by_rule};
 use luthier::ops::Columns;
 use luthier::ops::gain::Vector;
 use luthier::ops::low_rank::{Factor, Lift, Narrow};
 use luthier::ops::matmul::{self, Epilogue, Matrix, Shard};
-use luthier::plan::Buf;
+use luthier::plan::{Buf, Elem, Plan, Style};
 
 const SCALE: f32 = 0.75;
 
@@ -231,4 +232,40 @@ fn measured_shaders_agree() {
         }
         assert!(tuned.len() == 1 || crate::common::gpu().is_none(), "{tuned:?}");
     }
+}
+
+/// What the rule takes on a machine for the product of n rows with a matrix of 512 × 512.
+fn rule(style: Style, lanes: u32, n: usize) -> String {
+    let mut plan = Plan::default();
+    let [x, y, none] = [n * 512, n * 512, 4].map(|len| plan.persistent("", Elem::Float, len));
+    let w = Matrix::at(plan.persistent("", Elem::Word, 512 * 512), 0, WeightFormat::F32, 512, 512);
+    let sequence = plan.begin("");
+    matmul::forward(&mut plan, "", n, x, &w, 1.0, Epilogue::default(), none, y);
+    let facts = AdapterFacts {
+        name: String::new(),
+        backend: String::new(),
+        driver: String::new(),
+        software: style == Style::Software,
+        kind: String::new(),
+        max_binding_bytes: 1 << 27,
+        max_buffer_bytes: 1 << 28,
+        shader_f16: false,
+        fragment: 0,
+        style,
+        lanes,
+    };
+    let step = &plan.sequences[sequence].steps[0];
+    by_rule(&facts, false, step).expect("a shader").to_string()
+}
+
+#[test]
+fn the_rule_takes_what_is_long_to_compile_for_large_products_only() {
+    let (wide, usual) = ("matmul_direct TALL=4 WIDE=32 LANES=8 LARGE=27", "matmul_direct TALL=4 WIDE=16 LANES=8");
+    // 512 · 512 · 512 is 2²⁷.
+    for style in [Style::Software, Style::Direct] {
+        assert_eq!([511, 512].map(|n| rule(style, 8, n)), [usual, wide]);
+        assert_eq!(rule(style, 4, 512), "matmul_direct TALL=8 WIDE=16 LANES=4");
+        assert_eq!(rule(style, 1, 512), "matmul_direct TALL=8 WIDE=8 LANES=1");
+    }
+    assert_eq!(rule(Style::Tiled, 8, 512), "matmul_tiled TALL=8 WIDE=8 TX=8 TY=8 X_LOADS=4 W_LOADS=4");
 }
