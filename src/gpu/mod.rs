@@ -293,10 +293,12 @@ impl Gpu {
     }
 
     /// Has the pipelines of plans made that will probably be run, beside what is done meanwhile. Nothing of the plans
-    /// is allocated, nothing is waited for, and nothing fails here.
+    /// is allocated, nothing is waited for, and nothing fails here. How large a run's steps are is no part of the guess,
+    /// so what only large ones are worth is left out.
     pub fn make_ahead(&mut self, plans: &[Plan]) {
         let steps = plans.iter().flat_map(|plan| &plan.sequences).flat_map(|sequence| &sequence.steps);
-        let recipes: Vec<_> = steps.map(|step| Recipe::new(step, self.choice(step))).collect();
+        let chosen = steps.map(|step| (step, self.choice(step))).filter(|(_, shader)| shader.constant("LARGE") == 0);
+        let recipes: Vec<_> = chosen.map(|(step, shader)| Recipe::new(step, shader)).collect();
         self.pipelines.make_ahead(recipes.into_iter());
     }
 

@@ -10,8 +10,7 @@ import { browser, server, setUp } from "./support/setup.mjs";
 setUp();
 
 for (const [which, old] of [["a browser with relaxed SIMD", false], ["any other", true]]) test(`with the server gone the page reloads, starts its engine, opens the bundled model, and trains, with a helper, in ${which}`, async (t) => {
-  const inject = `if (self.name === "luthier-helper") new BroadcastChannel("helpers").postMessage("here");\n`;
-  const host = await serve({ inject });
+  const host = await serve({ inject: `if (self.name === "luthier-helper") new BroadcastChannel("helpers").postMessage("here");\n` });
   t.after(host.close);
   const context = await browser.newContext();
   if (old) await context.addInitScript(WITHOUT_RELAXED_SIMD);

@@ -32,9 +32,8 @@ cargo xtask COMMAND
        --skip-missing       go on without what is missing
   bench [CASE...]         measure this machine: kernels, training steps, generation, loading (--help lists its options)
        --browser [--device webgpu|cpu] [--quick] [--hardware] [--no-relaxed-simd] [--json FILE]
-                            kernels and steps in headless Chromium, with --hardware on its GPU, or as
-                            browsers without relaxed SIMD have them; --browser --open takes
-                            your own
+                            kernels and steps in headless Chromium, with --hardware on its GPU, with --no-relaxed-simd
+                            by the engine of browsers without; --browser --open takes your own browser
        --peers [NAME...] [--rounds N] [--json FILE]
                             in turns with the peers of benches/peers that are installed
        --gpu-report FOLDER [MINUTES]

@@ -399,8 +399,7 @@ struct Tiles<'a, 'b, F: Float> {
 impl<'a, 'b, F: Float> Tiles<'a, 'b, F> {
     fn new(tile: &'a Tile<F>, out: &'a mut Rect<'b, F>, plus: Plus<'a, F>) -> Self {
         let ((to, ld), (bias, residual)) = (out.raw(), plus.raw(out.rows, out.cols));
-        let residual_ld = plus.residual.map_or(0, |(_, ld)| ld);
-        let end = End { out: to, ld, scale: plus.scale, old: plus.old, bias, residual, residual_ld };
+        let end = End { out: to, ld, scale: plus.scale, old: plus.old, bias, residual };
         Tiles { tile, out, plus, end }
     }
 
@@ -417,15 +416,11 @@ impl<'a, 'b, F: Float> Tiles<'a, 'b, F> {
             // SAFETY: the caller's.
             return unsafe { self.write_part(runs, (row, col), m) };
         }
-        let End { out, ld, residual_ld, .. } = self.end;
+        let End { out, ld, bias, residual, .. } = self.end;
         let end = End {
             out: out.wrapping_add(row * ld + col),
-            // What is null stays so.
-            bias: if self.end.bias.is_null() { self.end.bias } else { self.end.bias.wrapping_add(col) },
-            residual: match self.end.residual.is_null() {
-                true => self.end.residual,
-                false => self.end.residual.wrapping_add(row * residual_ld + col),
-            },
+            bias: bias.map(|bias| bias.wrapping_add(col)),
+            residual: residual.map(|(residual, ld)| (residual.wrapping_add(row * ld + col), ld)),
             ..self.end
         };
         // SAFETY: the caller's for what is read; m rows and `width` columns of the product are there, with bias and
@@ -439,9 +434,9 @@ impl<'a, 'b, F: Float> Tiles<'a, 'b, F> {
     /// As of [`Tiles::write`].
     #[inline(never)]
     unsafe fn write_part(&mut self, runs: &[Run<F>], at: (usize, usize), m: usize) {
-        let (mut sums, ld, none) = ([const { MaybeUninit::uninit() }; MAX_TILE], self.tile.cols, std::ptr::null());
+        let (mut sums, ld) = ([const { MaybeUninit::uninit() }; MAX_TILE], self.tile.cols);
         let out = sums.as_mut_ptr().cast();
-        let end = End { out, ld, scale: F::ONE, old: false, bias: none, residual: none, residual_ld: 0 };
+        let end = End { out, ld, scale: F::ONE, old: false, bias: None, residual: None };
         // SAFETY: the caller's; `sums` holds m rows of any tile, all of which are written.
         let sums = unsafe {
             self.tile.writes[m - 1](runs, &end);
@@ -518,14 +513,13 @@ impl<F: Float> Plus<'_, F> {
         Plus::nothing(self.scale, true)
     }
 
-    /// Where bias and residual of so many rows and columns begin; null where there is none.
-    fn raw(&self, rows: usize, cols: usize) -> (*const F, *const F) {
-        let bias = self.bias.map_or(std::ptr::null(), |bias| bias[..cols].as_ptr());
-        let residual = |(residual, ld): (&[F], usize)| match rows {
-            0 => std::ptr::null(),
-            _ => residual[..(rows - 1) * ld + cols].as_ptr(),
+    /// Where bias and residual of so many rows and columns begin, and from row to row of the latter.
+    fn raw(&self, rows: usize, cols: usize) -> (Option<*const F>, Option<(*const F, usize)>) {
+        let residual = |(residual, ld)| {
+            Mat::new(residual, ld).strides(rows, cols);
+            (residual.as_ptr(), ld)
         };
-        (bias, self.residual.map_or(std::ptr::null(), residual))
+        (self.bias.map(|bias| bias[..cols].as_ptr()), self.residual.map(residual))
     }
 
     #[inline(always)]

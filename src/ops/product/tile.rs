@@ -27,17 +27,16 @@ pub(super) struct Run<F> {
     pub ld: usize,
 }
 
-/// Where the sums of a tile go, and what joins them there: `out = old·out + scale·sums + bias + residual`, of which the
-/// last two may be null. Rows of out are `ld` apart, those of the residual `residual_ld`.
+/// Where the sums of a tile go, and what joins them there: `out = old·out + scale·sums + bias + residual`. Rows of out are
+/// `ld` apart, those of the residual as far as stands beside it.
 #[derive(Clone, Copy)]
 pub(super) struct End<F> {
     pub out: *mut F,
     pub ld: usize,
     pub scale: F,
     pub old: bool,
-    pub bias: *const F,
-    pub residual: *const F,
-    pub residual_ld: usize,
+    pub bias: Option<*const F>,
+    pub residual: Option<(*const F, usize)>,
 }
 
 /// Sums the products of all runs for a tile, and writes them.
@@ -95,11 +94,11 @@ pub(super) unsafe fn write<V: Vector, const M: usize, const N: usize>(runs: &[Ru
                 if end.old {
                     sum = V::load(at).add(sum);
                 }
-                if !end.bias.is_null() {
-                    sum = sum.add(V::load(end.bias.add(col)));
+                if let Some(bias) = end.bias {
+                    sum = sum.add(V::load(bias.add(col)));
                 }
-                if !end.residual.is_null() {
-                    sum = sum.add(V::load(end.residual.add(m * end.residual_ld + col)));
+                if let Some((residual, ld)) = end.residual {
+                    sum = sum.add(V::load(residual.add(m * ld + col)));
                 }
                 sum.store(at);
             }

@@ -27,7 +27,7 @@ export const launch = (args = [], hardware = false) =>
   chromium.launch({ executablePath: executable(), args: [...FLAGS, ...(hardware ? HARDWARE : SOFTWARE), ...args] });
 
 /** Run in a page it makes the browser one that cannot decode relaxed SIMD. */
-export const WITHOUT_RELAXED_SIMD = "WebAssembly.validate = () => false;\n";
+export const WITHOUT_RELAXED_SIMD = "WebAssembly.validate = () => false";
 
 /** A page in which `Luthier` is a global and `nano()` opens the bundled model. What goes wrong in it is printed. */
 export async function facadePage(context, server, path = "blank.html") {

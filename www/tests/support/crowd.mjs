@@ -6,7 +6,7 @@ import { availableParallelism, loadavg } from "node:os";
 /** Holds a time against its bound, or says why it does not. */
 export function judge(what, ms, most) {
   const [[load], cores] = [loadavg(), availableParallelism()];
-  const crowded = load > 1.5 * cores;
+  const crowded = load > 2 * cores;
   console.log(`${crowded ? `SKIPPED: no judgement where ${load.toFixed(1)} programs want ${cores} cores: ` : ""}${what}: ${Math.round(ms)} ms, failed from ${most} on`);
   if (!crowded) assert.ok(ms < most, `${what}: ${ms} ms`);
 }
